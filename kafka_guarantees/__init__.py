@@ -1,0 +1,47 @@
+"""At-most-once, at-least-once and exactly-once for Kafka: three classes that keep what their names say."""
+
+from ._explanation import Explanation
+from .at_least_once import AtLeastOnce
+from .at_most_once import AtMostOnce
+from .errors import (
+    AuthorizationError,
+    BrokerError,
+    DeliveryError,
+    DeliveryUnknown,
+    DurabilityWarning,
+    FencedError,
+    ForkedClientError,
+    HandlerError,
+    KafkaGuaranteesError,
+    OffsetsLost,
+    StoreUnavailable,
+    TransactionAborted,
+    UnsafeConfigError,
+)
+from .exactly_once import ExactlyOnce, Transaction
+from .records import Delivery, Record
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AtLeastOnce",
+    "AtMostOnce",
+    "AuthorizationError",
+    "BrokerError",
+    "Delivery",
+    "DeliveryError",
+    "DeliveryUnknown",
+    "DurabilityWarning",
+    "ExactlyOnce",
+    "Explanation",
+    "FencedError",
+    "ForkedClientError",
+    "HandlerError",
+    "KafkaGuaranteesError",
+    "OffsetsLost",
+    "Record",
+    "StoreUnavailable",
+    "Transaction",
+    "TransactionAborted",
+    "UnsafeConfigError",
+]

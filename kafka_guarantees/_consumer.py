@@ -1,0 +1,397 @@
+"""The only user of ``confluent_kafka.Consumer``: batches of messages that are still ours, commits, and the way back.
+
+Rules.
+* One thread, no poll between the fetch of a batch and its end: a revocation is served in poll only, so that a batch in hand
+  cannot lose a partition silently. What it can lose is the whole membership, which is compared before anything is committed
+  (C03, C09): the broker itself does not check who owns the partition whose offset is committed (X02).
+* A rebalance seen during a fetch drops what was fetched, and the brokers say where to go on.
+* After anything unusual the position is what the *group has committed*, asked of the brokers; never a memory of ours, never
+  ``position()``. Where the group has none, ``start`` decides, and the decision is committed at once (M05).
+* A consumer lives for one run. Whatever ends the run closes it, and with it every doubt about positions (C01).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Literal
+
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+
+from ._lifecycle import Callbacks, Caller, Handle, Lifecycle
+from ._offsets import Membership, Partition, membership, next_offsets
+from .errors import MISSING_ACL, BrokerError, OffsetsLost, UnsafeConfigError, broker_failure, describe, kafka_error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from confluent_kafka import Message
+
+    from ._settings import Settings
+
+log = logging.getLogger("kafka_guarantees")
+
+Start = Literal["earliest", "latest"]
+
+WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
+CLOSING = 10.0  # seconds that leaving the group may take
+UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
+_SAFE = "Nothing was committed that was not handled."
+
+
+def check_run(settings: Settings, topics: Sequence[str], max_batch: int) -> None:
+    """Refuse a run that cannot be, before anything is connected."""
+    if settings.group_id is None:
+        raise UnsafeConfigError(
+            "group.id",
+            None,
+            "a consumer group keeps the offsets of what is finished",
+            "give group.id in the configuration",
+        )
+    if isinstance(topics, str) or not topics or not all(isinstance(topic, str) and topic for topic in topics):
+        raise TypeError(f"topics must be a list of topic names that is not empty, not {topics!r}")
+    if max_batch < 1:
+        raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
+
+
+class Batch:
+    """Messages of one fetch, in the order of their partitions, and the membership that they were fetched under."""
+
+    __slots__ = ("fetched", "member", "messages", "metadata")
+
+    def __init__(self, messages: Sequence[Message], metadata: bytes, fetched: float) -> None:
+        self.messages = messages
+        self.metadata = metadata
+        self.member = membership(metadata)
+        self.fetched = fetched
+
+
+class GroupConsumer(Handle):
+    """A member of a consumer group, for one run.
+
+    Args:
+        settings: the resolved settings of the guarantee.
+        lifecycle: of the client that runs.
+        topics: names, or patterns that begin with ``^``.
+        start: where a group without committed offsets begins.
+        seen: partitions that had a committed offset before in this process; shared by the runs of one client.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        topics: Sequence[str],
+        start: Start,
+        seen: set[Partition],
+    ) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._start = start
+        self._seen = seen
+        self._callbacks = Callbacks()
+        self._caller = Caller("kafka-guarantees-consumer")
+        self._owned: set[Partition] = set()
+        self._waiting: set[Partition] = set()  # owned, but not fetched yet: nobody knows from where
+        self._unplaced: set[Partition] = set()  # fetched, but from the wrong place: to be put right before the next message
+        self._rebalances = 0
+        self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
+        protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
+        self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
+        super().__init__(Consumer({**settings.consumer, **self._callbacks.of(settings.callbacks)}))
+        try:
+            self._require(topics)
+            self.raw.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        except BaseException:
+            self.close()
+            raise
+
+    # -- fetching -----------------------------------------------------------------------------------------------------
+
+    def batches(self, max_batch: int, until_idle: float | None) -> Iterator[Batch]:
+        """Batches until the client is to stop, or no message came for ``until_idle`` seconds after joining the group."""
+        last = time.monotonic()
+        while not self._lifecycle.stopping:
+            batch = self.fetch(max_batch)
+            if batch is not None:
+                yield batch
+                last = time.monotonic()
+            elif until_idle is not None:
+                if not self.membership().active:
+                    last = time.monotonic()
+                elif time.monotonic() - last >= until_idle:
+                    return
+
+    def fetch(self, max_batch: int) -> Batch | None:
+        """Wait a moment for a first message and take what is there with it. None: nothing came, or it was not ours.
+
+        Raises:
+            OffsetsLost, AuthorizationError, BrokerError: see there.
+        """
+        before = self._rebalances
+        first = self.raw.poll(WAIT)
+        fetched = [] if first is None else [first]
+        if first is not None and max_batch > 1:
+            fetched += self.raw.consume(max_batch - 1, 0)
+        self._callbacks.raise_interrupt()
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
+        messages = self._without_events(fetched)
+        if self._rebalances != before:
+            self._unplace(messages)  # C03: they may be of an assignment that is over
+            messages = []
+        elif self._unplaced:
+            messages = [m for m in messages if (m.topic(), m.partition()) not in self._unplaced]
+        if self._waiting or self._unplaced:
+            self._find_places()
+        if not messages:
+            return None
+        batch = Batch(messages, self.raw.consumer_group_metadata(), time.monotonic())
+        if not batch.member.active:
+            self._unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
+            return None
+        return batch
+
+    def _without_events(self, fetched: list[Message]) -> list[Message]:
+        events = [(message, error) for message in fetched if (error := message.error()) is not None]
+        if not events:
+            return fetched
+        for event, error in events:
+            self._on_event(event, error)
+        return [message for message in fetched if message.error() is None]
+
+    def _on_event(self, event: Message, error: KafkaError) -> None:
+        """An error that comes in place of a message: never data (C14)."""
+        code = error.code()
+        where = f"topic {event.topic()!r}" + ("" if event.partition() is None else f" partition {event.partition()}")
+        if code == KafkaError._PARTITION_EOF:
+            return
+        if code == KafkaError._AUTO_OFFSET_RESET:
+            raise OffsetsLost(
+                f"{where}: {error.str()}. The group's position is not in the log any more: records were deleted before they "
+                "were handled, or the topic was made anew. Nothing was committed. Decide where to go on, and set it with "
+                f"kafka-consumer-groups.sh --group {self._settings.group_id} --reset-offsets."
+            )
+        if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+            self._require([event.topic() or ""])
+        elif code in MISSING_ACL or error.fatal() or code in (KafkaError._FATAL, KafkaError._AUTHENTICATION):
+            raise broker_failure(error, f"consuming {where}", _SAFE)
+        elif code == KafkaError._MAX_POLL_EXCEEDED:
+            log.error(
+                "the handler took longer than max.poll.interval.ms (%.0f s): the group gave the partitions to others, and "
+                "what was in hand is handled again. Make batches smaller (max_batch), or the interval longer.",
+                self._settings.max_poll_interval,
+            )
+        else:
+            log.warning("consuming %s: %s", where, describe(error))
+
+    def _require(self, topics: Sequence[str]) -> None:
+        """A topic that does not exist is an error, not a silence (C19)."""
+        for topic in topics:
+            if topic.startswith("^"):
+                continue
+            deadline = time.monotonic() + UNKNOWN_TOPIC
+            while (error := self._topic_error(topic)) is not None:
+                if error.code() in MISSING_ACL:
+                    raise broker_failure(error, f"consuming topic {topic!r}", _SAFE)
+                if time.monotonic() > deadline:
+                    raise BrokerError(f"topic {topic!r} does not exist ({describe(error)}). Create it, or correct the name.")
+                if self._lifecycle.stopping:
+                    return
+                time.sleep(WAIT)
+
+    def _topic_error(self, topic: str) -> KafkaError | None:
+        try:
+            metadata = self.raw.list_topics(topic, timeout=1).topics[topic]
+        except KafkaException as exc:
+            if self._lifecycle.stopping:
+                return None
+            log.warning("asking for topic %r: %s", topic, describe(kafka_error(exc)))
+            return None  # no broker answers: that is not the topic's fault, and joining the group waits for one
+        else:
+            error: KafkaError | None = metadata.error
+            return error
+
+    # -- still ours? --------------------------------------------------------------------------------------------------
+
+    def membership(self) -> Membership:
+        """The membership at this moment."""
+        return membership(self.raw.consumer_group_metadata())
+
+    def still_ours(self, batch: Batch, *, within: float) -> bool:
+        """Whether this member still owns the partitions of a batch that it fetched with its last poll.
+
+        Args:
+            batch: what was fetched.
+            within: seconds. A process that was stopped for longer than the session learns only from its next heartbeat that
+                it was thrown out, and may get here before the answer. So the clock is asked too.
+        """
+        return time.monotonic() - batch.fetched < within and self.membership().continues(batch.member)
+
+    # -- committing ---------------------------------------------------------------------------------------------------
+
+    def commit(self, offsets: Iterable[TopicPartition]) -> None:
+        """Commit synchronously, and check the answer for every partition (C06).
+
+        Raises:
+            BrokerError: at least one was not committed, or that is unknown.
+            AuthorizationError: no right to.
+        """
+        try:
+            self._commit(list(offsets))
+        except KafkaException as exc:
+            raise broker_failure(kafka_error(exc), "committing offsets", "They may or may not be committed.") from exc
+
+    def _commit(self, offsets: list[TopicPartition]) -> None:
+        self._check_commit(
+            self._caller.call(
+                lambda: self.raw.commit(offsets=offsets, asynchronous=False), self._given_up, "committing offsets"
+            )
+        )
+
+    def _check_commit(self, answer: list[TopicPartition]) -> None:
+        for partition in answer:
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+        self._seen.update((partition.topic, partition.partition) for partition in answer)
+
+    def _given_up(self) -> bool:
+        return self._lifecycle.out_of_patience
+
+    # -- going back ---------------------------------------------------------------------------------------------------
+
+    def rewind(self, messages: Iterable[Message]) -> None:
+        """Fetch the partitions of these messages again, from where the group has committed them.
+
+        Where the brokers do not answer, that is asked again with the next fetch; no message of theirs comes before.
+
+        Raises:
+            OffsetsLost, AuthorizationError: see there.
+        """
+        self._unplace(messages)
+        self._find_places()
+
+    def _unplace(self, messages: Iterable[Message]) -> None:
+        self._unplaced.update(next_offsets(messages))
+
+    def _find_places(self) -> None:
+        try:
+            if self._waiting:
+                self._fetch_waiting()
+            for place in self._places(self._unplaced & self._owned):
+                self.raw.seek(place)
+            self._unplaced.clear()
+        except KafkaException as exc:
+            error = kafka_error(exc)
+            if error.code() in MISSING_ACL:
+                raise broker_failure(error, "asking for committed offsets", _SAFE) from exc
+            log.info("where to go on is not known yet: %s", describe(error))
+
+    def _fetch_waiting(self) -> None:
+        if self._incremental:
+            self.raw.incremental_assign(self._places(self._waiting))
+        else:
+            self.raw.assign(self._places(self._owned))  # the eager protocol knows only the whole
+            self._unplaced.clear()
+        self._waiting.clear()
+
+    def _places(self, partitions: Iterable[Partition]) -> list[TopicPartition]:
+        """Where to read these partitions from: what the group has committed, else what ``start`` says."""
+        wanted = [TopicPartition(*partition) for partition in partitions]
+        if not wanted:
+            return []
+        places = self._committed(wanted)
+        self._choose_starts([place for place in places if place.offset < 0])
+        return places
+
+    def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
+        committed: list[TopicPartition] = self.raw.committed(partitions, 1)
+        for partition in committed:
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+        self._seen.update((p.topic, p.partition) for p in committed if p.offset >= 0)
+        return committed
+
+    def _choose_starts(self, fresh: list[TopicPartition]) -> None:
+        """Fill in where partitions begin that the group has no committed offset of."""
+        if not fresh:
+            return
+        for partition in fresh:
+            if (partition.topic, partition.partition) in self._seen:
+                raise OffsetsLost(
+                    f"the group's committed offset of topic {partition.topic!r} partition {partition.partition} is gone: it "
+                    "expired or was deleted while this process ran. Nothing was committed. Going on from the start would "
+                    "repeat messages, from the end lose them: decide, and set it with kafka-consumer-groups.sh."
+                )
+            low, high = self.raw.get_watermark_offsets(partition, timeout=1)
+            latest = self._start == "latest" and not self._group_knows(partition.topic)
+            partition.offset = high if latest else low
+        # M05: a start is a decision. Written down at once, so that a crash does not take it again with another result.
+        # On this thread: inside a rebalance callback, a call of any other would wait for the end of it
+        self._check_commit(self.raw.commit(offsets=fresh, asynchronous=False))
+
+    def _group_knows(self, topic: str) -> bool:
+        """Whether the group has read this topic before.
+
+        Then a partition without an offset was added since, and its first messages must not be skipped (C11).
+        """
+        numbers = self.raw.list_topics(topic, timeout=1).topics[topic].partitions
+        committed = self._committed([TopicPartition(topic, number) for number in numbers])
+        return any(partition.offset != OFFSET_INVALID for partition in committed)
+
+    # -- rebalances: never raise in a callback (C08) -------------------------------------------------------------------
+
+    def _on_assign(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._rebalances += 1
+            new = {(p.topic, p.partition) for p in partitions}
+            self._owned |= new
+            places = self._placed(new)
+            (raw.incremental_assign if self._incremental else raw.assign)(places)
+        except BaseException as problem:  # noqa: BLE001 - raised after the C call
+            self._keep(problem)
+
+    def _placed(self, partitions: set[Partition]) -> list[TopicPartition]:
+        """The places of these partitions; where the brokers do not say at once, the partitions wait for the next fetch."""
+        try:
+            return self._places(partitions)
+        except KafkaException as exc:
+            log.info("where to begin is not known yet: %s", describe(kafka_error(exc)))
+            self._waiting |= partitions
+            return []
+
+    def _on_revoke(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
+        try:
+            self._rebalances += 1
+            gone = {(p.topic, p.partition) for p in partitions}
+            if self._incremental and self._waiting & gone:
+                raw.incremental_unassign([TopicPartition(*partition) for partition in gone - self._waiting])
+            self._owned -= gone
+            self._waiting -= gone
+            self._unplaced -= gone
+        except BaseException as problem:  # noqa: BLE001 - raised after the C call
+            self._keep(problem)
+
+    def _on_lost(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
+        # nothing is committed for what was lost (C07); nothing is in hand, since no poll happens with a batch in hand
+        self._on_revoke(raw, partitions)
+
+    def _keep(self, problem: BaseException) -> None:
+        if isinstance(problem, Exception):
+            self._problem = problem
+        else:
+            self._callbacks.interrupt(problem)
+
+    # -- closing ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Leave the group, and let the client go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
+        deadline = time.monotonic() + CLOSING
+        try:
+            self._caller.call(self.raw.close, lambda: time.monotonic() > deadline or self._given_up(), "leaving the group")
+        except (BrokerError, KafkaException, RuntimeError) as exc:
+            log.warning("%s The group gives the partitions to others when the session ends.", exc)
+        finally:
+            self._caller.end()
+            self.let_go()

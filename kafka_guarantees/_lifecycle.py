@@ -1,0 +1,279 @@
+"""What has nothing to do with messages: who runs a client, when it is to stop, and what a fork does to it.
+
+Rules.
+* ``stop()`` only sets a flag, so it is safe in threads and signal handlers. One that comes before a run ends the next one.
+* One thread at a time runs a client (X26, Y01). The C clients are touched by that thread alone.
+* A signal handler of ours never raises: an exception out of a C call destroys the messages it had fetched (C01, Y03).
+* After a fork every call raises in the child, and the child never destroys the parent's C client (Y04).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import logging
+import os
+import signal
+import threading
+import time
+import weakref
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+    from types import FrameType
+
+    from confluent_kafka import KafkaError
+
+log = logging.getLogger("kafka_guarantees")
+
+T = TypeVar("T")
+
+STOP_GRACE = 1.5  # seconds that a stopping client still waits for brokers that do not answer
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Lifecycle:
+    """Whether one client is open, running, stopping or closed, and who may touch it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.closed = False
+        self.forked = False
+        self._stopped_at: float | None = None
+        self._runner: threading.Thread | None = None
+        self._iteration: Generator[Any, None, None] | None = None
+        self._turn = threading.Condition()
+        _alive.add(self)
+
+    def check(self) -> None:
+        """Raise where no call is allowed any more."""
+        if self.forked:
+            raise ForkedClientError(
+                f"this {self.name} was made in another process; librdkafka's threads do not survive fork(). "
+                "Nothing was sent. Make the client after the fork, in the process that uses it."
+            )
+        if self.closed:
+            raise KafkaGuaranteesError(f"this {self.name} is closed. Nothing was sent. Make a new one.")
+
+    def stop(self) -> None:
+        """Ask the run to end; returns at once."""
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+
+    @property
+    def stopping(self) -> bool:
+        """True once a stop was asked for."""
+        return self._stopped_at is not None
+
+    @property
+    def out_of_patience(self) -> bool:
+        """True once a stop was asked for so long ago that brokers which do not answer are not waited for."""
+        return self._stopped_at is not None and time.monotonic() - self._stopped_at > STOP_GRACE
+
+    @property
+    def in_run(self) -> bool:
+        """True while a run of this client is on."""
+        return self._runner is not None
+
+    @property
+    def in_hand(self) -> bool:
+        """True in the thread that runs this client: a call comes from its handler."""
+        return self._runner is threading.current_thread()
+
+    @contextmanager
+    def running(self, *, signals: bool) -> Iterator[None]:
+        """One run: owned by this thread, ended by ``stop()`` and, with ``signals``, by SIGINT and SIGTERM."""
+        self.check()
+        with self._turn:
+            if self._runner is not None:
+                raise KafkaGuaranteesError(
+                    f"this {self.name} is running already (thread {self._runner.name!r}). "
+                    "One client runs one loop: stop() it first, or make a second client."
+                )
+            self._runner = threading.current_thread()
+        try:
+            with _stop_on_signal(self.stop) if signals else _nothing():
+                yield
+        finally:
+            with self._turn:
+                self._runner = None
+                self._iteration = None
+                self._stopped_at = None
+                self._turn.notify_all()
+
+    def track(self, iteration: Generator[T, None, None]) -> Generator[T, None, None]:
+        """Remember an iteration, which its user may leave half way, so that ``close()`` can end it."""
+        self._iteration = iteration
+        return iteration
+
+    def end_run(self, timeout: float) -> bool:
+        """End the run, wherever it is. False: the handler of another thread has not returned within ``timeout`` seconds."""
+        iteration = self._iteration
+        if self._runner is threading.current_thread():
+            if iteration is None:
+                raise KafkaGuaranteesError("close() was called in the handler: call stop() there, and close() after run().")
+            iteration.close()  # a loop that was left by break or by an exception
+        with self._turn:
+            if self._runner is None:
+                return True
+            self.stop()
+            ended = self._turn.wait_for(lambda: self._runner is None, timeout)
+        if not ended and iteration is not None and inspect.getgeneratorstate(iteration) == inspect.GEN_SUSPENDED:
+            iteration.close()  # its thread is in the body of its loop, or gone
+            return True
+        return ended
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call ``stop`` while the block runs in the main thread; then the old handlers are back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop()  # and nothing else: logging is not reentrant
+
+    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+
+
+class Caller:
+    """Makes blocking C calls that take no timeout on a daemon thread, so that the caller need not wait for ever.
+
+    One call at a time, and the caller waits meanwhile: the C client is still never used by two threads at once (Y01).
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._wake = threading.Semaphore(0)
+        self._done = threading.Semaphore(0)
+        self._pending = False  # a call is out whose end nobody has seen
+        self._call: Callable[[], Any] | None = None
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
+        """Return what ``function()`` returns, or raise BrokerError once ``give_up()`` is true before it is done."""
+        self._wait(give_up, doing)  # for a call that a signal's exception had walked away from
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._thread.start()
+        self._call, self._error, self._pending = function, None, True
+        self._wake.release()
+        self._wait(give_up, doing)
+        if self._error is not None:
+            raise self._error
+        result: T = self._result
+        return result
+
+    def _wait(self, give_up: Callable[[], bool], doing: str) -> None:
+        while self._pending:
+            if self._done.acquire(timeout=0.1):
+                self._pending = False
+            elif give_up():
+                raise BrokerError(f"{doing} got no answer from the brokers: its outcome is unknown.")
+
+    def end(self) -> None:
+        """Let the thread go, once it is done."""
+        self._call = None
+        self._wake.release()
+
+    def _serve(self) -> None:
+        while True:
+            self._wake.acquire()
+            if self._call is None:
+                return
+            try:
+                self._result = self._call()
+            except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that called
+                self._error = error
+            self._call = None
+            self._done.release()
+
+
+class Callbacks:
+    """User callbacks, made harmless for the C client: what they raise is logged, or raised after the C call (C01, P12)."""
+
+    def __init__(self) -> None:
+        self._interrupt: BaseException | None = None
+
+    def shim(self, name: str, callback: Callable[..., object]) -> Callable[..., None]:
+        """``callback`` in a form that never raises."""
+
+        def harmless(*args: object) -> None:
+            try:
+                callback(*args)
+            except Exception:
+                log.exception("%s raised; this does not disturb the delivery of messages", name)
+            except BaseException as interrupt:  # noqa: BLE001 - KeyboardInterrupt and its like go on after the C call
+                self._interrupt = interrupt
+
+        return harmless
+
+    def of(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The callbacks that a C client is made with: the user's, harmless, and ours where there is none."""
+        found: dict[str, Any] = {
+            name: self.shim(name, given[name]) for name in ("error_cb", "stats_cb", "throttle_cb") if name in given
+        }
+        found.setdefault("error_cb", self.shim("error_cb", _log_error))
+        found["logger"] = given.get("logger", logging.getLogger("kafka_guarantees.librdkafka"))
+        return found
+
+    def interrupt(self, problem: BaseException) -> None:
+        """Keep something that must be raised once the C call is over."""
+        self._interrupt = problem
+
+    def raise_interrupt(self) -> None:
+        """Raise what must not be lost, outside of the C call."""
+        if self._interrupt is not None:
+            interrupt, self._interrupt = self._interrupt, None
+            raise interrupt
+
+
+def _log_error(error: KafkaError) -> None:
+    log.warning("%s", describe(error))
+
+
+class Handle:
+    """Owner of one C client. Knows the fork rule, and how to let a client go without waiting for the brokers."""
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        _handles.add(self)
+
+    def let_go(self) -> None:
+        """Destroy the C client on a thread of its own, since that waits for librdkafka's threads (X20)."""
+        box = [self.raw]
+        self.raw = None
+        threading.Thread(target=box.clear, name="kafka-guarantees-destroy", daemon=True).start()
+
+
+_alive: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
+_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for lifecycle in _alive:
+        lifecycle.forked = True
+    for handle in _handles:
+        if handle.raw is not None:
+            # destroying would wait for threads that are not there, and touch the parent's sockets: leak it on purpose
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.raw))
+
+
+os.register_at_fork(after_in_child=_in_child)

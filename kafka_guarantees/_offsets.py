@@ -1,0 +1,96 @@
+"""Offsets of messages, and what a consumer's group metadata says. Pure: no I/O.
+
+Rules.
+* What is committed is the offset *after* the last finished message, per partition, with its leader epoch (C04, C22).
+  ``position()`` and an argument-less ``commit()`` are never used: they mean "handed out", not "finished" (C02).
+* ``TopicPartition`` compares and hashes without its offset (C20), so that plain tuples are the keys here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+from confluent_kafka import TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from confluent_kafka import Message
+
+Partition = tuple[str, int]
+
+
+class _Consumed(Protocol):
+    """A message that was consumed: unlike ``Message`` in general it has all of these."""
+
+    def topic(self) -> str: ...
+    def partition(self) -> int: ...
+    def offset(self) -> int: ...
+    def leader_epoch(self) -> int | None: ...
+
+
+def next_offsets(messages: Iterable[Message]) -> dict[Partition, TopicPartition]:
+    """What to commit once all of ``messages`` (in the order of consumption) are finished."""
+    last = {(message.topic(), message.partition()): message for message in cast("Iterable[_Consumed]", messages)}
+    return {
+        partition: TopicPartition(*partition, message.offset() + 1, leader_epoch=_epoch(message))
+        for partition, message in last.items()
+    }
+
+
+def _epoch(message: _Consumed) -> int:
+    epoch = message.leader_epoch()
+    return -1 if epoch is None else epoch
+
+
+def not_before(messages: Sequence[Message], marks: dict[Partition, int]) -> Sequence[Message]:
+    """The messages that are not below the mark of their partition (M09)."""
+    if not marks:
+        return messages
+    consumed = cast("Sequence[_Consumed]", messages)
+    first = {(m.topic(), m.partition()): m.offset() for m in reversed(consumed)}
+    if all(offset >= marks.get(partition, 0) for partition, offset in first.items()):
+        return messages
+    late = [m for m in consumed if m.offset() >= marks.get((m.topic(), m.partition()), 0)]
+    return cast("Sequence[Message]", late)
+
+
+class Membership(NamedTuple):
+    """What ``consumer_group_metadata()`` says of this consumer."""
+
+    generation: int
+    member: str
+
+    @property
+    def active(self) -> bool:
+        """False before the first join and after the group has thrown the member out: then nothing is fenced (X03)."""
+        return self.generation >= 0 and bool(self.member)
+
+    def continues(self, earlier: Membership) -> bool:
+        """Whether this is the same, unbroken membership, if perhaps in a later generation.
+
+        In a later generation the member still owns what it owned: no partition is given to another before this member has
+        served its revocation, which happens in poll() only.
+        """
+        return self.active and earlier.active and self.member == earlier.member and self.generation >= earlier.generation
+
+
+_PREFIX = b"CGMDv2:"
+
+
+def membership(metadata: bytes) -> Membership:
+    """Decode librdkafka's serialized group metadata: ``CGMDv2:``, generation, group, member, ...
+
+    Raises:
+        ValueError: another layout. It cannot be verified then that a commit is fenced.
+    """
+    try:
+        if not metadata.startswith(_PREFIX):
+            raise ValueError  # noqa: TRY301
+        rest = metadata[len(_PREFIX) :]
+        _group, member, _instance = rest[4:].split(b"\0", 2)
+        return Membership(int.from_bytes(rest[:4], "little", signed=True), member.decode())
+    except ValueError as exc:
+        raise ValueError(
+            f"this librdkafka describes group membership in a form that is not known ({metadata[:8]!r}...)"
+        ) from exc

@@ -1,0 +1,551 @@
+"""The only user of ``confluent_kafka.Producer``: records in, deliveries out, and the verbs of a transaction.
+
+Rules.
+* A full queue is waited for, with the callbacks served meanwhile; never dropped, never raised as BufferError (P10).
+* ``produce_batch`` is not used: it drops headers and ignores the partition (P11).
+* Delivery callbacks never raise: inside commit_transaction() that would hide a success (X04, P12).
+* A C producer is never closed by ``close()``, which waits without a limit (P15): it is flushed, purged and let go.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+import warnings
+import weakref
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from ._lifecycle import Callbacks, Handle, Lifecycle
+from ._transaction_state import Event, State, TransactionState, Verdict, judge
+from .errors import (
+    NOT_WRITTEN,
+    BrokerError,
+    DeliveryError,
+    DeliveryUnknown,
+    DurabilityWarning,
+    FencedError,
+    KafkaGuaranteesError,
+    broker_failure,
+    delivery_failure,
+    describe,
+    kafka_error,
+)
+from .records import Delivery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from confluent_kafka import Message, TopicPartition
+
+    from ._settings import Settings
+    from .records import Headers, Payload, Record
+
+    DeliveryCallback = Callable[[KafkaError | None, Message], None]
+
+log = logging.getLogger("kafka_guarantees")
+
+SLICE = 0.1  # seconds: no C call waits longer at a time, so that a stop is noticed
+SERVE_EVERY = 200  # produced records between two looks at the callbacks
+IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
+
+
+# -- what crosses into C -------------------------------------------------------------------------------------------------
+
+
+def _payload(part: Payload, name: str) -> bytes | str | None:
+    if part is None or isinstance(part, (bytes, str)):
+        return part
+    if isinstance(part, (bytearray, memoryview)):
+        return bytes(part)
+    raise TypeError(f"{name} must be bytes, str or None, not {type(part).__name__}. Nothing was sent. Serialize it first.")
+
+
+def _headers(headers: Headers) -> list[tuple[str, str | bytes | None]]:
+    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    return [(_header_name(name), _header_value(value)) for name, value in pairs]
+
+
+def _header_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"a header's name must be str, not {type(name).__name__}. Nothing was sent.")
+    if "\0" in name:
+        raise ValueError(f"header name {name!r} has a NUL, where librdkafka would cut it (P20). Nothing was sent.")
+    return name
+
+
+def _header_value(value: Payload) -> bytes | None:
+    part = _payload(value, "a header's value")
+    return part.encode() if isinstance(part, str) else part  # P20: a str would be cut at its first NUL
+
+
+def enqueue(raw: Producer, record: Record, callback: DeliveryCallback | None, patient: Callable[[float], bool]) -> None:
+    """Put one record into librdkafka's queue, waiting while that is full.
+
+    Args:
+        raw: the C producer.
+        record: what to produce.
+        callback: hears what became of it.
+        patient: whether to wait on, after so many seconds.
+
+    Raises:
+        TypeError, ValueError: not a record.
+        KafkaException: librdkafka refuses it.
+        DeliveryError: the queue stayed full for longer than ``patient`` allows.
+    """
+    value, key, headers = record.value, record.key, record.headers
+    arguments = (
+        record.topic,
+        value if value.__class__ is bytes else _payload(value, "value"),
+        key if key.__class__ is bytes else _payload(key, "key"),
+        -1 if record.partition is None else record.partition,
+        callback,
+        None,
+        record.timestamp or 0,
+        _headers(headers) if headers else None,
+    )
+    started = None
+    while True:
+        try:
+            raw.produce(*arguments)
+        except BufferError:
+            started = started or time.monotonic()
+            if not patient(time.monotonic() - started):
+                raise DeliveryError(
+                    f"a record for topic {record.topic!r} was not sent: the producer's queue stayed full. The brokers take "
+                    "records more slowly than they are produced, or not at all."
+                ) from None
+            raw.poll(SLICE)
+        else:
+            return
+
+
+# -- without transactions ------------------------------------------------------------------------------------------------
+
+
+class PlainProducer(Handle):
+    """A producer of at-most-once and at-least-once: records go out one by one.
+
+    Args:
+        owner: the client that this belongs to; when it is forgotten without ``close()``, a warning says what was lost.
+        settings: the resolved settings of the guarantee.
+        lifecycle: of the owner.
+    """
+
+    def __init__(self, owner: object, settings: Settings, lifecycle: Lifecycle) -> None:
+        self._callbacks = Callbacks()
+        super().__init__(Producer({**settings.producer, **self._callbacks.of(settings.callbacks)}))
+        self._lifecycle = lifecycle
+        self._patience = settings.delivery_timeout
+        self._unserved = 0
+        self._served = time.monotonic()
+        self.failures: list[Delivery] = []  # that nobody has looked at
+        self._finalizer = weakref.finalize(owner, _warn_unsent, self.raw, settings.guarantee.value)
+        self._closing = threading.Event()
+        name = "kafka-guarantees-serve"
+        threading.Thread(target=_serve_idle, args=(weakref.ref(self), self._closing), name=name, daemon=True).start()
+
+    def produce(self, record: Record) -> Delivery:
+        """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
+        delivery = Delivery(record.topic, self)
+        try:
+            self.send(record, delivery._settle)
+        except (DeliveryError, DeliveryUnknown) as exc:
+            delivery._fail(exc)
+        return delivery
+
+    def send(self, record: Record, callback: DeliveryCallback | None = None) -> None:
+        """Queue a record. Raises where librdkafka does not take it; after that, only ``callback`` hears of it."""
+        try:
+            enqueue(self.raw, record, callback, self._patient)
+        except KafkaException as exc:
+            raise delivery_failure(kafka_error(exc), record.topic) from exc
+        self._unserved += 1
+        if self._unserved >= SERVE_EVERY:
+            self.serve()
+
+    def _patient(self, waited: float) -> bool:
+        # by then the oldest record in the queue must have been settled, one way or the other
+        return waited < self._patience and not self._lifecycle.out_of_patience
+
+    def serve(self, timeout: float = 0) -> None:
+        """Serve what waits of callbacks, for at most ``timeout`` seconds."""
+        self._unserved = 0
+        self._served = time.monotonic()
+        self.raw.poll(timeout)
+        self._callbacks.raise_interrupt()
+
+    def flush(self, give_up: Callable[[], bool]) -> int:
+        """Wait until everything queued is settled, or ``give_up()``. Returns how many records are not."""
+        while (left := self.raw.flush(SLICE)) and not give_up():
+            self._served = time.monotonic()
+        self._callbacks.raise_interrupt()
+        return int(left)
+
+    def take_failures(self) -> list[KafkaGuaranteesError]:
+        """The failures that nobody has looked at; after this they count as looked at."""
+        failures, self.failures = self.failures, []
+        return [delivery._failure for delivery in failures if delivery._failure is not None and not delivery._seen]
+
+    def close(self, timeout: float) -> int:
+        """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""
+        deadline = time.monotonic() + timeout
+        self._closing.set()
+        left = self.flush(lambda: time.monotonic() >= deadline)
+        if left:
+            self.raw.purge(in_queue=True, in_flight=True, blocking=False)
+            self.raw.flush(SLICE)  # the reports of what was purged (P14): every delivery is settled
+        self._finalizer.detach()
+        self.let_go()
+        return left
+
+
+def _warn_unsent(raw: Producer, guarantee: str) -> None:
+    """P04: a producer that is forgotten loses its queue without a word."""
+    unsent = len(raw)
+    if unsent:
+        text = f"an {guarantee} producer was not closed: {unsent} records were never acknowledged. Use `with`, or close()."
+        warnings.warn(text, DurabilityWarning, stacklevel=2)
+    else:
+        warnings.warn(f"an {guarantee} client was not closed. Use `with`, or close().", ResourceWarning, stacklevel=2)
+
+
+def _serve_idle(producer: weakref.ref[PlainProducer], end: threading.Event) -> None:
+    """Serve callbacks of a producer that nobody calls (Y12). A busy one is left alone: two pollers would fight for the GIL."""
+    while not end.wait(IDLE_SERVE):
+        this = producer()
+        if this is None:
+            return
+        raw = this.raw
+        if raw is not None and time.monotonic() - this._served > IDLE_SERVE:
+            raw.poll(0)
+
+
+# -- with transactions ---------------------------------------------------------------------------------------------------
+
+
+class AbortNeeded(Exception):
+    """The transaction cannot commit. Abort it and rewind."""
+
+
+class InDoubt(Exception):
+    """Whether the transaction was committed is unknown. Recover, and let the committed offsets decide."""
+
+
+# A connection that failed while it was up may still carry a request of ours; one that never came up cannot.
+_HARMLESS = re.compile(r"in state (CONNECT|TRY_CONNECT|INIT|DOWN)\b")
+_DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
+
+
+class _Watch:
+    """Reads from librdkafka's log and errors whether a request may have gone astray (X01 b).
+
+    error_cb alone does not hear of ordinary disconnects. librdkafka leaves out a line that is identical to the last one of
+    the same broker within 30 s: the first one has made the producer dirty already.
+    """
+
+    def __init__(self, state: TransactionState, logger: logging.Logger, error_cb: Callable[[KafkaError], None]) -> None:
+        self._state = state
+        self._logger = logger
+        self._error_cb = error_cb
+
+    def log(self, level: int, text: str, *args: str) -> None:
+        """Take one line, as (facility, client, line). Never raises: it is called from C."""
+        try:
+            self._read(f"{args[0]} {args[-1]}")
+            self._logger.log(level, text, *args)
+        except BaseException:  # noqa: BLE001 - also an exception out of a signal handler
+            self._state.soil("a log line that could not be read")
+
+    def error(self, error: KafkaError) -> None:
+        """Take one error. Never raises either."""
+        try:
+            self._read(f"ERROR {error.str()}")
+            self._error_cb(error)
+        except BaseException:  # noqa: BLE001 - as above
+            self._state.soil("an error that could not be read")
+
+    def _read(self, line: str) -> None:
+        if _DISTURBED.search(line) and not _HARMLESS.search(line):
+            self._state.soil(line)
+
+
+class TransactionalProducer(Handle):
+    """A producer of exactly-once. Makes its C producer when it is needed, and anew whenever the old one is in doubt.
+
+    Args:
+        settings: the resolved settings.
+        lifecycle: of the client that owns this.
+    """
+
+    def __init__(self, settings: Settings, lifecycle: Lifecycle) -> None:
+        super().__init__(None)
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._callbacks = Callbacks()
+        self._state = TransactionState()
+        self._failure: KafkaGuaranteesError | None = None
+        self.renewals = 0
+
+    @property
+    def state(self) -> State:
+        """Where the transaction stands."""
+        return self._state.state
+
+    @property
+    def failure(self) -> KafkaGuaranteesError | None:
+        """Why the transaction must abort, where a record is the reason."""
+        return self._failure
+
+    # -- verbs ------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Have a producer that is good for a transaction: a new one where the old one is in doubt.
+
+        Raises:
+            BrokerError: no producer id within the deadline, or the client is stopping.
+            FencedError, AuthorizationError: see there.
+        """
+        if self.raw is not None:
+            self.raw.poll(0)  # the log lines of a disconnect since the last transaction
+        why = "it is the first" if self.raw is None else self._state.renewal(time.monotonic())
+        if why is not None:
+            self._renew(why)
+
+    def begin(self) -> None:
+        """Begin a transaction. Raises what ``prepare`` raises, and InDoubt where librdkafka refuses."""
+        self.prepare()
+        self._failure = None
+        try:
+            self.raw.begin_transaction()
+        except KafkaException as exc:
+            self._lose()
+            raise InDoubt(describe(kafka_error(exc))) from exc
+        self._state.on(Event.BEGUN, time.monotonic())
+
+    def produce(self, record: Record) -> None:
+        """Add a record to the transaction. Whatever this raises, the transaction can only abort from then on (X05)."""
+        if self._state.state is not State.IN_TRANSACTION:
+            self._refuse_produce()
+        try:
+            enqueue(self.raw, record, None, self._patient)
+        except KafkaException as exc:
+            error = kafka_error(exc)
+            if definite(error):
+                self.poison(delivery_failure(error, record.topic))
+                raise delivery_failure(error, record.topic) from exc
+            # not about this record: librdkafka is in an error state, which the next transactional call explains
+            self.poison(None)
+            raise AbortNeeded(describe(error)) from exc
+        except (TypeError, ValueError) as exc:
+            self.poison(DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}"))
+            raise
+        except BaseException:
+            self.poison(None)
+            raise
+
+    def _refuse_produce(self) -> None:
+        if self._state.state is State.MUST_ABORT:
+            raise self._failure or AbortNeeded("the transaction must abort already")
+        raise KafkaGuaranteesError(
+            "there is no open transaction to produce in. Nothing was sent. Produce inside the `with` block (X18)."
+        )
+
+    def poison(self, failure: KafkaGuaranteesError | None) -> None:
+        """The transaction must abort, whatever comes."""
+        if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
+            self._failure = self._failure or failure
+            self._state.on(Event.FAILED, time.monotonic())
+
+    def flush(self) -> None:
+        """Wait until every record of the transaction is with the brokers.
+
+        Before the offsets are sent: else that request races with the partitions being added and backs off (MEASURED).
+
+        Raises:
+            AbortNeeded: a record failed, or the time of the transaction is up.
+        """
+        while left := self.raw.flush(SLICE):
+            if not self._patient(0):
+                raise AbortNeeded(f"{left} records are still not acknowledged")
+        self._callbacks.raise_interrupt()
+        if self._state.state is State.MUST_ABORT:
+            raise AbortNeeded("a record could not be written") from self._failure
+
+    def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
+        """Make the offsets part of the transaction. A repeated call has the same arguments (X11)."""
+        self._call("sending offsets to the transaction", lambda: self.raw.send_offsets_to_transaction(offsets, metadata, 1))
+
+    def commit(self) -> None:
+        """Commit. Once this was called, only it is called again until its outcome is known (X10).
+
+        Raises:
+            AbortNeeded: the brokers did not and will not commit it.
+            InDoubt: nobody knows.
+        """
+        if self._state.state is State.MUST_ABORT:
+            raise AbortNeeded("a record could not be written") from self._failure
+        self._state.on(Event.COMMIT, time.monotonic())
+        self._end("committing the transaction", lambda: self.raw.commit_transaction(1))
+        self._state.on(Event.COMMITTED, time.monotonic())
+
+    def abort(self) -> None:
+        """Abort the transaction, or where that is no longer possible replace the producer, which has the same effect.
+
+        When this returns, the fate of the transaction is decided, and the group's committed offsets tell it.
+        """
+        if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
+            self._state.on(Event.ABORT, time.monotonic())
+            try:
+                self._end("aborting the transaction", lambda: self.raw.abort_transaction(1))
+                self._state.on(Event.ABORTED, time.monotonic())
+            except (AbortNeeded, InDoubt) as exc:
+                log.warning("%s: a new producer takes over", exc)
+                self._lose()
+        self.prepare()
+
+    def abandon(self) -> None:
+        """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""
+        if self.raw is not None and self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
+            try:
+                self.raw.abort_transaction(SLICE * 5)
+                self._state.on(Event.ABORT, time.monotonic()).on(Event.ABORTED, time.monotonic())
+            except KafkaException as exc:
+                log.warning("an open transaction is left to the brokers: %s", describe(kafka_error(exc)))
+        if self._state.state is not State.READY:
+            self._lose()
+
+    def close(self) -> None:
+        """Let the producer go. An open transaction is aborted where that is quick."""
+        self.abandon()
+        self._lose()
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _patient(self, _waited: float) -> bool:
+        age = time.monotonic() - self._state.began
+        return age < self._settings.transaction_timeout and not self._lifecycle.out_of_patience
+
+    def _call(self, doing: str, call: Callable[[], object]) -> int:
+        """Make one transactional call, again where that is what its error asks for. Returns how often it was made."""
+        deadline = self._state.began + 2 * self._settings.transaction_timeout
+        calls = 0
+        while True:
+            calls += 1
+            try:
+                call()
+            except KafkaException as exc:
+                error = kafka_error(exc)
+                self._state.soil(f"{doing}: {describe(error)}")
+                age = time.monotonic() - self._state.began
+                verdict = judge(error, age=age, transaction_timeout=self._settings.transaction_timeout)
+                out_of_time = time.monotonic() > deadline or self._lifecycle.out_of_patience
+                if verdict is not Verdict.RETRY or out_of_time:
+                    self._give_up(verdict, error, doing, exc)
+                if error.code() != KafkaError._TIMED_OUT:
+                    time.sleep(0.05)  # a retriable refusal; a timeout has waited already
+            except BaseException:
+                # an exception out of a signal handler or callback: the call may have done its work (X04)
+                self._lose()
+                raise
+            else:
+                self._callbacks.raise_interrupt()
+                return calls
+
+    def _end(self, doing: str, call: Callable[[], object]) -> None:
+        started = time.monotonic()
+        calls = self._call(doing, call)
+        self._state.ended(calls=calls, seconds=time.monotonic() - started)
+
+    def _give_up(self, verdict: Verdict, error: KafkaError, doing: str, exc: KafkaException) -> None:
+        why = f"{doing}: {describe(error)}"
+        if verdict is Verdict.ABORT and self._state.state is not State.ABORTING:
+            self._state.on(Event.FAILED, time.monotonic())
+            raise AbortNeeded(why) from exc
+        self._lose()
+        if verdict is Verdict.FENCED:
+            raise FencedError(
+                f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). The open "
+                "transaction of this one was aborted and nothing of it is visible. Stop this instance, or give each its own id."
+            ) from exc
+        if verdict is Verdict.REFUSED:
+            raise broker_failure(error, doing, "The open transaction will be aborted.") from exc
+        raise InDoubt(why) from exc
+
+    def _lose(self) -> None:
+        """Throw the C producer away."""
+        self._state.on(Event.LOST, time.monotonic())
+        if self.raw is not None:
+            self.let_go()
+
+    def _renew(self, why: str) -> None:
+        """A new C producer with the same id: fences what the old one may still have on its way, and ends its transaction."""
+        if self.raw is not None:
+            log.info("transactional.id %r: a new producer, because %s", self._settings.transactional_id, why)
+            self._lose()
+            self.renewals += 1
+        state = TransactionState()
+        callbacks = self._callbacks.of(self._settings.callbacks)
+        watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
+        delivered = self._callbacks.shim("on_delivery", self._delivered)
+        self.raw = Producer(
+            {**self._settings.producer, **callbacks, "logger": watch, "error_cb": watch.error, "on_delivery": delivered}
+        )
+        self._state = state
+        self._initialise()
+
+    def _initialise(self) -> None:
+        deadline = time.monotonic() + max(60.0, 2 * self._settings.transaction_timeout)
+        while True:
+            try:
+                self.raw.init_transactions(1)
+            except KafkaException as exc:
+                self._init_failed(kafka_error(exc), deadline, exc)
+            except BaseException:
+                self._lose()
+                raise
+            else:
+                break
+        self._callbacks.raise_interrupt()
+        self._state.on(Event.INITIALISED, time.monotonic())
+
+    def _init_failed(self, error: KafkaError, deadline: float, exc: KafkaException) -> None:
+        verdict = judge(error, age=0, transaction_timeout=self._settings.transaction_timeout)
+        if verdict is Verdict.RETRY and time.monotonic() < deadline and not self._lifecycle.out_of_patience:
+            if error.code() != KafkaError._TIMED_OUT:
+                time.sleep(0.05)
+            return
+        if verdict is Verdict.FENCED:
+            self._give_up(verdict, error, "init_transactions", exc)
+        self._lose()
+        if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
+            raise BrokerError(
+                f"transaction.timeout.ms={self._settings.transaction_timeout * 1000:.0f} is more than the brokers' "
+                "transaction.max.timeout.ms. Nothing was sent. Lower the one or raise the other (B03)."
+            ) from exc
+        raise broker_failure(error, "init_transactions", "Nothing was consumed or sent.") from exc
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        """Only errors come here (delivery.report.only.error): inside a transaction a success means nothing yet (X19)."""
+        if error is None or error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            return
+        self.poison(delivery_failure(error, message.topic() or "?") if definite(error) else None)
+
+
+def definite(error: KafkaError) -> bool:
+    """Whether the error is about the record itself: the same record would fail again."""
+    return error.code() in NOT_WRITTEN and error.code() not in (KafkaError._FATAL, KafkaError.NOT_ENOUGH_REPLICAS)
+
+
+def raise_failures(failures: list[KafkaGuaranteesError], left: int, safe: str) -> None:
+    """Raise for records that were not acknowledged, with their number; nothing where all were."""
+    if failures:
+        more = f" And {len(failures) - 1} more records failed." if len(failures) > 1 else ""
+        unknown = any(isinstance(failure, DeliveryUnknown) for failure in failures)
+        kind = DeliveryUnknown if unknown else DeliveryError
+        raise kind(f"{failures[0]}{more} {safe}") from failures[0]
+    if left:
+        raise DeliveryUnknown(f"{left} records were not acknowledged in time: they may or may not have been written. {safe}")

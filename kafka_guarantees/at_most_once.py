@@ -1,0 +1,265 @@
+"""At most once: a message is handled once or not at all, never twice.
+
+What happens to one message::
+
+    fetched with others -> its offset committed, synchronously, with those of its portion -> still a member of the group?
+    -> handled, once
+
+* A process that dies after the commit loses what it had not handled of the portion: a portion is at most ``max_batch``
+  messages, and grows only while it is handled in PORTION seconds (M07). What was fetched but not committed is not lost.
+* A commit whose outcome is unknown is not followed by handling: the brokers are asked what is committed (M02).
+* A handler that raises is not called again for that message (M04).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING
+
+from ._consumer import GroupConsumer, check_run
+from ._lifecycle import Lifecycle
+from ._offsets import next_offsets, not_before
+from ._producer import PlainProducer
+from ._settings import Guarantee, explain, resolve
+from .errors import AuthorizationError, BrokerError
+from .records import Record, records_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from confluent_kafka import Message
+    from typing_extensions import Self
+
+    from ._consumer import Batch, Start
+    from ._explanation import Explanation
+    from ._offsets import Partition
+    from .records import BatchHandler, Handler, Headers, Payload
+
+log = logging.getLogger("kafka_guarantees")
+
+PORTION = 0.1  # seconds that the handling of one committed portion should take
+
+
+class AtMostOnce:
+    """Produce and consume at most once: fast, and never twice, at the price of losses.
+
+    Args:
+        config: librdkafka's properties, for both sides. See ``explain()`` for what is set on top.
+        start: where a group without committed offsets begins. ``"latest"`` is the only start that can never handle a message
+            twice: ``"earliest"`` repeats everything once the group's offsets have expired or were deleted (M05).
+        on_error: called with a message and the exception that the handler raised for it; by default it is logged.
+
+    Promised: no message is handled twice, whatever is killed, paused or rebalanced. A record is sent at most once.
+    Not promised: that a record arrives, or that it is handled. Two records with the same content are two messages (M06).
+
+    Raises:
+        UnsafeConfigError: a setting contradicts the guarantee. Nothing was connected.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        /,
+        *,
+        start: Start = "latest",
+        on_error: Callable[[Message, Exception], object] | None = None,
+    ) -> None:
+        self._settings = resolve(Guarantee.AT_MOST_ONCE, config)
+        self._start = start
+        self._on_error = on_error or _log_dropped
+        self._lifecycle = Lifecycle("AtMostOnce")
+        self._producer: PlainProducer | None = None
+        self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
+        self._seen: set[Partition] = set()
+
+    # -- consuming ----------------------------------------------------------------------------------------------------
+
+    def run(self, topics: Sequence[str], handler: Handler, *, max_batch: int = 500, until_idle: float | None = None) -> None:
+        """Call ``handler`` at most once for every message of ``topics``; records that it returns are produced.
+
+        Blocks until ``stop()``, until SIGINT or SIGTERM if this is the main thread, or until no message has come for
+        ``until_idle`` seconds. The message in hand is finished, and the group left, before it returns.
+
+        Args:
+            topics: names, or patterns that begin with ``^``.
+            handler: called with a ``confluent_kafka.Message``; returns or yields ``Record``, or returns None.
+            max_batch: messages fetched at a time, and the most that a crash can lose.
+            until_idle: seconds.
+
+        Raises:
+            OffsetsLost, AuthorizationError, BrokerError: see there.
+        """
+        with closing(self._portions(topics, max_batch, until_idle, signals=True)) as portions:
+            for messages in portions:
+                for message in messages:
+                    try:
+                        for record in records_in(handler(message)):
+                            self._send(record)
+                    except Exception as error:  # noqa: BLE001 - M04: reported, and never tried again
+                        self._dropped([message], error)
+
+    def run_batches(
+        self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 500, until_idle: float | None = None
+    ) -> None:
+        """Like ``run``, with a handler that takes several messages at once. All of them are dropped where it raises."""
+        with closing(self._portions(topics, max_batch, until_idle, signals=True)) as portions:
+            for messages in portions:
+                try:
+                    for record in records_in(handler(messages)):
+                        self._send(record)
+                except Exception as error:  # noqa: BLE001 - M04
+                    self._dropped(messages, error)
+
+    def messages(
+        self, topics: Sequence[str], *, max_batch: int = 500, until_idle: float | None = None
+    ) -> Generator[Message, None, None]:
+        """Iterate over messages that are committed already: each comes once at most. Signals are left to the caller."""
+        return self._lifecycle.track(self._messages(topics, max_batch, until_idle))
+
+    def _messages(self, topics: Sequence[str], max_batch: int, until_idle: float | None) -> Generator[Message, None, None]:
+        with closing(self._portions(topics, max_batch, until_idle, signals=False)) as portions:
+            for messages in portions:
+                yield from messages
+
+    def _portions(
+        self, topics: Sequence[str], max_batch: int, until_idle: float | None, *, signals: bool
+    ) -> Generator[Sequence[Message], None, None]:
+        """The loop: fetch, commit a portion, and hand it out if it is still ours."""
+        size = 1
+        with self._consuming(topics, max_batch, signals=signals) as consumer:
+            for batch in consumer.batches(max_batch, until_idle):
+                rest = not_before(batch.messages, self._handled)
+                while rest and not self._lifecycle.stopping:
+                    portion, rest = rest[:size], rest[size:]
+                    if not self._committed(consumer, batch, portion):
+                        break
+                    started = time.monotonic()
+                    yield portion
+                    size = next_size(len(portion), size, time.monotonic() - started, max_batch)
+
+    def _committed(self, consumer: GroupConsumer, batch: Batch, portion: Sequence[Message]) -> bool:
+        """Commit a portion. True: it is committed, and this member may handle it."""
+        # M03: a plain commit of a member that the group has thrown out is accepted once the group is empty, so the clock is
+        # asked as well: within half a session of a poll nobody can have thrown it out
+        if not consumer.still_ours(batch, within=self._settings.session_timeout / 2):
+            consumer.rewind(batch.messages)
+            return False
+        offsets = next_offsets(portion)
+        try:
+            consumer.commit(offsets.values())
+        except AuthorizationError:
+            raise
+        except BrokerError as exc:
+            log.warning("%s Nothing of this batch was handled; the brokers are asked what is committed.", exc)
+            consumer.rewind(batch.messages)
+            return False
+        if not consumer.still_ours(batch, within=self._settings.session_timeout):
+            log.warning("%d messages are dropped: the group gave them away while they were committed", len(portion))
+            consumer.rewind(batch.messages)
+            return False
+        self._handled.update((partition, offset.offset) for partition, offset in offsets.items())
+        return True
+
+    @contextmanager
+    def _consuming(self, topics: Sequence[str], max_batch: int, *, signals: bool) -> Iterator[GroupConsumer]:
+        check_run(self._settings, topics, max_batch)
+        with self._lifecycle.running(signals=signals):
+            consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)
+            try:
+                yield consumer
+            finally:
+                consumer.close()
+
+    def _dropped(self, messages: Sequence[Message], error: Exception) -> None:
+        for message in messages:
+            try:
+                self._on_error(message, error)
+            except Exception:
+                log.exception("on_error raised")
+
+    # -- producing ----------------------------------------------------------------------------------------------------
+
+    def produce(
+        self,
+        topic: str,
+        value: Payload = None,
+        key: Payload = None,
+        *,
+        headers: Headers = None,
+        partition: int | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        """Send a record at most once, and do not look back: no acknowledgement is asked for, nothing is retried (P07).
+
+        Args:
+            topic, value, key, headers, partition, timestamp: see ``Record``.
+
+        Raises:
+            DeliveryError: it was certainly not sent: too large, or the queue stayed full for ``delivery.timeout.ms``.
+            TypeError, ValueError: it is not a record.
+            ForkedClientError: made by another process.
+        """
+        self._lifecycle.check()
+        self._send(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
+
+    def _send(self, record: Record) -> None:
+        if self._producer is None:
+            self._producer = PlainProducer(self, self._settings, self._lifecycle)
+        self._producer.send(record)
+
+    def flush(self, timeout: float = 10.0) -> int:
+        """Wait until what was produced is with the network, for at most ``timeout`` seconds. Returns how much is not."""
+        self._lifecycle.check()
+        deadline = time.monotonic() + timeout
+        return 0 if self._producer is None else self._producer.flush(lambda: time.monotonic() >= deadline)
+
+    # -- ending -------------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask ``run`` to return after what is in hand. Safe in threads and signal handlers; without a run it ends the next."""
+        self._lifecycle.stop()
+
+    def close(self, timeout: float = 10.0) -> None:
+        """End a run, send what is queued, and let the clients go, within ``timeout`` seconds. What is left is lost: logged."""
+        if self._lifecycle.closed or self._lifecycle.forked:
+            return
+        deadline = time.monotonic() + timeout
+        if not self._lifecycle.end_run(timeout):
+            log.warning("the handler has not returned within %.1f s; its thread goes on without a client", timeout)
+        self._lifecycle.closed = True
+        if self._producer is not None:
+            left = self._producer.close(max(0.0, deadline - time.monotonic()))
+            if left:
+                log.warning("%d records were not sent: the brokers did not take them within %.1f s", left, timeout)
+
+    def __enter__(self) -> Self:
+        self._lifecycle.check()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    @classmethod
+    def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:
+        """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret."""
+        return explain(Guarantee.AT_MOST_ONCE, config)
+
+
+def next_size(handled: int, size: int, seconds: float, limit: int) -> int:
+    """How many messages to commit next, when the last ``handled`` took ``seconds``: about PORTION seconds' worth."""
+    if seconds > PORTION:
+        return max(1, min(limit, int(handled * PORTION / seconds)))
+    return min(limit, 2 * size) if handled == size else size
+
+
+def _log_dropped(message: Message, error: Exception) -> None:
+    log.error(
+        "the handler raised at topic %r partition %s offset %s; the message is dropped",
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        exc_info=error,
+    )

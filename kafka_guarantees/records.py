@@ -1,0 +1,179 @@
+"""The data that crosses the API: ``Record`` (to be produced), ``Delivery`` (what became of one), the shapes of handlers."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar, Union
+
+from .errors import HandlerError, delivery_failure
+
+if TYPE_CHECKING:
+    from confluent_kafka import KafkaError, Message
+    from typing_extensions import Self
+
+    from .errors import KafkaGuaranteesError
+
+T = TypeVar("T")
+
+Payload = Union[bytes, bytearray, memoryview, str, None]  # noqa: UP007 - an alias is evaluated, also in 3.10
+Headers = Union["dict[str, Payload]", "Sequence[tuple[str, Payload]]", None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record that a handler wants produced under the guarantee it runs with.
+
+    Args:
+        topic: where to. The topic must exist: none is created on the way (P19).
+        value: payload; ``None`` is a tombstone. ``str`` is encoded as UTF-8.
+        key: decides the partition (murmur2, as in the Java client) when ``partition`` is not given.
+        headers: pairs, or a dict, of name and value.
+        partition: number of the partition; ``None`` lets the key decide.
+        timestamp: milliseconds since the epoch; ``None`` is the time of producing.
+    """
+
+    __slots__ = ("headers", "key", "partition", "timestamp", "topic", "value")
+
+    topic: str
+    value: Payload
+    key: Payload
+    headers: Headers
+    partition: int | None
+    timestamp: int | None
+
+    def __init__(
+        self,
+        topic: str,
+        value: Payload = None,
+        key: Payload = None,
+        *,
+        headers: Headers = None,
+        partition: int | None = None,
+        timestamp: int | None = None,
+    ) -> None:
+        # slots=True with defaults needs a generated __init__, which is slower and not keyword-only in 3.10
+        fix = object.__setattr__
+        fix(self, "topic", topic)
+        fix(self, "value", value)
+        fix(self, "key", key)
+        fix(self, "headers", headers)
+        fix(self, "partition", partition)
+        fix(self, "timestamp", timestamp)
+
+
+Handler = Callable[["Message"], Iterable[Record] | None]
+BatchHandler = Callable[["Sequence[Message]"], Iterable[Record] | None]
+
+
+def records_in(result: Iterable[Record] | None) -> Iterator[Record]:
+    """Walk over what a handler returned, and refuse what is not records.
+
+    Raises:
+        TypeError: it is not an iterable of ``Record``.
+    """
+    if result is None:
+        return
+    if isinstance(result, (Record, str, bytes, dict)) or not isinstance(result, Iterable):
+        if inspect.iscoroutine(result):
+            result.close()
+            raise TypeError("the handler is a coroutine function: handlers are plain functions")
+        raise TypeError(f"the handler returned {type(result).__name__}: return an iterable of Record, yield Records, or None")
+    for record in result:
+        if not isinstance(record, Record):
+            raise TypeError(f"the handler produced {type(record).__name__}: it must produce Records")
+        yield record
+
+
+def outputs(handler: Callable[[T], Iterable[Record] | None], given: T, message: Message) -> Iterator[Record]:
+    """The records that ``handler(given)`` produces. Whatever it raises comes as HandlerError at ``message``."""
+    try:
+        yield from records_in(handler(given))
+    except Exception as error:
+        raise handler_error(message, error) from error
+
+
+def handler_error(message: Message, error: BaseException) -> HandlerError:
+    """The error for a handler that failed at ``message``."""
+    where = f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"
+    return HandlerError(
+        f"the handler failed at {where} ({type(error).__name__}: {error}). Nothing at or after that offset was committed, so "
+        "the next run begins there again. Correct the handler or the message."
+    )
+
+
+class _Server(Protocol):
+    """Serves delivery reports and keeps the failures that nobody has looked at. ``PlainProducer`` is one."""
+
+    failures: list[Delivery]
+
+    def serve(self, timeout: float = 0) -> None: ...
+
+
+class Delivery:
+    """What becomes of one record that ``AtLeastOnce.produce`` took.
+
+    A failure cannot be dropped: one that ``result()`` did not raise is raised by the next ``produce``, ``flush`` or
+    ``close``, and a run does not commit past it.
+
+    Attributes:
+        topic: where the record went.
+        partition: its partition, once acknowledged.
+        offset: its offset, once acknowledged; ``None`` where the broker had it already from an earlier try (P13).
+        done: True once the outcome is known.
+    """
+
+    __slots__ = ("_failure", "_producer", "_seen", "done", "offset", "partition", "topic")
+
+    def __init__(self, topic: str, producer: _Server) -> None:
+        self.topic = topic
+        self.partition: int | None = None
+        self.offset: int | None = None
+        self.done = False
+        self._failure: KafkaGuaranteesError | None = None
+        self._seen = False
+        self._producer = producer
+
+    def result(self, timeout: float | None = None) -> Self:
+        """Wait until the record is acknowledged by the brokers, and return this delivery.
+
+        Args:
+            timeout: seconds; ``None`` waits as long as the record itself may take (``delivery.timeout.ms``).
+
+        Raises:
+            DeliveryError: it was certainly not written.
+            DeliveryUnknown: it may or may not have been written.
+            TimeoutError: neither is known after ``timeout`` seconds; the record is still on its way.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.done:
+            left = 0.05 if deadline is None else min(0.05, deadline - time.monotonic())
+            if left <= 0:
+                raise TimeoutError(
+                    f"a record for topic {self.topic!r} is not acknowledged after {timeout} s; it is still on its way"
+                )
+            self._producer.serve(left)
+        if self._failure is not None:
+            self._seen = True
+            raise self._failure
+        return self
+
+    def _settle(self, error: KafkaError | None, message: Message) -> None:
+        # the delivery callback: it never raises (P12)
+        if error is None:
+            self.partition = message.partition()
+            self.offset = message.offset()
+            self.done = True
+        else:
+            self._fail(delivery_failure(error, self.topic))
+
+    def _fail(self, failure: KafkaGuaranteesError) -> None:
+        self._failure = failure
+        self._producer.failures.append(self)
+        self.done = True
+
+    def __repr__(self) -> str:
+        state = "failed" if self._failure is not None else "acknowledged" if self.done else "on its way"
+        return f"<Delivery to {self.topic!r}: {state}>"
