@@ -1,6 +1,6 @@
 """At-most-once, at-least-once and exactly-once for Kafka: three classes that keep what their names say."""
 
-from ._explanation import Explanation
+from ._settings import Explanation
 from .at_least_once import AtLeastOnce
 from .at_most_once import AtMostOnce
 from .errors import (

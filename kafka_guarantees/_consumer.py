@@ -98,7 +98,8 @@ class GroupConsumer(Handle):
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
-        super().__init__(Consumer({**settings.consumer, **self._callbacks.of(settings.callbacks)}))
+        super().__init__()
+        self.make(Consumer, {**settings.consumer, **self._callbacks.of(settings.callbacks)})
         try:
             self._require(topics)
             self.raw.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)

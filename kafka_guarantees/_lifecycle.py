@@ -20,6 +20,7 @@ import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._settings import creation_failure
 from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Lifecycle:
         self.name = name
         self.closed = False
         self.forked = False
+        self.stopping = False  # a stop was asked for; read once per message, so no property
         self._stopped_at: float | None = None
         self._runner: threading.Thread | None = None
         self._iteration: Generator[Any, None, None] | None = None
@@ -61,13 +63,8 @@ class Lifecycle:
 
     def stop(self) -> None:
         """Ask the run to end; returns at once."""
-        if self._stopped_at is None:
-            self._stopped_at = time.monotonic()
-
-    @property
-    def stopping(self) -> bool:
-        """True once a stop was asked for."""
-        return self._stopped_at is not None
+        self._stopped_at = self._stopped_at or time.monotonic()
+        self.stopping = True
 
     @property
     def out_of_patience(self) -> bool:
@@ -103,6 +100,7 @@ class Lifecycle:
                 self._runner = None
                 self._iteration = None
                 self._stopped_at = None
+                self.stopping = False
                 self._turn.notify_all()
 
     def track(self, iteration: Generator[T, None, None]) -> Generator[T, None, None]:
@@ -159,8 +157,9 @@ class Caller:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._wake = threading.Semaphore(0)
-        self._done = threading.Semaphore(0)
+        self._wake, self._done = threading.Lock(), threading.Lock()  # as binary semaphores, the fastest that there are
+        self._wake.acquire()
+        self._done.acquire()
         self._pending = False  # a call is out whose end nobody has seen
         self._call: Callable[[], Any] | None = None
         self._result: Any = None
@@ -191,18 +190,20 @@ class Caller:
     def end(self) -> None:
         """Let the thread go, once it is done."""
         self._call = None
-        self._wake.release()
+        if self._thread is not None:
+            self._wake.release()
 
     def _serve(self) -> None:
         while True:
             self._wake.acquire()
-            if self._call is None:
+            call, self._call = self._call, None
+            if call is None:
                 return
             try:
-                self._result = self._call()
+                self._result = call()
             except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that called
                 self._error = error
-            self._call = None
+            del call  # with it goes the last reference to the C client
             self._done.release()
 
 
@@ -250,11 +251,21 @@ def _log_error(error: KafkaError) -> None:
 
 
 class Handle:
-    """Owner of one C client. Knows the fork rule, and how to let a client go without waiting for the brokers."""
+    """Owner of one C client: makes it, knows the fork rule, and lets it go without waiting for the brokers."""
 
-    def __init__(self, raw: Any) -> None:
-        self.raw = raw
+    def __init__(self) -> None:
+        self.raw: Any = None
         _handles.add(self)
+
+    def make(self, client: type, config: dict[str, Any]) -> None:
+        """Make the C client. Raises UnsafeConfigError, without a secret, where librdkafka cannot."""
+        failure = None
+        try:
+            self.raw = client(config)
+        except Exception as error:  # noqa: BLE001 - whatever it is, its text may echo a secret
+            failure = creation_failure(error, config)
+        if failure is not None:
+            raise failure
 
     def let_go(self) -> None:
         """Destroy the C client on a thread of its own, since that waits for librdkafka's threads (X20)."""

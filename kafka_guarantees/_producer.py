@@ -137,7 +137,8 @@ class PlainProducer(Handle):
 
     def __init__(self, owner: object, settings: Settings, lifecycle: Lifecycle) -> None:
         self._callbacks = Callbacks()
-        super().__init__(Producer({**settings.producer, **self._callbacks.of(settings.callbacks)}))
+        super().__init__()
+        self.make(Producer, {**settings.producer, **self._callbacks.of(settings.callbacks)})
         self._lifecycle = lifecycle
         self._patience = settings.delivery_timeout
         self._unserved = 0
@@ -155,6 +156,10 @@ class PlainProducer(Handle):
             self.send(record, delivery._settle)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
+        except (TypeError, ValueError) as exc:
+            if self._lifecycle.in_hand:  # a handler may swallow it, but its message is not finished
+                delivery._fail(DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}"))
+            raise
         return delivery
 
     def send(self, record: Record, callback: DeliveryCallback | None = None) -> None:
@@ -282,7 +287,7 @@ class TransactionalProducer(Handle):
     """
 
     def __init__(self, settings: Settings, lifecycle: Lifecycle) -> None:
-        super().__init__(None)
+        super().__init__()
         self._settings = settings
         self._lifecycle = lifecycle
         self._callbacks = Callbacks()
@@ -491,9 +496,8 @@ class TransactionalProducer(Handle):
         callbacks = self._callbacks.of(self._settings.callbacks)
         watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
         delivered = self._callbacks.shim("on_delivery", self._delivered)
-        self.raw = Producer(
-            {**self._settings.producer, **callbacks, "logger": watch, "error_cb": watch.error, "on_delivery": delivered}
-        )
+        callbacks |= {"logger": watch, "error_cb": watch.error, "on_delivery": delivered}
+        self.make(Producer, {**self._settings.producer, **callbacks})
         self._state = state
         self._initialise()
 

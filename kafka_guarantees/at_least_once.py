@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
-    from ._explanation import Explanation
     from ._offsets import Partition
+    from ._settings import Explanation
     from .errors import KafkaGuaranteesError
     from .records import BatchHandler, Delivery, Handler, Headers, Payload
 
@@ -70,7 +70,7 @@ class AtLeastOnce:
 
     # -- consuming ----------------------------------------------------------------------------------------------------
 
-    def run(self, topics: Sequence[str], handler: Handler, *, max_batch: int = 1000, until_idle: float | None = None) -> None:
+    def run(self, topics: Sequence[str], handler: Handler, *, max_batch: int = 2000, until_idle: float | None = None) -> None:
         """Call ``handler`` for every message of ``topics``; records that it returns are produced before its offset moves.
 
         Blocks until ``stop()``, until SIGINT or SIGTERM if this is the main thread, or until no message has come for
@@ -121,7 +121,7 @@ class AtLeastOnce:
         return done, None
 
     def run_batches(
-        self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 1000, until_idle: float | None = None
+        self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 2000, until_idle: float | None = None
     ) -> None:
         """Like ``run``, with a handler that takes a whole batch. Where it raises, nothing of the batch is committed."""
         with self._consuming(topics, max_batch, signals=True) as consumer:
@@ -134,7 +134,7 @@ class AtLeastOnce:
                 self._finish(consumer, batch, batch.messages)
 
     def messages(
-        self, topics: Sequence[str], *, max_batch: int = 1000, until_idle: float | None = None
+        self, topics: Sequence[str], *, max_batch: int = 2000, until_idle: float | None = None
     ) -> Generator[Message, None, None]:
         """Iterate over messages; a message is finished when the loop asks for the next one.
 

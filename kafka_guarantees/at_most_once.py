@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
-    from ._explanation import Explanation
     from ._offsets import Partition
+    from ._settings import Explanation
     from .records import BatchHandler, Handler, Headers, Payload
 
 log = logging.getLogger("kafka_guarantees")

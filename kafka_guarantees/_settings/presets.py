@@ -1,0 +1,326 @@
+"""What each guarantee sets: a table of data. ``_settings`` walks it, ``explain()`` and the docs are printed from it.
+
+Rules. Values are in the one spelling of ``_values.normalise``. ``see`` names the hazard, KIP or librdkafka file behind
+a row. A row's ``why`` is one sentence for a reader who has never seen the setting: it is printed by ``explain()``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from .properties import BOTH, CONSUMER, PRODUCER
+from .values import Value
+
+
+class Guarantee(str, Enum):
+    """How often a message's effect happens when something fails."""
+
+    AT_MOST_ONCE = "at-most-once"
+    AT_LEAST_ONCE = "at-least-once"
+    EXACTLY_ONCE = "exactly-once"
+
+
+class Kind(str, Enum):
+    """How firmly a preset holds."""
+
+    LOCKED = "locked"  # a contradicting override is refused
+    DEFAULT = "default"  # the user may change it
+    TUNING = "tuning"  # a matter of speed or memory, not of the guarantee
+
+
+AMO = (Guarantee.AT_MOST_ONCE,)
+ALO = (Guarantee.AT_LEAST_ONCE,)
+EOS = (Guarantee.EXACTLY_ONCE,)
+ACKED = ALO + EOS
+ALL = AMO + ALO + EOS
+
+Known = Mapping[str, Value]  # settings by their one name
+
+MAX_RETRIES = 2**31 - 1
+TRANSACTION_TIMEOUT_MS = 15_000
+_DELIVERY_TIMEOUT_MS = 120_000
+_SOCKET_TIMEOUT_MS = 10_000
+SOCKET_MARGIN_MS = 100  # librdkafka's CONFIGURATION.md: socket.timeout.ms at least this much below transaction.timeout.ms
+MAX_IN_FLIGHT = 5
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row: for these guarantees the setting has this value, unless the user may and does change it.
+
+    ``value`` is a function where it depends on what the user gave. ``breaks`` and ``instead`` are for LOCKED rows.
+    """
+
+    guarantees: tuple[Guarantee, ...]
+    setting: str
+    value: Value | Callable[[Known], Value]
+    kind: Kind
+    side: str
+    why: str
+    see: str
+    breaks: str = ""
+    instead: str = ""
+
+
+def _transaction_timeout(given: Known) -> int:
+    return int(given.get("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS))
+
+
+def _delivery_timeout(given: Known) -> int:
+    return min(_DELIVERY_TIMEOUT_MS, _transaction_timeout(given))
+
+
+def _socket_timeout(given: Known) -> int:
+    return max(10, min(_SOCKET_TIMEOUT_MS, _transaction_timeout(given) - SOCKET_MARGIN_MS))
+
+
+def _idempotence(given: Known) -> str:
+    return "true" if given.get("acks", "all") == "all" else "false"
+
+
+PRESETS = (
+    Preset(AMO, "acks", 0, Kind.DEFAULT, PRODUCER, "nothing is waited for; nothing can be sent twice", "P06 P07"),
+    Preset(ALO, "acks", "all", Kind.DEFAULT, PRODUCER, "a record counts when all in-sync replicas have it", "B01"),
+    Preset(
+        EOS,
+        "acks",
+        "all",
+        Kind.LOCKED,
+        PRODUCER,
+        "a record counts when all in-sync replicas have it",
+        "KIP-98",
+        "a committed transaction could lose records when a leader dies",
+        "leave it out, or use AtLeastOnce",
+    ),
+    Preset(
+        AMO,
+        "retries",
+        0,
+        Kind.LOCKED,
+        PRODUCER,
+        "a record is sent once: a retry after a lost answer is a second copy",
+        "P06",
+        "a record whose answer got lost would be written twice",
+        "leave it out, or use AtLeastOnce",
+    ),
+    Preset(
+        ACKED,
+        "retries",
+        MAX_RETRIES,
+        Kind.DEFAULT,
+        PRODUCER,
+        "delivery.timeout.ms ends the attempts, not their number",
+        "P05",
+    ),
+    Preset(ALO, "retry.backoff.ms", 100, Kind.DEFAULT, BOTH, "pause before a request is repeated", "P16"),
+    Preset(
+        AMO,
+        "enable.idempotence",
+        "false",
+        Kind.LOCKED,
+        PRODUCER,
+        "idempotence needs acks=all and retries",
+        "P06",
+        "it would switch retries and acks=all on",
+        "leave it out, or use AtLeastOnce",
+    ),
+    Preset(
+        ALO,
+        "enable.idempotence",
+        _idempotence,
+        Kind.DEFAULT,
+        PRODUCER,
+        "keeps the order and removes most duplicates of retries (not all); off when acks is not all",
+        "P08 P17",
+    ),
+    Preset(
+        EOS,
+        "enable.idempotence",
+        "true",
+        Kind.LOCKED,
+        PRODUCER,
+        "transactions are built on it",
+        "KIP-98",
+        "there are no transactions without it",
+        "leave it out, or use AtLeastOnce",
+    ),
+    Preset(
+        ACKED,
+        "max.in.flight",
+        MAX_IN_FLIGHT,
+        Kind.DEFAULT,
+        PRODUCER,
+        "brokers remember five batches per producer: more could not be put in order again",
+        "P17",
+    ),
+    Preset(
+        ALO,
+        "delivery.timeout.ms",
+        _DELIVERY_TIMEOUT_MS,
+        Kind.DEFAULT,
+        PRODUCER,
+        "after this a record may or may not have been written: long, so that it is rare",
+        "P05 P16",
+    ),
+    Preset(
+        EOS,
+        "delivery.timeout.ms",
+        _delivery_timeout,
+        Kind.DEFAULT,
+        PRODUCER,
+        "not longer than the transaction that it belongs to",
+        "P16",
+    ),
+    Preset(
+        EOS,
+        "transaction.timeout.ms",
+        TRANSACTION_TIMEOUT_MS,
+        Kind.DEFAULT,
+        PRODUCER,
+        "the coordinator aborts after this; readers of the output wait that long for a dead instance",
+        "X16 X17",
+    ),
+    Preset(
+        EOS,
+        "socket.timeout.ms",
+        _socket_timeout,
+        Kind.DEFAULT,
+        PRODUCER,
+        "a request must be given up before its transaction times out",
+        "P16",
+    ),
+    Preset(
+        AMO + EOS,
+        "delivery.report.only.error",
+        True,  # noqa: FBT003 - a value in a table
+        Kind.LOCKED,
+        PRODUCER,
+        "a success means nothing yet here; errors are reported",
+        "MEASURED.md X19",
+        "one callback into Python for every record, with nothing to tell",
+        "leave it out",
+    ),
+    Preset(
+        ALO,
+        "delivery.report.only.error",
+        False,  # noqa: FBT003 - a value in a table
+        Kind.LOCKED,
+        PRODUCER,
+        "offsets wait for the success of each record",
+        "P01",
+        "no success would ever be reported, and no offset committed",
+        "leave it out",
+    ),
+    Preset(
+        ALL,
+        "partitioner",
+        "murmur2_random",
+        Kind.DEFAULT,
+        PRODUCER,
+        "the same key goes to the same partition as from a Java client",
+        "P18",
+    ),
+    Preset(
+        EOS,
+        "log.connection.close",
+        "true",
+        Kind.LOCKED,
+        PRODUCER,
+        "a closed connection is how an ambiguous commit is noticed",
+        "X01",
+        "nobody would see when the producer must be re-created, and a late request could end another transaction",
+        "leave it out; filter such lines in your logger",
+    ),
+    Preset(
+        EOS,
+        "log_level",
+        6,
+        Kind.DEFAULT,
+        PRODUCER,
+        "the library reads the lines about connections",
+        "X01",
+    ),
+    Preset(
+        ALL,
+        "enable.auto.commit",
+        "false",
+        Kind.LOCKED,
+        CONSUMER,
+        "offsets are committed by the library, at the one right moment",
+        "P03",
+        "a background thread would commit messages that are not handled, or were not committed before they are",
+        "leave it out: run() commits",
+    ),
+    Preset(
+        ALL,
+        "enable.auto.offset.store",
+        "false",
+        Kind.LOCKED,
+        CONSUMER,
+        "a message counts as done when its handler is done, not when it is fetched",
+        "P03",
+        "closing would commit messages that were fetched and never handled",
+        "leave it out: run() keeps the offsets",
+    ),
+    Preset(
+        ALL,
+        "auto.offset.reset",
+        "error",
+        Kind.LOCKED,
+        CONSUMER,
+        "a lost position is an error, never a silent jump; start= says where a new group begins",
+        "C11 M05",
+        "a position that is gone would silently become a jump (messages lost) or a restart (messages repeated)",
+        'leave it out; the start= argument ("earliest" or "latest") decides where a new group begins',
+    ),
+    Preset(
+        ALO,
+        "isolation.level",
+        "read_committed",
+        Kind.DEFAULT,
+        CONSUMER,
+        "records of aborted transactions are not handled",
+        "X15",
+    ),
+    Preset(
+        EOS,
+        "isolation.level",
+        "read_committed",
+        Kind.LOCKED,
+        CONSUMER,
+        "aborted records are not handled, and offsets of open transactions are waited for",
+        "X08 X15 KIP-447",
+        "a new owner of a partition would start before the open transaction of the old one: messages handled twice",
+        "leave it out, or use AtLeastOnce",
+    ),
+    Preset(
+        ALL,
+        "allow.auto.create.topics",
+        "false",
+        Kind.DEFAULT,
+        BOTH,
+        "a typing mistake is an error, not a new topic with one replica",
+        "P19",
+    ),
+    Preset(ACKED, "check.crcs", "true", Kind.DEFAULT, CONSUMER, "damaged records are noticed", "C21"),
+    Preset(
+        ALL,
+        "fetch.queue.backoff.ms",
+        2,
+        Kind.TUNING,
+        CONSUMER,
+        "librdkafka's 1000 lets a fast consumer starve for a second",
+        "MEASURED.md",
+    ),
+    Preset(
+        ALL,
+        "queued.max.messages.kbytes",
+        32_768,
+        Kind.TUNING,
+        CONSUMER,
+        "bounds the memory of what is fetched ahead",
+        "C24",
+    ),
+)

@@ -1,0 +1,302 @@
+"""What each guarantee refuses, and what it allows but calls weaker: tables of data. ``_settings`` walks them.
+
+Rules. LOCKED presets are refused by their own row in ``_presets``; here is what is left. Only what the user gave is
+looked at, in the one spelling of ``_values.normalise``. ``see`` names the hazard or KIP behind a row. ``breaks`` and
+``instead`` complete the sentence "x=y is refused: BREAKS. Instead: INSTEAD."
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .presets import ACKED, ALL, ALO, AMO, EOS, MAX_IN_FLIGHT, SOCKET_MARGIN_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .presets import Guarantee, Known
+    from .values import Value
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One row: the user's value is refused when ``when(value, effective settings)``."""
+
+    guarantees: tuple[Guarantee, ...]
+    setting: str
+    when: Callable[[Value, Known], bool]
+    breaks: str
+    instead: str
+    see: str
+
+
+@dataclass(frozen=True)
+class Weakening:
+    """One row: the user's value is allowed but marked. ``durability`` ones are also a ``DurabilityWarning``."""
+
+    guarantees: tuple[Guarantee, ...]
+    setting: str
+    when: Callable[[Value, Known], bool]
+    costs: str
+    see: str
+    durability: bool = True
+
+
+@dataclass(frozen=True)
+class Order:
+    """One row: ``shorter + margin`` must be below ``longer``, or at most equal to it where ``equal``; milliseconds."""
+
+    guarantees: tuple[Guarantee, ...]
+    shorter: str
+    longer: str
+    margin: int
+    equal: bool
+    breaks: str
+    see: str
+
+
+def milliseconds(effective: Known, name: str) -> float:
+    """The setting as a number; 0 means no limit for ``delivery.timeout.ms``."""
+    value = float(effective[name])
+    return float("inf") if name == "delivery.timeout.ms" and value == 0 else value
+
+
+def _always(_value: Value, _effective: Known) -> bool:
+    return True
+
+
+def _is(*values: Value) -> Callable[[Value, Known], bool]:
+    return lambda value, _effective: value in values
+
+
+def _is_not(*values: Value) -> Callable[[Value, Known], bool]:
+    return lambda value, _effective: value not in values
+
+
+REFUSALS = (
+    Refusal(ALL, "bootstrap.servers", _is(""), "there is no broker to connect to", "give host:port, comma-separated", "-"),
+    Refusal(
+        ALL,
+        "group.id",
+        _is(""),
+        "committed offsets belong to a group with a name (and confluent-kafka aborts the process without one)",
+        "give a name that all instances of this service share, or leave it out to produce only",
+        "C11",
+    ),
+    Refusal(
+        AMO + ALO,
+        "transactional.id",
+        _always,
+        "this guarantee uses no transactions: the setting would promise something that is not done",
+        "use ExactlyOnce, or leave it out",
+        "X14",
+    ),
+    Refusal(
+        EOS,
+        "transactional.id",
+        _is(""),
+        "an empty id means no transactions to librdkafka",
+        'give one that is stable per instance and unique among instances, e.g. "<service>-<StatefulSet ordinal>"',
+        "X14",
+    ),
+    Refusal(
+        ALO,
+        "acks",
+        _is(0),
+        "nothing is acknowledged, so nothing can be sent again: records would be lost without a word",
+        "leave it out, or use AtMostOnce",
+        "P07",
+    ),
+    Refusal(
+        ALO,
+        "enable.idempotence",
+        lambda value, effective: value == "true" and effective["acks"] != "all",
+        "idempotence needs acks=all",
+        "leave acks out, or leave enable.idempotence out",
+        "KIP-98",
+    ),
+    Refusal(
+        ACKED,
+        "retries",
+        _is(0),
+        "the first hiccup of a broker would fail the record",
+        "leave it out; delivery.timeout.ms bounds the attempts",
+        "P05",
+    ),
+    Refusal(
+        ACKED,
+        "max.in.flight",
+        lambda value, effective: effective["enable.idempotence"] == "true" and float(value) > MAX_IN_FLIGHT,
+        "brokers remember five batches per idempotent producer: records could change order or be refused",
+        "give 1 to 5",
+        "P17",
+    ),
+    Refusal(
+        EOS,
+        "log_level",
+        lambda value, _effective: float(value) < 6,  # noqa: PLR2004 - LOG_INFO of syslog(3)
+        "the library reads the lines about closed connections (level 6) to know when the producer must be re-created",
+        "leave it out; filter lines in your logger",
+        "X01",
+    ),
+    Refusal(
+        ALL,
+        "log.queue",
+        _is("true"),
+        "nobody would serve that queue: librdkafka's log lines would be lost",
+        "leave it out; give a logger",
+        "X01",
+    ),
+    Refusal(
+        ALL,
+        "enabled_events",
+        _is_not(0),
+        "events would take the place of the delivery reports and errors that the library waits for",
+        "leave it out",
+        "P01",
+    ),
+    Refusal(
+        ALL,
+        "enable.gapless.guarantee",
+        _is("true"),
+        "it is experimental, does not cover timeouts and makes the producer useless after one lost record",
+        "leave it out",
+        "P21",
+    ),
+    Refusal(ALL, "queuing.strategy", _is("lifo"), "records would be sent in the wrong order", "leave it out", "P21"),
+    Refusal(
+        ALL,
+        "offset.store.method",
+        _is_not("broker"),
+        "offsets would not be in the group, where other members and the transaction look for them",
+        "leave it out",
+        "P03",
+    ),
+    Refusal(
+        ALL,
+        "max.poll.records",
+        _always,
+        "consumers of librdkafka ignore it (it is for share groups)",
+        "use the max_batch argument of run()",
+        "HAZARDS 2.5",
+    ),
+    Refusal(
+        ALL,
+        "share.acknowledgement.mode",
+        _always,
+        "it belongs to share groups, which have none of the three guarantees",
+        "leave it out",
+        "DESIGN 8",
+    ),
+)
+
+# C17: with KIP-848 the broker decides these, for the whole group.
+BROKERS_WITH_KIP_848 = (
+    "session.timeout.ms",
+    "heartbeat.interval.ms",
+    "partition.assignment.strategy",
+    "group.protocol.type",
+)
+
+WEAKENINGS = (
+    Weakening(
+        ALO,
+        "acks",
+        _is(1),
+        "an acknowledged record is lost if its leader dies before a replica has it; enable.idempotence goes off too",
+        "B01",
+    ),
+    Weakening(
+        ALO,
+        "enable.idempotence",
+        _is("false"),
+        "a retry can write a record twice and behind later ones",
+        "P17",
+    ),
+    Weakening(
+        ALO,
+        "isolation.level",
+        _is("read_uncommitted"),
+        "records of aborted transactions are handled, and a group that a transaction commits for can handle twice",
+        "X15",
+    ),
+    Weakening(
+        ALL,
+        "allow.auto.create.topics",
+        _is("true"),
+        "a mistyped topic is created with the broker's defaults, which may be one replica",
+        "P19",
+    ),
+    Weakening(ACKED, "check.crcs", _is("false"), "records damaged on the way are handled as if they were whole", "C21"),
+    Weakening(
+        ALL,
+        "enable.ssl.certificate.verification",
+        _is("false"),
+        "anybody on the way can answer in the broker's place: an acknowledgement proves nothing",
+        "S02",
+    ),
+    Weakening(
+        ALL,
+        "ssl.endpoint.identification.algorithm",
+        _is("none"),
+        "any host with a certificate can answer in the broker's place: an acknowledgement proves nothing",
+        "S02",
+    ),
+    Weakening(
+        EOS,
+        "transaction.timeout.ms",
+        lambda value, effective: float(value) > float(effective["session.timeout.ms"]),
+        "longer than session.timeout.ms: after a crash the next owner of the partitions waits for the old transaction",
+        "X17",
+        durability=False,
+    ),
+)
+
+ORDERS = (
+    Order(
+        ALL,
+        "linger.ms",
+        "delivery.timeout.ms",
+        0,
+        equal=False,
+        breaks="records would time out while they wait to be sent",
+        see="P16",
+    ),
+    Order(
+        EOS,
+        "socket.timeout.ms",
+        "transaction.timeout.ms",
+        SOCKET_MARGIN_MS,
+        equal=True,
+        breaks="a request that hangs would outlive its transaction",
+        see="P16",
+    ),
+    Order(
+        EOS,
+        "delivery.timeout.ms",
+        "transaction.timeout.ms",
+        0,
+        equal=True,
+        breaks="a record could still be on its way when its transaction is over",
+        see="P16",
+    ),
+    Order(
+        ALL,
+        "session.timeout.ms",
+        "max.poll.interval.ms",
+        0,
+        equal=True,
+        breaks="a member would be thrown out as slow before it could be noticed as dead",
+        see="X17",
+    ),
+    Order(
+        EOS,
+        "transaction.timeout.ms",
+        "max.poll.interval.ms",
+        0,
+        equal=False,
+        breaks="the group would give the partitions away while their transaction is still open",
+        see="X17",
+    ),
+)

@@ -1,0 +1,165 @@
+"""Values of the configuration dict: made comparable, and shown without secrets. Pure.
+
+Rules. Two spellings of one value become equal here (``"all"``, ``"-1"`` and ``-1``; ``True`` and ``"true"``), and are
+what librdkafka reads. librdkafka reads ``"5ms"`` as 5, ``2**32 + 5`` as 5 and cuts a string at its first NUL without a
+word, so numbers and strings are checked here. Only values that cannot be a secret are ever shown (S01).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ..errors import UnsafeConfigError
+from .properties import BOOLEAN, ENUM, FLAGS, FLOAT, INTEGER, PROPERTIES, SHOWN, canonical
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Value = str | int | float | bool
+
+HIDDEN = "<hidden>"
+
+_INT_MAX = 2**31 - 1  # every number of librdkafka's dict is a C int
+_PRINTABLE = 10**12  # Python refuses to print integers of thousands of digits
+_INTEGER = re.compile(r"[+-]?[0-9]{1,12}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?[0-9]{1,12}(\.[0-9]{0,9})?", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
+_BOOLEANS = {"true": "true", "t": "true", "1": "true", "false": "false", "f": "false", "0": "false"}
+_NEED = {
+    INTEGER: "a whole number of at most 2147483647",
+    FLOAT: "a number of at most 2147483647",
+    BOOLEAN: "true or false",
+    "acks": "0, 1 or all",  # librdkafka lets other numbers pass, and brokers then refuse every record
+}
+
+
+def normalise(name: str, value: object, spelled: str = "") -> Value:
+    """The value as librdkafka takes it, one spelling for each.
+
+    Args:
+        name: the one name of the property.
+        value: what the user gave.
+        spelled: the name that the user wrote, for the error.
+
+    Raises:
+        UnsafeConfigError: it is not a value of this property's kind.
+    """
+    spelled = spelled or name
+    text = _text(spelled, value)
+    kind = name if name == "acks" else PROPERTIES[name].kind if name in PROPERTIES else ""
+    result = _READ[kind](text, name) if kind in _READ else text
+    if result is None:
+        raise UnsafeConfigError(spelled, shown_raw(name, value), f"it takes {_NEED[kind]}", f"give {_NEED[kind]}")
+    return result
+
+
+def shown(name: str, value: object) -> str:
+    """The value as text if it cannot be a secret, else ``<hidden>``."""
+    if value is None or isinstance(value, bool):
+        return "None" if value is None else str(value).lower()
+    if not isinstance(value, (str, int, float)) or (not isinstance(value, str) and not abs(value) < _PRINTABLE):
+        return HIDDEN
+    one, text = canonical(name), str.__str__(value) if isinstance(value, str) else str(value)
+    return text if one in PROPERTIES and _harmless(one, text) else HIDDEN
+
+
+def shown_raw(name: str, value: object) -> object:
+    """The value as the user gave it if it cannot be a secret, else ``<hidden>``: for ``UnsafeConfigError.value``."""
+    return HIDDEN if shown(name, value) == HIDDEN else value
+
+
+def shown_name(name: object) -> str:
+    """A name from the user's dict, if it looks like one."""
+    return name if isinstance(name, str) and _NAME.fullmatch(name) else HIDDEN
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        raise UnsafeConfigError(name, None, "None is not a value", "leave the setting out to keep its default")
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _encodable(name, value)
+    if isinstance(value, (int, float)):
+        return _number_text(value)
+    kind = type(value).__name__
+    raise UnsafeConfigError(
+        name,
+        HIDDEN,
+        f"a {kind} is not a value of librdkafka's",
+        "give a str, int, float or bool; a list is written as a, b, c",
+    )
+
+
+def _encodable(name: str, value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        bad = True
+    else:
+        bad = "\0" in value
+    if bad:  # outside the except block: the codec's error holds the value (S01)
+        raise UnsafeConfigError(
+            name, HIDDEN, "a NUL or a lone surrogate cannot reach librdkafka, which would cut it off", "give plain text"
+        )
+    return str.__str__(value)  # a member of a str Enum is its value
+
+
+def _number_text(value: float) -> str:
+    if not abs(value) <= _INT_MAX:  # also true of nan, inf and integers that no float can hold
+        return "out of range"
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def _acks(text: str, name: str) -> Value | None:
+    if text.strip().lower() in {"all", "-1"}:
+        return "all"
+    number = _integer(text.strip(), name)
+    return number if number in {0, 1} else None
+
+
+def _integer(text: str, _name: str) -> int | None:
+    number = int(text) if _INTEGER.fullmatch(text) else None
+    return number if number is not None and abs(number) <= _INT_MAX else None
+
+
+def _float(text: str, _name: str) -> float | None:
+    if not _NUMBER.fullmatch(text) or abs(float(text)) > _INT_MAX:
+        return None
+    return int(float(text)) if float(text).is_integer() else float(text)
+
+
+def _boolean(text: str, name: str) -> Value | None:
+    word = _BOOLEANS.get(text.strip().lower())
+    if name == "delivery.report.only.error" and word:
+        return word == "true"  # the one property that confluent-kafka reads itself, as a Python bool
+    return word
+
+
+def _enum(text: str, name: str) -> str:
+    spellings = {value.lower(): value for value in PROPERTIES[name].values}
+    return spellings.get(text.strip().lower(), text)
+
+
+_READ: dict[str, Callable[[str, str], Value | None]] = {
+    "acks": _acks,
+    INTEGER: _integer,
+    FLOAT: _float,
+    BOOLEAN: _boolean,
+    ENUM: _enum,
+}
+
+
+def _harmless(name: str, text: str) -> bool:
+    kind, values = PROPERTIES[name].kind, PROPERTIES[name].values
+    if name == "acks":
+        return text.strip().lower() == "all" or bool(_INTEGER.fullmatch(text))
+    if kind in {INTEGER, FLOAT}:
+        return bool(_NUMBER.fullmatch(text))
+    if kind == BOOLEAN:
+        return text.strip().lower() in _BOOLEANS
+    if kind in {ENUM, FLAGS} or values:
+        known = {value.lower() for value in values}
+        return all(word.strip().lower() in known for word in text.split(","))
+    return name in SHOWN and text.isprintable() and "@" not in text  # "@": a URL with a password in it
