@@ -362,6 +362,6 @@ class Transaction:
     def _check_used(self) -> None:
         if self._phase != "over":
             raise KafkaGuaranteesError(
-                f"a transaction of {len(self.messages)} messages was not used: write `for tx in ...: with tx: ...`. Nothing of it "
-                "was committed, and its messages come again."
+                f"a transaction of {len(self.messages)} messages was not used: write `for tx in ...: with tx: ...`. Nothing of "
+                "it was committed, and its messages come again."
             )
