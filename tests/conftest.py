@@ -1,0 +1,87 @@
+"""Shared by all tests: fresh names, and reading topics back to their end."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+
+@pytest.fixture
+def fresh() -> Callable[[str], str]:
+    """``fresh("group")`` is a name that nobody has used."""
+    return lambda prefix: f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+def fill(bootstrap: str, topic: str, values: Iterable[bytes | None], partitions: int = 1) -> int:
+    """Write values with plain confluent-kafka, round robin over partitions, all acknowledged. Returns how many."""
+    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 5})
+    failures: list[object] = []
+    count = 0
+    for count, value in enumerate(values, 1):  # noqa: B007 - it is returned
+        producer.produce(
+            topic,
+            value,
+            partition=(count - 1) % partitions,
+            on_delivery=lambda error, _message: failures.append(error) if error is not None else None,
+        )
+        producer.poll(0)
+    assert producer.flush(60) == 0
+    assert not failures, failures
+    return count
+
+
+def read_all(bootstrap: str, topic: str, *, isolation: str = "read_committed", timeout: float = 30.0) -> list[Message]:
+    """Every message of a topic, from the beginning to the end of all partitions, by a consumer without a group (H02, H03)."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": f"reader-{uuid.uuid4().hex}",
+            "isolation.level": isolation,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.queue.backoff.ms": 2,
+        }
+    )
+    try:
+        partitions = consumer.list_topics(topic, timeout=timeout).topics[topic].partitions
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+        return _to_the_ends(consumer, set(partitions), timeout)
+    finally:
+        consumer.close()
+
+
+def _to_the_ends(consumer: Consumer, open_partitions: set[int], timeout: float) -> list[Message]:
+    found: list[Message] = []
+    while open_partitions:
+        messages = consumer.consume(1000, timeout)
+        assert messages, f"no end of partitions {open_partitions} within {timeout} s: an open transaction?"
+        for message in messages:
+            error = message.error()
+            if error is None:
+                found.append(message)
+            elif error.name() == "_PARTITION_EOF":
+                open_partitions.discard(message.partition() or 0)
+            else:
+                raise KafkaException(error)
+    return found
+
+
+def values(messages: Sequence[Message]) -> list[bytes]:
+    """The payloads, sorted, so that lists compare as multisets."""
+    return sorted(message.value() or b"" for message in messages)
+
+
+def committed(bootstrap: str, group: str, topic: str, partitions: int = 1) -> list[int]:
+    """The group's committed offset of every partition; -1001 where there is none."""
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": group, "isolation.level": "read_committed"})
+    try:
+        answer = consumer.committed([TopicPartition(topic, number) for number in range(partitions)], 30)
+        return [partition.offset for partition in answer]
+    finally:
+        consumer.close()
