@@ -43,8 +43,8 @@ NOT_PROMISED = {
         "An event that its producer wrote twice is handled twice: Kafka cannot know.",
     ),
     Guarantee.AT_LEAST_ONCE: (
-        "Handling once: use a deduplication store or an inbox. Even the idempotent producer can write duplicates.",
-        "An event that its producer wrote twice is handled twice, unless a deduplication store or an inbox is given.",
+        "Handling once: a handler must bear repeats. Even the idempotent producer can write duplicates.",
+        "An event that its producer wrote twice is handled twice: Kafka cannot know.",
         _EVERYWHERE,
     ),
     Guarantee.EXACTLY_ONCE: (
@@ -67,12 +67,12 @@ NOTABLE = {
     "socket.timeout.ms": "how long a request is waited for",
     "group.protocol": "classic, or consumer for KIP-848",
     "session.timeout.ms": "silence after which the group counts a member as dead",
-    "max.poll.interval.ms": "the longest a batch may take without a keep-alive",
+    "max.poll.interval.ms": "the longest that a message may take to handle",
 }
 
 _WIDTH = 118
 _GAP = "  "
-_CAPS = (28, 18, 18, 8)  # setting, value, set by, side; the reason gets the rest
+_CAPS = (33, 18, 18, 8)  # setting, value, set by, side; the reason gets the rest
 _HEADER = ("setting", "value", "set by", "side", "why")
 
 

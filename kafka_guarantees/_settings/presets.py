@@ -304,6 +304,15 @@ PRESETS = (
         "a typing mistake is an error, not a new topic with one replica",
         "P19",
     ),
+    Preset(
+        ACKED,
+        "topic.metadata.propagation.max.ms",
+        5_000,
+        Kind.DEFAULT,
+        PRODUCER,
+        "a topic that does not exist is an error after this, and within the transaction",
+        "P19",
+    ),
     Preset(ACKED, "check.crcs", "true", Kind.DEFAULT, CONSUMER, "damaged records are noticed", "C21"),
     Preset(
         ALL,

@@ -1,0 +1,46 @@
+# make demo   see the three guarantees kept on a real Kafka while workers are killed
+# make test   everything: lint, types, unit tests, broker tests on one and three brokers, examples, the wheel
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types pytest needs lock clean
+.DELETE_ON_ERROR:
+
+demo: $(STAMP) needs
+	$(BIN)/kafka-guarantees demo
+
+test: lint types pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+pytest: $(STAMP) needs
+	$(BIN)/pytest
+
+# The environment: what requirements-dev.lock pins, and this package in editable form.
+$(STAMP): pyproject.toml requirements-dev.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-virtualenv -r requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --require-virtualenv --no-deps --editable .
+	touch $@
+
+# Kafka runs on Java 17 or newer, and its jars come by Maven. As root on Debian both are installed where they are missing.
+needs:
+	@command -v java >/dev/null && command -v mvn >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jre-headless maven; \
+	  else echo "Java 17 or newer and Maven are needed: install them (Debian: apt-get install default-jre-headless maven)" >&2; exit 1; \
+	  fi; }
+
+lock:
+	uv pip compile --universal --python-version 3.10 --group dev pyproject.toml --no-header --no-annotate --quiet -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
