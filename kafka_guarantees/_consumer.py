@@ -4,7 +4,7 @@ Rules.
 * One thread, no poll between the fetch of a batch and its end: a revocation is served in poll only, so that a batch in hand
   cannot lose a partition silently. What it can lose is the whole membership, which is compared before anything is committed
   (C03, C09): the broker itself does not check who owns the partition whose offset is committed (X02).
-* A rebalance seen during a fetch drops what was fetched, and the brokers say where to go on.
+* A rebalance while messages are taken drops them, and the brokers say where to go on.
 * After anything unusual the position is what the *group has committed*, asked of the brokers; never a memory of ours, never
   ``position()``. Where the group has none, ``start`` decides, and the decision is committed at once (M05).
 * A consumer lives for one run. Whatever ends the run closes it, and with it every doubt about positions (C01).
@@ -94,12 +94,15 @@ class GroupConsumer(Handle):
         self._owned: set[Partition] = set()
         self._waiting: set[Partition] = set()  # owned, but not fetched yet: nobody knows from where
         self._unplaced: set[Partition] = set()  # fetched, but from the wrong place: to be put right before the next message
+        self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
+        self._reached: dict[Partition, int] = {}  # up to where messages were handed out
         self._rebalances = 0
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
         super().__init__()
-        self.make(Consumer, {**settings.consumer, **self._callbacks.of(settings.callbacks)})
+        config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
+        self.make(Consumer, config)
         try:
             self._require(topics)
             self.raw.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
@@ -110,18 +113,24 @@ class GroupConsumer(Handle):
     # -- fetching -----------------------------------------------------------------------------------------------------
 
     def batches(self, max_batch: int, until_idle: float | None) -> Iterator[Batch]:
-        """Batches until the client is to stop, or no message came for ``until_idle`` seconds after joining the group."""
+        """Batches until the client is to stop, or nothing came for ``until_idle`` seconds at the end of every partition."""
         last = time.monotonic()
         while not self._lifecycle.stopping:
             batch = self.fetch(max_batch)
             if batch is not None:
                 yield batch
-                last = time.monotonic()
-            elif until_idle is not None:
-                if not self.membership().active:
+            if until_idle is not None:
+                if batch is not None:
+                    self._reached.update((p, o.offset) for p, o in next_offsets(batch.messages).items())
+                if batch is not None or not self._drained():
                     last = time.monotonic()
                 elif time.monotonic() - last >= until_idle:
                     return
+
+    def _drained(self) -> bool:
+        """Whether every partition was read to its end, as librdkafka reports it: silence alone may be a slow broker."""
+        at_end = all(self._reached.get(p, 0) <= self._ends.get(p, -1) for p in self._owned)
+        return at_end and not self._unplaced and self.membership().active
 
     def fetch(self, max_batch: int) -> Batch | None:
         """Wait a moment for a first message and take what is there with it. None: nothing came, or it was not ours.
@@ -129,9 +138,9 @@ class GroupConsumer(Handle):
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        before = self._rebalances
         first = self.raw.poll(WAIT)
         fetched = [] if first is None else [first]
+        before = self._rebalances  # poll() itself serves rebalances before it takes a message, consume() also in between
         if first is not None and max_batch > 1:
             fetched += self.raw.consume(max_batch - 1, 0)
         self._callbacks.raise_interrupt()
@@ -167,6 +176,7 @@ class GroupConsumer(Handle):
         code = error.code()
         where = f"topic {event.topic()!r}" + ("" if event.partition() is None else f" partition {event.partition()}")
         if code == KafkaError._PARTITION_EOF:
+            self._ends[event.topic() or "", event.partition() or 0] = event.offset() or 0
             return
         if code == KafkaError._AUTO_OFFSET_RESET:
             raise OffsetsLost(
@@ -213,6 +223,11 @@ class GroupConsumer(Handle):
         else:
             error: KafkaError | None = metadata.error
             return error
+
+    def _forget(self, partitions: Iterable[Partition]) -> None:
+        for partition in partitions:
+            self._ends.pop(partition, None)
+            self._reached.pop(partition, None)
 
     # -- still ours? --------------------------------------------------------------------------------------------------
 
@@ -282,6 +297,7 @@ class GroupConsumer(Handle):
                 self._fetch_waiting()
             for place in self._places(self._unplaced & self._owned):
                 self.raw.seek(place)
+            self._forget(self._unplaced)
             self._unplaced.clear()
         except KafkaException as exc:
             error = kafka_error(exc)
@@ -371,6 +387,7 @@ class GroupConsumer(Handle):
             self._owned -= gone
             self._waiting -= gone
             self._unplaced -= gone
+            self._forget(gone)
         except BaseException as problem:  # noqa: BLE001 - raised after the C call
             self._keep(problem)
 

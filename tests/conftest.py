@@ -23,7 +23,7 @@ def fill(bootstrap: str, topic: str, values: Iterable[bytes | None], partitions:
     producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 5})
     failures: list[object] = []
     count = 0
-    for count, value in enumerate(values, 1):  # noqa: B007 - it is returned
+    for count, value in enumerate(values, 1):
         producer.produce(
             topic,
             value,
@@ -59,8 +59,9 @@ def read_all(bootstrap: str, topic: str, *, isolation: str = "read_committed", t
 def _to_the_ends(consumer: Consumer, open_partitions: set[int], timeout: float) -> list[Message]:
     found: list[Message] = []
     while open_partitions:
-        messages = consumer.consume(1000, timeout)
-        assert messages, f"no end of partitions {open_partitions} within {timeout} s: an open transaction?"
+        first = consumer.poll(timeout)
+        assert first is not None, f"no end of partitions {open_partitions} within {timeout} s: an open transaction?"
+        messages = [first, *consumer.consume(1000, 0)]
         for message in messages:
             error = message.error()
             if error is None:

@@ -88,6 +88,7 @@ OTHER: dict[str, object] = {
     "allow.auto.create.topics": "true",
     "topic.metadata.propagation.max.ms": 7_000,
     "check.crcs": "false",
+    "fetch.wait.max.ms": 40,
     "fetch.queue.backoff.ms": 50,
     "queued.max.messages.kbytes": 1_024,
 }
@@ -157,6 +158,7 @@ _CONSUMER = {
     "enable.auto.offset.store": "false",
     "auto.offset.reset": "error",
     "allow.auto.create.topics": "false",
+    "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 2,
     "queued.max.messages.kbytes": 32_768,
     "bootstrap.servers": BROKER,

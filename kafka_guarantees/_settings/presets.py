@@ -316,6 +316,15 @@ PRESETS = (
     Preset(ACKED, "check.crcs", "true", Kind.DEFAULT, CONSUMER, "damaged records are noticed", "C21"),
     Preset(
         ALL,
+        "fetch.wait.max.ms",
+        100,
+        Kind.TUNING,
+        CONSUMER,
+        "a partition that is read again waits for the request under way",
+        "MEASURED",
+    ),
+    Preset(
+        ALL,
         "fetch.queue.backoff.ms",
         2,
         Kind.TUNING,

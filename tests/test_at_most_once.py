@@ -1,0 +1,205 @@
+"""AtMostOnce on a real broker: committed before handled, never handled twice."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from kafka_guarantees import AtMostOnce, BrokerError, Record
+from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees.at_most_once import PORTION, next_size
+
+from .conftest import committed, fill, read_all, values
+from .test_at_least_once import IDLE, PROTOCOLS, config, numbers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+__all__ = ["config"]
+pytestmark = pytest.mark.broker
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_message_is_handled_once_when_nothing_fails(
+    protocol: str, config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """Under each group protocol: all are handled once, and a second run finds nothing."""
+    source, target = kafka_topic(partitions=4), kafka_topic()
+    fill(kafka.bootstrap, source, numbers(1000), partitions=4)
+    with AtMostOnce({**config, **PROTOCOLS[protocol]}, start="earliest") as service:
+        service.run([source], lambda message: [Record(target, message.value())], until_idle=IDLE)
+        assert not list(service.messages([source], until_idle=IDLE))
+        assert service.flush(10) == 0
+    assert values(read_all(kafka.bootstrap, target)) == sorted(numbers(1000))
+
+
+def test_a_message_is_committed_before_it_is_handled(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """M01: whenever a handler runs, the group's offset is past its message already."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(8))
+    behind: list[tuple[int, int]] = []
+
+    def handler(message: Message) -> None:
+        offset = committed(kafka.bootstrap, config["group.id"], topic)[0]
+        if offset <= (message.offset() or 0):
+            behind.append((offset, message.offset() or 0))
+
+    with AtMostOnce(config, start="earliest") as service:
+        service.run([topic], handler, until_idle=IDLE)
+    assert not behind
+
+
+def test_a_commit_of_unknown_outcome_is_not_handled(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M02: where the answer to a commit is lost, what the group has committed decides: committed means gone."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(10))
+    real = GroupConsumer.commit
+    lost: list[int] = []
+
+    def flaky(self: GroupConsumer, offsets: Any) -> None:
+        offsets = list(offsets)
+        if not lost:
+            lost.extend(range(offsets[0].offset))
+            real(self, offsets)
+            raise BrokerError("the answer got lost")
+        real(self, offsets)
+
+    monkeypatch.setattr(GroupConsumer, "commit", flaky)
+    with AtMostOnce(config, start="earliest") as service:
+        seen = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
+    assert lost
+    assert seen == list(range(len(lost), 10))
+
+
+def test_a_commit_that_failed_is_made_again(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M02: what was not committed was not handled, so it comes again and nothing is lost."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(10))
+    real, calls = GroupConsumer.commit, []
+
+    def refusing(self: GroupConsumer, offsets: Any) -> None:
+        calls.append(1)
+        if len(calls) in {1, 3}:
+            raise BrokerError("refused")
+        real(self, list(offsets))
+
+    monkeypatch.setattr(GroupConsumer, "commit", refusing)
+    with AtMostOnce(config, start="earliest") as service:
+        seen = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
+    assert seen == list(range(10))
+
+
+def test_a_member_that_was_thrown_out_does_not_handle(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M03: the membership is looked at again after the commit; what the group gave away meanwhile is dropped, not handled."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(10))
+    real, calls = GroupConsumer.still_ours, []
+
+    def gone_after_the_first_commit(self: GroupConsumer, batch: Any, *, within: float) -> bool:
+        calls.append(within)
+        return len(calls) != 2 and real(self, batch, within=within)
+
+    monkeypatch.setattr(GroupConsumer, "still_ours", gone_after_the_first_commit)
+    with AtMostOnce(config, start="earliest") as service:
+        seen = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
+    assert seen == list(range(1, 10))
+
+
+def test_a_handler_that_raises_is_not_called_again(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """M04: the message is dropped and reported, the next one is handled."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(10))
+    calls: list[int] = []
+    dropped: list[tuple[int, str]] = []
+
+    def handler(message: Message) -> None:
+        calls.append(message.offset() or 0)
+        if message.offset() in {2, 5}:
+            raise RuntimeError("boom")
+
+    def on_error(message: Message, error: Exception) -> None:
+        dropped.append((message.offset() or 0, str(error)))
+        raise ValueError("on_error may fail as well")
+
+    with AtMostOnce(config, start="earliest", on_error=on_error) as service:
+        service.run([topic], handler, until_idle=IDLE)
+    assert calls == list(range(10))
+    assert dropped == [(2, "boom"), (5, "boom")]
+
+
+def test_offsets_that_are_set_back_repeat_nothing(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """M09: below what this process has handled nothing is handled again, whatever the group's offsets say."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(10))
+    with AtMostOnce(config, start="earliest") as service:
+        first = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
+        request = [ConsumerGroupTopicPartitions(config["group.id"], [TopicPartition(topic, 0, 4)])]
+        admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+        admin.alter_consumer_group_offsets(request)[config["group.id"]].result(30)
+        fill(kafka.bootstrap, topic, [b"next"])
+        second = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
+    assert first == list(range(10))
+    assert second == [10]
+
+
+def test_a_group_begins_at_the_end_by_default(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """M05: the one start that can never handle twice, and it is committed at once: offsets that were deleted change nothing."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(5))
+    with AtMostOnce(config) as service:
+        assert not list(service.messages([topic], until_idle=IDLE))
+    assert committed(kafka.bootstrap, config["group.id"], topic) == [5]
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.delete_consumer_groups([config["group.id"]])[config["group.id"]].result(30)
+    with AtMostOnce(config) as service:
+        assert not list(service.messages([topic], until_idle=IDLE))
+
+
+def test_what_is_fetched_but_not_committed_is_not_lost(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """M07: a stop in the middle of a batch of slow messages loses nothing that was not committed for handling."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(50))
+    handled: list[int] = []
+
+    def handler(message: Message) -> None:
+        handled.append(message.offset() or 0)
+        time.sleep(2 * PORTION)
+        if len(handled) == 4:
+            service.stop()
+
+    with AtMostOnce(config, start="earliest") as service:
+        service.run([topic], handler)
+        rest = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
+    assert handled == list(range(len(handled)))
+    assert rest == list(range(len(handled), 50))
+
+
+def test_portions_are_as_large_as_their_time_allows() -> None:
+    """M07: a portion doubles while it is full and fast, shrinks to what PORTION seconds allow, and never leaves its limits."""
+    assert next_size(1, 1, 0.0, 500) == 2
+    assert next_size(400, 400, 0.01, 500) == 500
+    assert next_size(3, 8, 0.01, 500) == 8
+    assert next_size(100, 100, 10 * PORTION, 500) == 10
+    assert next_size(1, 1, 100 * PORTION, 500) == 1
