@@ -88,6 +88,7 @@ OTHER: dict[str, object] = {
     "allow.auto.create.topics": "true",
     "topic.metadata.propagation.max.ms": 7_000,
     "check.crcs": "false",
+    "heartbeat.interval.ms": 900,
     "fetch.wait.max.ms": 40,
     "fetch.queue.backoff.ms": 50,
     "queued.max.messages.kbytes": 1_024,
@@ -158,6 +159,7 @@ _CONSUMER = {
     "enable.auto.offset.store": "false",
     "auto.offset.reset": "error",
     "allow.auto.create.topics": "false",
+    "heartbeat.interval.ms": 3_000,
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 2,
     "queued.max.messages.kbytes": 32_768,
@@ -769,3 +771,15 @@ def test_junk_is_refused_or_taken_and_nothing_else(
     """Whatever the dict holds, the answer is settings or an UnsafeConfigError."""
     with contextlib.suppress(UnsafeConfigError):
         resolved(guarantee, minimal(guarantee) | config, commit_interval=commit_interval)
+
+
+@pytest.mark.parametrize(("session", "heartbeat"), [(45_000, 3_000), (6_000, 2_000), (1_000, 333), (1, 1)])
+def test_three_heartbeats_fit_into_a_session(session: int, heartbeat: int) -> None:
+    """A short session brings a short heartbeat: with librdkafka's 3 s, a session of 3 s would end all the time."""
+    given = {"session.timeout.ms": session, "max.poll.interval.ms": 45_000}
+    assert resolved(ALO, minimal(ALO) | given).consumer["heartbeat.interval.ms"] == heartbeat
+
+
+def test_heartbeats_are_the_brokers_under_kip_848() -> None:
+    """C17: with group.protocol=consumer the setting would be refused by librdkafka, so it is not made."""
+    assert "heartbeat.interval.ms" not in resolved(ALO, minimal(ALO, group__protocol="consumer")).consumer

@@ -123,10 +123,11 @@ class _Merged:
         self.guarantee = guarantee
         self.callbacks, self.spelled = _read(config)
         self.given = {name: entry.value for name, entry in self.spelled.items()}
-        self.presets = {row.setting: row for row in PRESETS if guarantee in row.guarantees}
+        self.kip_848 = self.given.get("group.protocol", _DEFAULTS["group.protocol"]) == "consumer"
+        elsewhere = BROKERS_WITH_KIP_848 if self.kip_848 else ()
+        self.presets = {r.setting: r for r in PRESETS if guarantee in r.guarantees and r.setting not in elsewhere}
         self.set = {name: self._preset_value(row) for name, row in self.presets.items()}
         self.effective = {**_DEFAULTS, **self.set, **self.given}
-        self.kip_848 = self.effective["group.protocol"] == "consumer"
         self._refuse()
         librdkafka.check({**self.given, **self.set, **self.given})
         self._refuse_orders(commit_interval)

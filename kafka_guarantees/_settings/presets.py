@@ -42,6 +42,8 @@ MAX_RETRIES = 2**31 - 1
 TRANSACTION_TIMEOUT_MS = 15_000
 _DELIVERY_TIMEOUT_MS = 120_000
 _SOCKET_TIMEOUT_MS = 10_000
+_SESSION_MS = 45_000  # librdkafka's default
+_HEARTBEAT_MS = 3_000  # likewise
 SOCKET_MARGIN_MS = 100  # librdkafka's CONFIGURATION.md: socket.timeout.ms at least this much below transaction.timeout.ms
 MAX_IN_FLIGHT = 5
 
@@ -78,6 +80,10 @@ def _socket_timeout(given: Known) -> int:
 
 def _idempotence(given: Known) -> str:
     return "true" if given.get("acks", "all") == "all" else "false"
+
+
+def _heartbeat(given: Known) -> int:
+    return max(1, min(_HEARTBEAT_MS, int(given.get("session.timeout.ms", _SESSION_MS)) // 3))
 
 
 PRESETS = (
@@ -314,6 +320,15 @@ PRESETS = (
         "P19",
     ),
     Preset(ACKED, "check.crcs", "true", Kind.DEFAULT, CONSUMER, "damaged records are noticed", "C21"),
+    Preset(
+        ALL,
+        "heartbeat.interval.ms",
+        _heartbeat,
+        Kind.DEFAULT,
+        CONSUMER,
+        "three heartbeats fit into a session: a late one does not end it",
+        "C15",
+    ),
     Preset(
         ALL,
         "fetch.wait.max.ms",
