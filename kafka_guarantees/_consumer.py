@@ -138,15 +138,7 @@ class GroupConsumer(Handle):
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        first = self.raw.poll(WAIT)
-        fetched = [] if first is None else [first]
-        before = self._rebalances  # poll() itself serves rebalances before it takes a message, consume() also in between
-        if first is not None and max_batch > 1:
-            fetched += self.raw.consume(max_batch - 1, 0)
-        self._callbacks.raise_interrupt()
-        if self._problem is not None:
-            problem, self._problem = self._problem, None
-            raise problem
+        fetched, before = self._take(max_batch)
         messages = self._without_events(fetched)
         if self._rebalances != before:
             self._unplace(messages)  # C03: they may be of an assignment that is over
@@ -162,6 +154,22 @@ class GroupConsumer(Handle):
             self._unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
             return None
         return batch
+
+    def _take(self, max_batch: int) -> tuple[list[Message], int]:
+        """What librdkafka has, and how many rebalances had been when the first of it was taken."""
+        try:
+            first = self.raw.poll(WAIT)
+            fetched = [] if first is None else [first]
+            before = self._rebalances  # poll() serves rebalances before it takes a message, consume() also in between
+            if first is not None and max_batch > 1:
+                fetched += self.raw.consume(max_batch - 1, 0)
+        except KafkaException as exc:
+            raise broker_failure(kafka_error(exc), "consuming", _SAFE) from exc
+        self._callbacks.raise_interrupt()
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
+        return fetched, before
 
     def _without_events(self, fetched: list[Message]) -> list[Message]:
         events = [(message, error) for message in fetched if (error := message.error()) is not None]
@@ -286,7 +294,8 @@ class GroupConsumer(Handle):
             OffsetsLost, AuthorizationError: see there.
         """
         self._unplace(messages)
-        self._find_places()
+        if not self._lifecycle.stopping:
+            self._find_places()
 
     def _unplace(self, messages: Iterable[Message]) -> None:
         self._unplaced.update(next_offsets(messages))

@@ -33,7 +33,7 @@ log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
 
-STOP_GRACE = 1.5  # seconds that a stopping client still waits for brokers that do not answer
+STOP_GRACE = 1.3  # seconds that a stopping client still waits for brokers that do not answer
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
-SLICE = 0.1  # seconds: no C call waits longer at a time, so that a stop is noticed
+SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
+CALL = 0.5  # seconds that a transactional call waits at a time, likewise
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
 
@@ -180,15 +181,22 @@ class PlainProducer(Handle):
         """Serve what waits of callbacks, for at most ``timeout`` seconds."""
         self._unserved = 0
         self._served = time.monotonic()
-        self.raw.poll(timeout)
-        self._callbacks.raise_interrupt()
+        self._call(lambda: self.raw.poll(timeout))
 
     def flush(self, give_up: Callable[[], bool]) -> int:
         """Wait until everything queued is settled, or ``give_up()``. Returns how many records are not."""
-        while (left := self.raw.flush(SLICE)) and not give_up():
+        while (left := self._call(lambda: self.raw.flush(SLICE))) and not give_up():
             self._served = time.monotonic()
-        self._callbacks.raise_interrupt()
-        return int(left)
+        return left
+
+    def _call(self, serve: Callable[[], int]) -> int:
+        """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
+        try:
+            return serve()
+        except KafkaException as exc:
+            raise broker_failure(kafka_error(exc), "producing", "The producer cannot go on: make a new client.") from exc
+        finally:
+            self._callbacks.raise_interrupt()
 
     def take_failures(self) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at; after this they count as looked at."""
@@ -241,7 +249,7 @@ class InDoubt(Exception):
 
 
 # A connection that failed while it was up may still carry a request of ours; one that never came up cannot.
-_HARMLESS = re.compile(r"in state (CONNECT|TRY_CONNECT|INIT|DOWN)\b")
+_HARMLESS = re.compile(r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE|APIVERSION_QUERY|AUTH_\w+)\b")
 _DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
 
 
@@ -315,8 +323,8 @@ class TransactionalProducer(Handle):
             FencedError, AuthorizationError: see there.
         """
         if self.raw is not None:
-            self.raw.poll(0)  # the log lines of a disconnect since the last transaction
-        why = "it is the first" if self.raw is None else self._state.renewal(time.monotonic())
+            self._serve(lambda: self.raw.poll(0))  # the log lines of a disconnect since the last transaction
+        why = self._state.renewal(time.monotonic())
         if why is not None:
             self._renew(why)
 
@@ -373,16 +381,15 @@ class TransactionalProducer(Handle):
         Raises:
             AbortNeeded: a record failed, or the time of the transaction is up.
         """
-        while left := self.raw.flush(SLICE):
+        while left := self._serve(lambda: self.raw.flush(SLICE)):
             if not self._patient(0):
                 raise AbortNeeded(f"{left} records are still not acknowledged")
-        self._callbacks.raise_interrupt()
         if self._state.state is State.MUST_ABORT:
             raise AbortNeeded("a record could not be written") from self._failure
 
     def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
         """Make the offsets part of the transaction. A repeated call has the same arguments (X11)."""
-        self._call("sending offsets to the transaction", lambda: self.raw.send_offsets_to_transaction(offsets, metadata, 1))
+        self._call("sending offsets to the transaction", lambda: self.raw.send_offsets_to_transaction(offsets, metadata, CALL))
 
     def commit(self) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).
@@ -394,18 +401,25 @@ class TransactionalProducer(Handle):
         if self._state.state is State.MUST_ABORT:
             raise AbortNeeded("a record could not be written") from self._failure
         self._state.on(Event.COMMIT, time.monotonic())
-        self._end("committing the transaction", lambda: self.raw.commit_transaction(1))
+        self._end("committing the transaction", lambda: self.raw.commit_transaction(CALL))
         self._state.on(Event.COMMITTED, time.monotonic())
 
     def abort(self) -> None:
         """Abort the transaction, or where that is no longer possible replace the producer, which has the same effect.
 
         When this returns, the fate of the transaction is decided, and the group's committed offsets tell it.
+
+        Raises:
+            BrokerError: the brokers do not answer, or the client is to stop and they have not for a while.
+            FencedError, AuthorizationError: see there.
         """
+        if self._lifecycle.out_of_patience:
+            self._lose()
+            raise BrokerError("a transaction is left to the brokers, which did not answer. They, or the next start, abort it.")
         if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             self._state.on(Event.ABORT, time.monotonic())
             try:
-                self._end("aborting the transaction", lambda: self.raw.abort_transaction(1))
+                self._end("aborting the transaction", lambda: self.raw.abort_transaction(CALL))
                 self._state.on(Event.ABORTED, time.monotonic())
             except (AbortNeeded, InDoubt) as exc:
                 log.warning("%s: a new producer takes over", exc)
@@ -416,7 +430,7 @@ class TransactionalProducer(Handle):
         """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""
         if self.raw is not None and self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             try:
-                self.raw.abort_transaction(SLICE * 5)
+                self.raw.abort_transaction(CALL)
                 self._state.on(Event.ABORT, time.monotonic()).on(Event.ABORTED, time.monotonic())
             except KafkaException as exc:
                 log.warning("an open transaction is left to the brokers: %s", describe(kafka_error(exc)))
@@ -434,6 +448,19 @@ class TransactionalProducer(Handle):
         age = time.monotonic() - self._state.began
         return age < self._settings.transaction_timeout and not self._lifecycle.out_of_patience
 
+    def _serve(self, serve: Callable[[], int]) -> int:
+        """Serve callbacks. librdkafka raises a fatal error of the producer here as well (P09)."""
+        try:
+            return serve()
+        except KafkaException as exc:
+            self._give_up(self._judge(kafka_error(exc)), kafka_error(exc), "producing", exc)
+        finally:
+            self._callbacks.raise_interrupt()
+
+    def _judge(self, error: KafkaError) -> Verdict:
+        age = time.monotonic() - self._state.began
+        return judge(error, age=age, transaction_timeout=self._settings.transaction_timeout)
+
     def _call(self, doing: str, call: Callable[[], object]) -> int:
         """Make one transactional call, again where that is what its error asks for. Returns how often it was made."""
         deadline = self._state.began + 2 * self._settings.transaction_timeout
@@ -445,8 +472,7 @@ class TransactionalProducer(Handle):
             except KafkaException as exc:
                 error = kafka_error(exc)
                 self._state.soil(f"{doing}: {describe(error)}")
-                age = time.monotonic() - self._state.began
-                verdict = judge(error, age=age, transaction_timeout=self._settings.transaction_timeout)
+                verdict = self._judge(error)
                 out_of_time = time.monotonic() > deadline or self._lifecycle.out_of_patience
                 if verdict is not Verdict.RETRY or out_of_time:
                     self._give_up(verdict, error, doing, exc)
@@ -465,9 +491,10 @@ class TransactionalProducer(Handle):
         calls = self._call(doing, call)
         self._state.ended(calls=calls, seconds=time.monotonic() - started)
 
-    def _give_up(self, verdict: Verdict, error: KafkaError, doing: str, exc: KafkaException) -> None:
+    def _give_up(self, verdict: Verdict, error: KafkaError, doing: str, exc: KafkaException) -> NoReturn:
         why = f"{doing}: {describe(error)}"
-        if verdict is Verdict.ABORT and self._state.state is not State.ABORTING:
+        open_states = (State.IN_TRANSACTION, State.MUST_ABORT, State.COMMITTING)
+        if verdict is Verdict.ABORT and self._state.state in open_states:
             self._state.on(Event.FAILED, time.monotonic())
             raise AbortNeeded(why) from exc
         self._lose()
@@ -488,7 +515,7 @@ class TransactionalProducer(Handle):
 
     def _renew(self, why: str) -> None:
         """A new C producer with the same id: fences what the old one may still have on its way, and ends its transaction."""
-        if self.raw is not None:
+        if self._state.state is not State.NEW:
             log.info("transactional.id %r: a new producer, because %s", self._settings.transactional_id, why)
             self._lose()
             self.renewals += 1
@@ -505,7 +532,7 @@ class TransactionalProducer(Handle):
         deadline = time.monotonic() + max(60.0, 2 * self._settings.transaction_timeout)
         while True:
             try:
-                self.raw.init_transactions(1)
+                self.raw.init_transactions(CALL)
             except KafkaException as exc:
                 self._init_failed(kafka_error(exc), deadline, exc)
             except BaseException:

@@ -26,7 +26,7 @@ from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
 from ._producer import AbortNeeded, InDoubt, TransactionalProducer
 from ._settings import Guarantee, explain, resolve
-from .errors import DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
+from .errors import BrokerError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
 from .records import Record, handler_error, outputs
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class ExactlyOnce:
                 while rest:
                     done = self._in_transaction(consumer, batch, rest, handle)
                     rest = rest[done:]
-                    if not done or self._must_poll(batch):
+                    if rest and (not done or self._must_poll(batch)):
                         consumer.rewind(rest)
                         break
 
@@ -147,7 +147,7 @@ class ExactlyOnce:
         except (AbortNeeded, InDoubt) as exc:
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
             failure = producer.failure
-            producer.abort()
+            self._abort()
             if failure is not None:
                 raise failure from exc  # it would fail again
             return 0
@@ -158,6 +158,14 @@ class ExactlyOnce:
             raise
         else:
             return done
+
+    def _abort(self) -> None:
+        try:
+            self._producer.abort()
+        except BrokerError as exc:
+            if not self._lifecycle.stopping:
+                raise
+            log.warning("%s", exc)  # nothing is lost, and the caller wants to go
 
     def _commit(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message]) -> None:
         """The end of a transaction.
@@ -284,6 +292,7 @@ class Transaction:
         self._consumer = consumer
         self._batch = batch
         self._phase = "new"
+        self._aborted: TransactionAborted | None = None  # raised by produce(), for a reason that is not the record's
 
     def produce(
         self,
@@ -311,7 +320,8 @@ class Transaction:
         try:
             self._producer.produce(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
         except AbortNeeded as exc:
-            raise TransactionAborted(f"the transaction is being aborted: {exc}") from exc
+            self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")
+            raise self._aborted from exc
 
     def __enter__(self) -> Self:
         if self._phase != "new":
@@ -324,14 +334,20 @@ class Transaction:
             raise TransactionAborted(f"the transaction could not begin: {exc}") from exc
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
         self._phase = "over"
-        if error is not None:
-            try:
-                self._undo()
-            except Exception:
-                log.exception("aborting a transaction failed after the error that is raised")  # never hide the first error
-            return
+        if error is None:
+            self._end()
+            return False
+        try:
+            self._undo()
+        except Exception:
+            log.exception("aborting a transaction failed after the error that is raised")  # never hide the first error
+            return False
+        # a broker's trouble is no reason to leave the loop: its next transaction has the same messages
+        return error is self._aborted and self._consumer is not None
+
+    def _end(self) -> None:
         try:
             self._commit()
         except AbortNeeded as exc:
