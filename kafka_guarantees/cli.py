@@ -1,0 +1,211 @@
+"""The ``kafka-guarantees`` command: ``explain``, ``broker`` and ``demo``.
+
+Rules. Importing this file loads no more than the package itself: each command imports what it needs when it runs. Exit
+status: 0 done, 1 a guarantee was broken or no Kafka could be had, 2 the command line or a setting is wrong, 128 + n ended by
+signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from kafka_guarantees import AtLeastOnce, AtMostOnce, DurabilityWarning, ExactlyOnce, Explanation, __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+EXPLAIN: Mapping[str, Callable[[Mapping[str, object]], Explanation]] = {
+    "at-most-once": AtMostOnce.explain,
+    "at-least-once": AtLeastOnce.explain,
+    "exactly-once": ExactlyOnce.explain,
+}
+OK, FAILED, WRONG = 0, 1, 2
+BY_SIGNAL = 128
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments; those of the process by default.
+
+    Returns:
+        The exit status.
+    """
+    arguments = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    try:
+        with _sigterm_like_ctrl_c():
+            return command(arguments)
+    except _EndedBySignal as ended:
+        return BY_SIGNAL + ended.number
+    except KeyboardInterrupt:
+        return BY_SIGNAL + signal.SIGINT
+
+
+# -- the command line -----------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kafka-guarantees", description="At-most-once, at-least-once and exactly-once for Kafka."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_explain(commands.add_parser("explain", help="the settings of a guarantee, with the reason for each"))
+    _add_broker(commands.add_parser("broker", help="a local Kafka in the foreground"))
+    _add_demo(commands.add_parser("demo", help="kill workers of all three guarantees on a real Kafka, and count"))
+    return parser
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print what a guarantee sets and why, with your settings on top. Needs no broker; shows no secret."
+    parser.add_argument("guarantee", choices=list(EXPLAIN), metavar="GUARANTEE", help=" | ".join(EXPLAIN))
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a properties file: key=value lines, # for comments")
+    parser.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
+    )
+    parser.set_defaults(command=_explain)
+
+
+def _add_broker(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Run Apache Kafka on loopback until Ctrl-C. Its data is removed at the end. Needs Java and Maven."
+    parser.add_argument("--brokers", type=int, choices=(1, 3), default=1, help="three replicate (default: 1)")
+    parser.set_defaults(command=_broker)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Send user offers through each class while its worker is killed again and again, and count what was lost and what "
+        "was handled twice. Uses the Kafka that KAFKA_GUARANTEES_BOOTSTRAP names, or starts one."
+    )
+    parser.add_argument("--seed", type=int, help="of the moments at which workers are killed (default: a new one)")
+    parser.add_argument("--kills", type=_positive, default=5, help="how often each worker is killed (default: 5)")
+    parser.add_argument("--rate", type=_positive, default=400, help="messages sent per second (default: 400)")
+    parser.set_defaults(command=_demo)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _setting(text: str) -> tuple[str, str]:
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not (key and equals):
+        raise argparse.ArgumentTypeError("not KEY=VALUE")  # without the text: it may hold a secret
+    return key, value
+
+
+def properties(text: str) -> dict[str, str]:
+    """The settings in a properties file: ``key=value`` lines, blank lines, and comments that begin with ``#``.
+
+    Raises:
+        ValueError: a line is none of these. It is named by its number, since it may hold a secret.
+    """
+    found = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            key, value = _setting(line)
+        except argparse.ArgumentTypeError:
+            raise ValueError(f"line {number} is neither key=value nor a comment") from None
+        found[key] = value
+    return found
+
+
+# -- the commands ---------------------------------------------------------------------------------------------------------
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    try:
+        config = {**_file(arguments.config), **dict(arguments.settings)}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DurabilityWarning)  # the table marks them and says why
+            print(EXPLAIN[arguments.guarantee](config))  # noqa: T201 - a command prints
+    except (OSError, ValueError) as error:  # UnsafeConfigError is a ValueError
+        return _complain(error, WRONG)
+    return OK
+
+
+def _file(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        return properties(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text in UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _broker(arguments: argparse.Namespace) -> int:
+    from .testing.local_kafka import BOOTSTRAP_VARIABLE, LocalKafka, LocalKafkaError  # noqa: PLC0415 - importing stays cheap
+
+    try:
+        with LocalKafka(brokers=arguments.brokers) as kafka:
+            print(  # noqa: T201 - a command prints
+                f"Kafka runs at {kafka.bootstrap}\n"
+                f"  in Python:     {{'bootstrap.servers': '{kafka.bootstrap}'}}\n"
+                f"  in the shell:  export {BOOTSTRAP_VARIABLE}={kafka.bootstrap}\n"
+                f"  its logs:      {kafka.data_dir}\n"
+                "Topics are not created by themselves. Ctrl-C ends it and removes its data.",
+                flush=True,
+            )
+            kafka.wait()
+    except (KeyboardInterrupt, _EndedBySignal):
+        return OK  # that is how it ends
+    except LocalKafkaError as error:
+        return _complain(error, FAILED)
+    return OK
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from confluent_kafka import KafkaException  # noqa: PLC0415 - importing stays cheap
+
+    from .demo.show import run_demo  # noqa: PLC0415 - likewise
+    from .testing.local_kafka import LocalKafkaError  # noqa: PLC0415 - likewise
+
+    try:
+        return OK if run_demo(seed=arguments.seed, kills=arguments.kills, rate=arguments.rate) else FAILED
+    except (LocalKafkaError, KafkaException) as error:
+        return _complain(error, FAILED)
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"kafka-guarantees: {error}", file=sys.stderr)  # noqa: T201 - a command prints
+    return status
+
+
+# -- ending ---------------------------------------------------------------------------------------------------------------
+
+
+class _EndedBySignal(BaseException):
+    """SIGTERM came: every `with` block on the way out ends its processes."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def _sigterm_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that no process is left behind; by default it ends this one on the spot."""
+
+    def unwind(number: int, _frame: object) -> NoReturn:
+        raise _EndedBySignal(number)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)

@@ -1,0 +1,1057 @@
+"""ExactlyOnce on a real broker: one test for each way in which exactly-once breaks (the X of the hazard catalogue).
+
+Where a test needs an error at one moment, the C client is replaced by a subclass of it that raises there and is itself
+everywhere else. Readers are of conftest: to the end of the topic, committed view.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from kafka_guarantees import (
+    DeliveryError,
+    DeliveryUnknown,
+    ExactlyOnce,
+    FencedError,
+    HandlerError,
+    KafkaGuaranteesError,
+    Record,
+    TransactionAborted,
+)
+from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._offsets import Membership
+
+from .conftest import committed, fill, read_all, values
+from .kafka_wire import Wire, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from confluent_kafka import Message
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+pytestmark = pytest.mark.broker
+
+DEADLINE = 30.0  # seconds for everything that must happen
+TOO_LARGE = b"x" * 2_000_000
+
+
+class World:
+    """An input and an output topic, a group and a transactional.id that nobody else uses."""
+
+    def __init__(self, bootstrap: str, source: str, sink: str, partitions: int, name: str) -> None:
+        self.bootstrap = bootstrap
+        self.source = source
+        self.sink = sink
+        self.partitions = partitions
+        self.group = f"group-{name}"
+        self.transactional_id = f"tx-{name}"
+        self.ends = [0] * partitions
+
+    def client(self, *, commit_interval: float = 0.1, **config: object) -> ExactlyOnce:
+        """Keyword arguments are librdkafka's, with ``_`` for dots."""
+        given = {
+            "bootstrap.servers": self.bootstrap,
+            "group.id": self.group,
+            "transactional.id": self.transactional_id,
+            **{name if name.endswith("_cb") else name.replace("_", "."): value for name, value in config.items()},
+        }
+        return ExactlyOnce(given, commit_interval=commit_interval)
+
+    def fill(self, count: int) -> list[bytes]:
+        """Write so many more messages, round robin, and return their values, sorted."""
+        first = sum(self.ends)
+        written = [b"%06d" % number for number in range(first, first + count)]
+        fill(self.bootstrap, self.source, written, self.partitions)
+        for number in range(count):
+            self.ends[number % self.partitions] += 1
+        return written
+
+    def copy(self, message: Message) -> Iterator[Record]:
+        """The handler that copies a message to the same partition of the output."""
+        yield Record(self.sink, message.value(), partition=message.partition())
+
+    def output(self) -> list[bytes]:
+        return visible(self.bootstrap, self.sink)
+
+    def committed(self) -> list[int]:
+        return committed(self.bootstrap, self.group, self.source, self.partitions)
+
+    def run(self, client: ExactlyOnce, handler: Callable[[Message], Any] | None = None, **options: Any) -> None:
+        """Run until the whole input is committed."""
+        with self.stopping(client):
+            client.run([self.source], handler or self.copy, **options)
+
+    @contextmanager
+    def stopping(self, *clients: ExactlyOnce) -> Iterator[None]:
+        """Stop the clients once the whole input is committed."""
+        over = threading.Event()
+
+        def watch() -> None:
+            deadline = time.monotonic() + DEADLINE
+            reader = Consumer(
+                {"bootstrap.servers": self.bootstrap, "group.id": self.group, "isolation.level": "read_committed"}
+            )
+            wanted = [TopicPartition(self.source, number) for number in range(self.partitions)]
+            while not over.wait(0.02) and time.monotonic() < deadline:
+                with suppress(KafkaException):  # an open transaction
+                    if [partition.offset for partition in reader.committed(wanted, 1)] == self.ends:
+                        break
+            if not over.is_set():  # a stop that comes after a run would end the next one
+                for client in clients:
+                    client.stop()
+            reader.close()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+
+@pytest.fixture
+def world(kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]) -> Callable[..., World]:
+    """``world(partitions=1)``."""
+
+    def make(partitions: int = 1) -> World:
+        return World(kafka.bootstrap, kafka_topic(partitions), kafka_topic(partitions), partitions, fresh("w"))
+
+    return make
+
+
+def in_thread(target: Callable[[], object]) -> Callable[[], BaseException | None]:
+    """Call ``target`` in a thread. The answer waits for its end and returns what it raised."""
+    raised: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            target()
+        except BaseException as error:  # noqa: BLE001 - it is returned
+            raised.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+
+    def ended() -> BaseException | None:
+        thread.join(DEADLINE)
+        assert not thread.is_alive(), "still running"
+        return raised[0] if raised else None
+
+    return ended
+
+
+def until(happened: Callable[[], bool], what: str, timeout: float = DEADLINE) -> None:
+    deadline = time.monotonic() + timeout
+    while not happened():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+class Scripted(Producer):
+    """A producer whose transactional calls are recorded and may fail as a test says."""
+
+    calls: list[tuple[str, tuple[object, ...]]]
+    before: dict[str, list[BaseException | None]]
+    after: dict[str, list[BaseException | None]]
+
+    def _do(self, name: str, *args: object) -> Any:
+        self.calls.append((name, args))
+        self._raise(self.before, name)
+        result = getattr(super(), name)(*args)
+        self._raise(self.after, name)
+        return result
+
+    @staticmethod
+    def _raise(script: dict[str, list[BaseException | None]], name: str) -> None:
+        error = script[name].pop(0) if script.get(name) else None
+        if error is not None:
+            raise error
+
+    def init_transactions(self, *args: object) -> Any:
+        return self._do("init_transactions", *args)
+
+    def begin_transaction(self, *args: object) -> Any:
+        return self._do("begin_transaction", *args)
+
+    def send_offsets_to_transaction(self, *args: object) -> Any:
+        return self._do("send_offsets_to_transaction", *args)
+
+    def commit_transaction(self, *args: object) -> Any:
+        return self._do("commit_transaction", *args)
+
+    def abort_transaction(self, *args: object) -> Any:
+        return self._do("abort_transaction", *args)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    """The class that takes the place of Producer: fill its ``before`` and ``after``, read its ``calls``."""
+    script = type("Script", (Scripted,), {"calls": [], "before": {}, "after": {}})
+    monkeypatch.setattr("kafka_guarantees._producer.Producer", script)
+    return script
+
+
+def names(script: type[Scripted]) -> list[str]:
+    return [name for name, _ in script.calls]
+
+
+def retriable(code: int) -> KafkaException:
+    return KafkaException(KafkaError(code, "for the test", retriable=True))
+
+
+def fatal() -> KafkaException:
+    return KafkaException(KafkaError(KafkaError._FATAL, "for the test", fatal=True))
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_message_once_and_in_order(world: Callable[..., World]) -> None:
+    """What run copies from 4 partitions arrives once, in the order of each, and the offsets are at the end."""
+    here = world(4)
+    written = here.fill(2000)
+    with here.client(commit_interval=0.01) as kafka:
+        here.run(kafka, max_batch=300)
+    messages = read_all(here.bootstrap, here.sink)
+    assert values(messages) == written
+    for number in range(4):
+        of_one = [m.value() for m in messages if m.partition() == number]
+        assert of_one == written[number::4]
+    assert here.committed() == here.ends
+
+
+def test_run_batches_is_one_transaction_for_a_batch(world: Callable[..., World]) -> None:
+    """A handler of batches sees whole batches; each is one transaction."""
+    here = world()
+    written = here.fill(100)
+    sizes: list[int] = []
+
+    def handler(messages: Sequence[Message]) -> Iterator[Record]:
+        sizes.append(len(messages))
+        return (Record(here.sink, message.value()) for message in messages)
+
+    with here.client() as kafka, here.stopping(kafka):
+        kafka.run_batches([here.source], handler, max_batch=40)
+    assert here.output() == written
+    assert sum(sizes) == 100
+    assert max(sizes) <= 40
+    assert markers(here, len(written)) == len(sizes)
+
+
+def markers(here: World, records: int) -> int:
+    """How many transactions ended in the output's partition 0: each left a control record behind."""
+    reader = Consumer({"bootstrap.servers": here.bootstrap, "group.id": here.group})
+    try:
+        _, high = reader.get_watermark_offsets(TopicPartition(here.sink, 0), DEADLINE)
+        return int(high) - records
+    finally:
+        reader.close()
+
+
+def test_commit_interval_closes_transactions_within_a_batch(world: Callable[..., World]) -> None:
+    """A transaction is closed at its age; the rest of the batch goes into the next one, and nothing is fetched twice."""
+    here = world()
+    written = here.fill(20)
+    handled: list[bytes | None] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        handled.append(message.value())
+        yield from here.copy(message)
+        time.sleep(0.002)  # this is how old a transaction gets with one message
+
+    with here.client(commit_interval=0.001) as kafka:
+        here.run(kafka, handler)
+    assert here.output() == written == handled
+    assert markers(here, 20) == 20
+
+
+def test_a_handler_error_aborts_and_the_next_run_begins_with_its_message(world: Callable[..., World]) -> None:
+    """HandlerError: nothing of its transaction is visible, no offset moves, and its message is the first of the next run."""
+    here = world()
+    written = here.fill(10)
+
+    def failing(message: Message) -> Iterator[Record]:
+        if message.offset() == 5:
+            raise ZeroDivisionError
+        return here.copy(message)
+
+    def remembering(message: Message) -> Iterator[Record]:
+        handled.append(message.offset())
+        return here.copy(message)
+
+    handled: list[int | None] = []
+    with here.client(commit_interval=10) as kafka:
+        with pytest.raises(HandlerError, match="offset 5") as caught:
+            here.run(kafka, failing)
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+        assert here.output() == []
+        here.run(kafka, remembering)
+    assert handled == list(range(10))
+    assert here.output() == written
+
+
+def test_a_generator_that_raises_midway_leaves_nothing(world: Callable[..., World]) -> None:
+    """Records that a handler yielded before it raised are aborted with the rest."""
+    here = world()
+    here.fill(1)
+
+    def failing(message: Message) -> Iterator[Record]:
+        yield from here.copy(message)
+        raise ZeroDivisionError
+
+    with here.client() as kafka:
+        with pytest.raises(HandlerError):
+            here.run(kafka, failing)
+        assert here.output() == []
+        here.run(kafka)
+    assert here.output() == [b"000000"]
+
+
+# -- X02, X03, X12: the membership --------------------------------------------------------------------------------------
+
+
+def test_x02_a_batch_of_another_membership_is_not_committed(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X02: when the membership is another one than at the fetch, the transaction is aborted and its messages come again."""
+    here = world()
+    written = here.fill(5)
+    handled: list[bytes | None] = []
+    true = GroupConsumer.membership
+    lies = [Membership(7, "somebody else")]
+    monkeypatch.setattr(GroupConsumer, "membership", lambda self: lies.pop() if lies else true(self))
+
+    def handler(message: Message) -> Iterator[Record]:
+        handled.append(message.value())
+        return here.copy(message)
+
+    with here.client(commit_interval=10) as kafka:
+        here.run(kafka, handler)
+    assert handled == written * 2
+    assert here.output() == written
+
+
+def test_x02_a_member_that_was_thrown_out_commits_nothing(world: Callable[..., World]) -> None:
+    """X02, X12: the group throws the member out while it handles; another owns its partition then; output exact."""
+    here = world()
+    written = here.fill(5)
+    wire = Wire(here.bootstrap, here.transactional_id)
+    handled: list[bytes | None] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        if not handled:
+            wire.leave_group(here.group, *members(here))
+            assert second() is None  # another member takes the partition, and is done with it
+        handled.append(message.value())
+        return here.copy(message)
+
+    def other() -> None:
+        with here.client(transactional_id=f"{here.transactional_id}-b") as kafka:
+            here.run(kafka)
+
+    def second() -> BaseException | None:
+        return in_thread(other)()
+
+    with here.client(commit_interval=10) as kafka, here.stopping(kafka):
+        kafka.run([here.source], handler)
+    assert handled[0] == written[0], "the control: it did have the messages"
+    assert here.output() == written
+
+
+def members(here: World) -> list[str]:
+    description = describe_group(here)
+    return [str(member.member_id) for member in description.members]
+
+
+def describe_group(here: World) -> Any:
+    admin = AdminClient({"bootstrap.servers": here.bootstrap})
+    return admin.describe_consumer_groups([here.group])[here.group].result(DEADLINE)
+
+
+def unfenced(group: str) -> bytes:
+    return b"CGMDv2:" + (-1).to_bytes(4, "little", signed=True) + group.encode() + b"\0\0\0"
+
+
+def test_x03_unfenced_metadata_is_never_used(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """X03: messages fetched with generation -1 and no member id are not handled, let alone committed; they come again."""
+    here = world()
+    written = here.fill(5)
+    lies = [unfenced(here.group)] * 3
+    lied: list[int] = []
+
+    class Unfenced(Consumer):
+        def consumer_group_metadata(self) -> Any:
+            if lies and self.assignment():
+                lied.append(len(handled))
+                return lies.pop()
+            return super().consumer_group_metadata()
+
+    monkeypatch.setattr("kafka_guarantees._consumer.Consumer", Unfenced)
+    handled: list[bytes | None] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        handled.append(message.value())
+        return here.copy(message)
+
+    with here.client() as kafka:
+        here.run(kafka, handler)
+    assert lied == [0, 0, 0]
+    assert handled == here.output() == written
+
+
+def test_x03_a_transaction_whose_membership_ended_before_its_commit(
+    world: Callable[..., World], scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X03: if the membership is gone at the end of the transaction, no offsets are sent at all."""
+    here = world()
+    written = here.fill(5)
+    true = GroupConsumer.membership
+    lies = [Membership(-1, "")]
+    monkeypatch.setattr(GroupConsumer, "membership", lambda self: lies.pop() if lies else true(self))
+    with here.client(commit_interval=10) as kafka:
+        here.run(kafka)
+    assert here.output() == written
+    calls = [name for name in names(scripted) if name != "init_transactions"]
+    assert calls[:3] == ["begin_transaction", "abort_transaction", "begin_transaction"]
+
+
+PROTOCOLS: list[dict[str, object]] = [
+    {},
+    {"partition_assignment_strategy": "cooperative-sticky"},
+    {"group_protocol": "consumer"},
+]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=["range", "cooperative-sticky", "kip-848"])
+def test_x12_a_member_joins_in_the_middle_of_a_transaction(world: Callable[..., World], protocol: dict[str, object]) -> None:
+    """X12: a rebalance that begins while a transaction is open moves partitions and loses or repeats nothing."""
+    here = world(4)
+    written = here.fill(400)
+    joining = threading.Event()
+    if "group_protocol" not in protocol:
+        protocol = {**protocol, "heartbeat_interval_ms": 200}
+    first = here.client(commit_interval=0.02, **protocol)
+    second = here.client(commit_interval=0.02, transactional_id=f"{here.transactional_id}-b", **protocol)
+    by_second: list[int | None] = []
+
+    def slowly(message: Message) -> Iterator[Record]:
+        if not joining.is_set():
+            joining.set()
+            until(lambda: len(members(here)) == 2, "the other one has joined")
+        elif not by_second:
+            time.sleep(0.02)  # leaves work for the other
+        yield from here.copy(message)
+
+    def counting(message: Message) -> Iterator[Record]:
+        by_second.append(message.partition())
+        return here.copy(message)
+
+    def later() -> None:
+        joining.wait(DEADLINE)
+        second.run([here.source], counting)
+
+    with first, second, here.stopping(first, second):
+        other = in_thread(later)
+        first.run([here.source], slowly, max_batch=20)
+        assert other() is None
+    assert here.output() == written
+    assert by_second
+
+
+# -- X04, X09, X10, X11: the end of a transaction ----------------------------------------------------------------------
+
+
+def test_x04_a_raising_callback_does_not_hide_a_commit(world: Callable[..., World]) -> None:
+    """X04: user callbacks that raise, also within the commit, change nothing: every transaction counts once."""
+    here = world()
+    written = here.fill(50)
+    raised: list[str] = []
+
+    def stats(_text: str) -> None:
+        raised.append(threading.current_thread().name)
+        raise ZeroDivisionError
+
+    def handler(message: Message) -> Iterator[Record]:
+        time.sleep(0.002)  # statistics are due in each commit
+        return here.copy(message)
+
+    with here.client(commit_interval=0.001, statistics_interval_ms=1, stats_cb=stats) as kafka:
+        here.run(kafka, handler)
+    assert len(raised) > 10
+    assert here.output() == written
+
+
+@pytest.mark.parametrize("sent", [True, False], ids=["committed", "not sent"])
+def test_x09_a_commit_of_unknown_outcome(world: Callable[..., World], scripted: type[Scripted], sent: bool) -> None:  # noqa: FBT001 - two rows
+    """X09: after a commit that failed fatally the committed offsets tell what happened; output exact either way."""
+    here = world()
+    written = here.fill(10)
+    (scripted.after if sent else scripted.before)["commit_transaction"] = [fatal()]
+    handled: list[bytes | None] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        handled.append(message.value())
+        return here.copy(message)
+
+    with here.client() as kafka:
+        here.run(kafka, handler, max_batch=1)
+        assert kafka._producer.renewals + names(scripted).count("init_transactions") > 1
+    assert here.output() == written
+    assert len(handled) == (10 if sent else 11), "only what was not committed is handled again"
+
+
+@pytest.mark.parametrize("sent", [True, False], ids=["committed", "not sent"])
+def test_x09_in_a_transaction_that_only_produces_it_is_said(
+    world: Callable[..., World],
+    scripted: type[Scripted],
+    sent: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """X09: without offsets nobody can tell; the caller hears DeliveryUnknown, and never that it was aborted."""
+    here = world()
+    (scripted.after if sent else scripted.before)["commit_transaction"] = [fatal()]
+    with here.client() as kafka:
+        with pytest.raises(DeliveryUnknown), kafka.transaction() as tx:
+            tx.produce(here.sink, b"1")
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"2")
+    assert here.output() == ([b"1", b"2"] if sent else [b"2"])
+
+
+@pytest.mark.parametrize("error", [FencedError, KeyboardInterrupt])
+def test_x09_a_loop_that_goes_on_after_a_failed_commit_skips_nothing(
+    world: Callable[..., World], scripted: type[Scripted], error: type[BaseException]
+) -> None:
+    """X09, X13: whatever leaves the end of a transaction, its messages come again if the caller goes on."""
+    here = world()
+    written = here.fill(10)
+    failure = KafkaException(KafkaError(KafkaError._FENCED, "for the test", fatal=True))
+    scripted.before["commit_transaction"] = [failure if error is FencedError else KeyboardInterrupt()]
+
+    def go_on() -> None:
+        for tx in kafka.transactions([here.source], max_batch=4):
+            with suppress(error), tx:
+                for message in tx.messages:
+                    tx.produce(here.sink, message.value())
+
+    with here.client(transaction_timeout_ms=3000) as kafka:
+        with suppress(KafkaGuaranteesError), here.stopping(kafka):  # a loop that refuses to go on skips nothing either
+            go_on()
+        if here.committed() != here.ends:
+            here.run(kafka)
+    assert here.output() == written
+
+
+def test_x10_after_a_commit_timed_out_only_commit_is_called(world: Callable[..., World], scripted: type[Scripted]) -> None:
+    """X10: commit that timed out is called again, and nothing else between; the transaction counts once."""
+    here = world()
+    written = here.fill(3)
+    scripted.before["commit_transaction"] = [retriable(KafkaError._TIMED_OUT), retriable(KafkaError._TIMED_OUT)]
+    with here.client(commit_interval=10) as kafka:
+        here.run(kafka)
+    first = names(scripted).index("commit_transaction")
+    assert names(scripted)[first : first + 3] == ["commit_transaction"] * 3
+    assert "abort_transaction" not in names(scripted)
+    assert here.output() == written
+
+
+def test_x11_send_offsets_is_repeated_with_the_same_arguments(world: Callable[..., World], scripted: type[Scripted]) -> None:
+    """X11: the second send_offsets_to_transaction has the arguments of the first."""
+    here = world()
+    written = here.fill(3)
+    scripted.before["send_offsets_to_transaction"] = [retriable(KafkaError.COORDINATOR_NOT_AVAILABLE)]
+    scripted.after["send_offsets_to_transaction"] = [retriable(KafkaError._TIMED_OUT)]
+    with here.client(commit_interval=10) as kafka:
+        here.run(kafka)
+    sent = [args for name, args in scripted.calls if name == "send_offsets_to_transaction"]
+    assert len(sent) == 3
+    offsets = [[(p.topic, p.partition, p.offset, p.leader_epoch) for p in partitions] for partitions, *_ in sent]  # type: ignore[attr-defined]
+    assert offsets == [offsets[0]] * 3
+    assert {metadata for _, metadata, _ in sent} == {sent[0][1]}
+    assert here.output() == written
+
+
+# -- X05: a record that cannot be produced -----------------------------------------------------------------------------
+
+BAD: dict[str, dict[str, Any]] = {
+    "too large": {"value": TOO_LARGE},
+    "unknown partition": {"partition": 99},
+    "not bytes": {"value": object()},
+    "NUL in a header's name": {"headers": {"a\0b": b""}},
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_x05_a_swallowed_error_of_produce_aborts_the_transaction(world: Callable[..., World], bad: dict[str, Any]) -> None:
+    """X05: a produce that raised cannot be swallowed: nothing of the transaction becomes visible, and that is said."""
+    here = world()
+
+    def swallowing() -> None:
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"before")
+            with suppress(DeliveryError, TypeError, ValueError):
+                tx.produce(here.sink, **bad)
+            with suppress(KafkaGuaranteesError):
+                tx.produce(here.sink, b"after")
+
+    with here.client() as kafka:
+        with pytest.raises(TransactionAborted):
+            swallowing()
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"next")
+    assert here.output() == [b"next"]
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_x05_within_transactions_the_input_comes_again(world: Callable[..., World], bad: dict[str, Any]) -> None:
+    """X05: a swallowed error of produce aborts a consuming transaction too; its messages are the next one's."""
+    here = world()
+    written = here.fill(6)
+    batches: list[list[bytes | None]] = []
+    with here.client() as kafka, here.stopping(kafka):
+        for tx in kafka.transactions([here.source]):
+            batches.append([message.value() for message in tx.messages])
+            with suppress(TransactionAborted), tx:
+                for message in tx.messages:
+                    tx.produce(here.sink, message.value())
+                if len(batches) == 1:
+                    with suppress(DeliveryError, TypeError, ValueError):
+                        tx.produce(here.sink, **bad)
+    assert batches[1][0] == batches[0][0]
+    assert here.output() == written
+
+
+def test_x05_in_run_the_record_is_an_error_and_nothing_is_visible(world: Callable[..., World]) -> None:
+    """X05: run ends with DeliveryError; the messages before it in the same transaction are aborted, and come again."""
+    here = world()
+    written = here.fill(6)
+
+    def handler(message: Message) -> Iterator[Record]:
+        yield from here.copy(message)
+        if message.offset() == 3:
+            yield Record(here.sink, TOO_LARGE)
+
+    with here.client(commit_interval=10) as kafka:
+        with pytest.raises(DeliveryError, match=here.sink):
+            here.run(kafka, handler)
+        assert here.output() == []
+        here.run(kafka)
+    assert here.output() == written
+
+
+def test_x05_a_topic_that_does_not_exist_ends_the_run(world: Callable[..., World], fresh: Callable[[str], str]) -> None:
+    """P19: a record for an unknown topic ends run with DeliveryError that names it, in seconds; not a loop for ever."""
+    here = world()
+    here.fill(1)
+    nowhere = fresh("nowhere")
+    started = time.monotonic()
+    with here.client() as kafka, pytest.raises(DeliveryError, match=nowhere):
+        here.run(kafka, lambda message: [Record(nowhere, message.value())])
+    assert time.monotonic() - started < 12
+    assert here.committed() in ([0], [-1001])
+
+
+# -- X06, X07, X16: fenced, timed out ----------------------------------------------------------------------------------
+
+
+def test_x06_a_second_instance_fences_the_first_and_is_not_disturbed(world: Callable[..., World]) -> None:
+    """X06, X07: with the same id twice the older one gets FencedError in seconds, and never comes back."""
+    here = world()
+    with here.client() as first, here.client() as second:
+
+        def fenced() -> None:
+            with first.transaction() as tx:
+                tx.produce(here.sink, b"first")
+                with second.transaction() as other:
+                    other.produce(here.sink, b"second")
+
+        started = time.monotonic()
+        with pytest.raises(FencedError, match=here.transactional_id):
+            fenced()
+        assert time.monotonic() - started < 10
+        first.close()
+        for _ in range(3):
+            with second.transaction() as tx:
+                tx.produce(here.sink, b"second")
+        assert second._producer.renewals == 0
+    assert here.output() == [b"second"] * 4
+
+
+def test_x06_a_run_that_is_fenced_ends(world: Callable[..., World]) -> None:
+    """X06, X07: run of the older instance ends with FencedError in seconds; its messages are the newer one's."""
+    here = world()
+    written = here.fill(20)
+    with here.client(commit_interval=10) as first, here.client() as second:
+
+        def handler(message: Message) -> Iterator[Record]:
+            yield from here.copy(message)
+            if message.offset() == 5:
+                with second.transaction() as tx:
+                    tx.produce(here.sink, b"second")
+
+        started = time.monotonic()
+        with pytest.raises(FencedError):
+            here.run(first, handler)
+        assert time.monotonic() - started < 10
+        first.close()
+        here.run(second)
+        assert second._producer.renewals == 0
+    assert here.output() == [*written, b"second"]
+
+
+@pytest.mark.parametrize("more", [False, True], ids=["silent afterwards", "produces afterwards"])
+def test_x07_a_handler_slower_than_its_transaction(world: Callable[..., World], more: bool) -> None:  # noqa: FBT001 - two rows
+    """X07, X16: a transaction that the coordinator timed out looks fenced and is not: it is handled again, output exact.
+
+    Meanwhile the readers of the output wait no longer than the timeout of the transaction and some seconds.
+    """
+    here = world()
+    written = here.fill(3)
+    wire = Wire(here.bootstrap, here.transactional_id)
+    waited: list[float] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        yield from here.copy(message)
+        if not waited:
+            wire.wait_for("Ongoing")
+            fill(here.bootstrap, here.sink, [b"of another"])
+            started = time.monotonic()
+            assert here.output() == [b"of another"]
+            waited.append(time.monotonic() - started)
+            wire.wait_for("CompleteAbort")
+            if more:
+                yield Record(here.sink, b"aborted")
+
+    with here.client(commit_interval=0.5, transaction_timeout_ms=1500) as kafka:
+        here.run(kafka, handler)
+    assert here.output() == [*written, b"of another"]
+    assert waited[0] < 1.5 + 10
+
+
+# -- X13, X18, X19, X26, X27: the caller's own loop --------------------------------------------------------------------
+
+
+def test_x13_one_of_three_transactions_is_aborted(world: Callable[..., World]) -> None:
+    """X13: aborts at random lose nothing, repeat nothing and keep the order of each partition."""
+    here = world(4)
+    written = here.fill(400)
+    chance = random.Random(13)
+    aborted = 0
+    with here.client() as kafka, here.stopping(kafka):
+        for tx in kafka.transactions([here.source], max_batch=10):
+            with suppress(InterruptedError), tx:
+                for message in tx.messages:
+                    tx.produce(here.sink, message.value(), partition=message.partition())
+                if chance.randrange(3) == 0:
+                    aborted += 1
+                    raise InterruptedError
+    messages = read_all(here.bootstrap, here.sink)
+    assert aborted > 5
+    assert values(messages) == written
+    for number in range(4):
+        assert [m.value() for m in messages if m.partition() == number] == written[number::4]
+
+
+def test_x18_nothing_is_produced_outside_of_the_block(world: Callable[..., World]) -> None:
+    """X18: produce before the begin or after the end raises and sends nothing."""
+    here = world()
+    here.fill(1)
+    with here.client() as kafka, here.stopping(kafka):
+        for tx in kafka.transactions([here.source]):
+            with pytest.raises(KafkaGuaranteesError, match="new"):
+                tx.produce(here.sink, b"early")
+            with tx:
+                tx.produce(here.sink, b"in time")
+            with pytest.raises(KafkaGuaranteesError, match="over"):
+                tx.produce(here.sink, b"late")
+            with kafka_error_of_reuse(), tx:
+                pass
+        with kafka.transaction() as tx, kafka_error_of_reuse(), tx:
+            pass
+    assert here.output() == [b"in time"]
+
+
+def kafka_error_of_reuse() -> Any:
+    return pytest.raises(KafkaGuaranteesError, match="used once")
+
+
+def test_x19_what_the_brokers_acknowledged_is_not_visible_before_the_commit(world: Callable[..., World]) -> None:
+    """X19: records that were acknowledged vanish with an abort; produce gives no receipt that could say otherwise."""
+    here = world()
+    with here.client() as kafka:
+        with suppress(InterruptedError), kafka.transaction() as tx:
+            assert tx.produce(here.sink, b"acknowledged") is None  # type: ignore[func-returns-value]
+            kafka._producer.flush()
+            assert values(read_all(here.bootstrap, here.sink, isolation="read_uncommitted")) == [b"acknowledged"]
+            raise InterruptedError
+        assert here.output() == []
+
+
+def test_x20_producers_that_are_replaced_leave_nothing_behind(world: Callable[..., World]) -> None:
+    """X20: 22 new producers, 2 of them after a fatal error, leave the threads and files of one, and in the end of none."""
+    here = world()
+
+    def used() -> tuple[int, int]:
+        gc.collect()
+        return len(list(Path("/proc/self/task").iterdir())), len(list(Path("/proc/self/fd").iterdir()))
+
+    def settle(threads: int, files: int) -> None:
+        until(lambda: used()[0] <= threads and used()[1] <= files, f"{threads} threads and {files} files are left")
+
+    def fenced() -> None:
+        peer = Producer({"bootstrap.servers": here.bootstrap, "transactional.id": here.transactional_id})
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"aborted")
+            kafka._producer.flush()
+            peer.init_transactions()
+
+    before = used()
+    with here.client() as kafka:
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"0")
+        one = used()
+        for number in range(20):
+            if number % 10 == 0:
+                with pytest.raises(FencedError):
+                    fenced()
+            kafka._producer._state.soil("for the test")
+            with kafka.transaction() as tx:
+                tx.produce(here.sink, b"1")
+        settle(*one)
+    settle(*before)
+    assert here.output() == [b"0"] + [b"1"] * 20
+
+
+def test_x24_the_last_run_is_ended_before_anything_is_fetched(
+    world: Callable[..., World], scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X24: init_transactions has returned before the consumer subscribes."""
+    here = world()
+    here.fill(1)
+
+    class Subscribing(Consumer):
+        def subscribe(self, *args: Any, **options: Any) -> None:
+            scripted.calls.append(("subscribe", ()))
+            super().subscribe(*args, **options)
+
+    monkeypatch.setattr("kafka_guarantees._consumer.Consumer", Subscribing)
+    scripted.before["init_transactions"] = [retriable(KafkaError._TIMED_OUT)]
+    with here.client() as kafka:
+        here.run(kafka)
+    calls = names(scripted)
+    assert calls.count("init_transactions") > 1
+    assert calls.index("subscribe") == calls.count("init_transactions")
+
+
+def test_x26_one_thread_at_a_time(world: Callable[..., World]) -> None:
+    """X26: while one thread has a transaction, every entry of another raises, and the first is not disturbed."""
+    here = world()
+
+    def enter(kafka: ExactlyOnce) -> None:
+        with kafka.transaction() as other:
+            other.produce(here.sink, b"of another thread")
+
+    with here.client() as kafka:
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"1")
+            for entry in (
+                lambda: enter(kafka),
+                lambda: kafka.run([here.source], here.copy),
+                lambda: next(kafka.transactions([here.source])),
+            ):
+                assert isinstance(in_thread(entry)(), KafkaGuaranteesError)
+            tx.produce(here.sink, b"2")
+        assert kafka._producer.renewals == 0
+    assert here.output() == [b"1", b"2"]
+
+
+def test_x26_a_handler_cannot_open_a_second_transaction(world: Callable[..., World]) -> None:
+    """X26: transaction() of the same client within its own run raises; the run ends with HandlerError, nothing visible."""
+    here = world()
+    here.fill(1)
+
+    def handler(message: Message) -> Iterator[Record]:
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"nested")
+        return here.copy(message)
+
+    with here.client() as kafka, pytest.raises(HandlerError, match="running already"):
+        here.run(kafka, handler)
+    assert here.output() == []
+
+
+def test_x27_empty_transactions(world: Callable[..., World]) -> None:
+    """X27: an empty block is no error, and the offsets of messages without output move."""
+    here = world()
+    here.fill(5)
+    with here.client() as kafka:
+        for _ in range(2):
+            with kafka.transaction():
+                pass
+        here.run(kafka, lambda _message: None)
+        here.fill(5)
+        with here.stopping(kafka):
+            for tx in kafka.transactions([here.source]):
+                with tx:
+                    pass
+    assert here.committed() == [10]
+    assert here.output() == []
+
+
+def test_x28_a_transaction_that_the_coordinator_does_not_know_any_more(world: Callable[..., World]) -> None:
+    """X28: INVALID_TXN_STATE at the commit is fatal for librdkafka; the caller hears that it is unknown and can go on."""
+    here = world()
+    wire = Wire(here.bootstrap, here.transactional_id)
+
+    def ended_by_another() -> None:
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"1")
+            kafka._producer.flush()
+            assert wire.end_txn(wire.identity(), commit=False) == 0
+
+    with here.client() as kafka:
+        with pytest.raises((DeliveryUnknown, TransactionAborted)):
+            ended_by_another()
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"2")
+    assert here.output() == [b"2"]
+
+
+# -- transactions(): ways to leave it ----------------------------------------------------------------------------------
+
+
+def test_a_loop_that_is_left_by_break(world: Callable[..., World]) -> None:
+    """Break within the block commits it, break before it does not; close() then leaves the group at once."""
+    here = world()
+    here.fill(4)
+    with here.client() as kafka:
+        for tx in kafka.transactions([here.source], max_batch=2):
+            with tx:
+                tx.produce(here.sink, b"1")
+                break
+    assert here.committed() == [2]
+    with here.client() as kafka:
+        for _unused in kafka.transactions([here.source], max_batch=2):
+            break
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+    assert here.committed() == [2]
+    assert members(here) == []
+
+
+def test_a_loop_goes_on_after_an_exception(world: Callable[..., World]) -> None:
+    """An exception that is caught in the loop aborts its transaction; the next one has the same messages."""
+    here = world()
+    here.fill(4)
+    seen: list[list[bytes | None]] = []
+    with here.client() as kafka, here.stopping(kafka):
+        for tx in kafka.transactions([here.source], max_batch=2):
+            seen.append([message.value() for message in tx.messages])
+            with suppress(ZeroDivisionError), tx:
+                tx.produce(here.sink, b"%d" % (1 // (len(seen) - 1)))
+    first = seen[0]
+    assert seen[1][: len(first)] == first
+    assert here.committed() == [4]
+    assert len(here.output()) == len(seen) - 1
+
+
+def test_a_transaction_that_is_not_used_is_an_error(world: Callable[..., World]) -> None:
+    """A transaction that was not used in a ``with`` ends the loop: its messages would be skipped."""
+    here = world()
+    here.fill(4)
+    with here.client() as kafka, pytest.raises(KafkaGuaranteesError, match="with tx"):
+        for _tx in kafka.transactions([here.source]):
+            pass
+    assert here.committed() in ([0], [-1001])
+
+
+def test_an_interrupt_in_the_block_aborts(world: Callable[..., World]) -> None:
+    """KeyboardInterrupt leaves the block, the loop and the client; nothing of the transaction is visible."""
+    here = world()
+    here.fill(4)
+
+    def interrupted() -> None:
+        with here.client() as kafka:
+            for tx in kafka.transactions([here.source]):
+                with tx:
+                    tx.produce(here.sink, b"1")
+                    kafka._producer.flush()
+                    signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert here.output() == []
+    assert here.committed() in ([0], [-1001])
+    with here.client() as kafka:
+        here.run(kafka)
+    assert len(here.output()) == 4
+
+
+def test_close_ends_what_a_hanging_handler_has_open(world: Callable[..., World]) -> None:
+    """close() is bounded: a handler that hangs in another thread is not waited for, and its transaction is aborted."""
+    here = world()
+    here.fill(1)
+    hanging, release = threading.Event(), threading.Event()
+
+    def handler(message: Message) -> Iterator[Record]:
+        yield from here.copy(message)
+        hanging.set()
+        release.wait(DEADLINE)
+
+    kafka = here.client()
+    ended = in_thread(lambda: kafka.run([here.source], handler))
+    assert hanging.wait(DEADLINE)
+    started = time.monotonic()
+    kafka.close(0.5)
+    assert time.monotonic() - started < 5
+    release.set()
+    error = ended()
+    assert error is None or isinstance(error, KafkaGuaranteesError), repr(error)
+    assert here.output() == []
+    assert here.committed() in ([0], [-1001])
+
+
+KILLED = """
+import sys, time
+from kafka_guarantees import ExactlyOnce
+with ExactlyOnce({"bootstrap.servers": sys.argv[1], "transactional.id": sys.argv[2]}) as kafka:
+    with kafka.transaction() as tx:
+        tx.produce(sys.argv[3], b"killed")
+        kafka._producer.flush()
+        print("open", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_x14_a_restart_after_sigkill_takes_over(world: Callable[..., World]) -> None:
+    """X14, X24: a new process with the id of a killed one ends its transaction and goes on in less than 3 s."""
+    here = world()
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, here.bootstrap, here.transactional_id, here.sink], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"open\n"
+        finally:
+            process.kill()
+    started = time.monotonic()
+    with here.client() as kafka:
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"restarted")
+        assert time.monotonic() - started < 3
+    assert here.output() == [b"restarted"]

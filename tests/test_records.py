@@ -1,0 +1,422 @@
+"""Laws of the data that crosses the API: records, what handlers return, deliveries, and what of them arrives."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record
+from kafka_guarantees._producer import _headers, _payload
+from kafka_guarantees.errors import DeliveryError, DeliveryUnknown, HandlerError
+from kafka_guarantees.records import handler_error, outputs, records_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from kafka_guarantees.records import Headers, Payload
+    from kafka_guarantees.testing import RunningKafka
+
+DEAD = "127.0.0.1:1"
+A, B = Record("a"), Record("b", b"2")
+
+
+# --- Record ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_record_is_its_parts() -> None:
+    """Value and key come by place, the rest by name; what is not given is None."""
+    record = Record("t", b"v", b"k", headers={"h": b"x"}, partition=3, timestamp=4)
+    assert dataclasses.asdict(record) == {
+        "topic": "t",
+        "value": b"v",
+        "key": b"k",
+        "headers": {"h": b"x"},
+        "partition": 3,
+        "timestamp": 4,
+    }
+    assert set(dataclasses.asdict(Record("t")).values()) == {"t", None}
+
+
+def test_records_with_the_same_parts_are_equal() -> None:
+    """Handlers are tested by comparing what they return."""
+    assert Record("t", b"v", b"k") == Record("t", b"v", b"k")
+    assert Record("t", b"v", b"k") != Record("t", b"v")
+    assert hash(Record("t", b"v")) == hash(Record("t", b"v"))
+
+
+def test_a_record_does_not_change() -> None:
+    """A record that a handler has returned cannot be altered behind the producer's back."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        A.topic = "other"  # type: ignore[misc]
+    with pytest.raises((AttributeError, TypeError)):
+        A.other = 1  # type: ignore[attr-defined]
+
+
+# --- records_in ------------------------------------------------------------------------------------------------------
+
+
+def two() -> Iterator[Record]:
+    yield A
+    yield B
+
+
+@pytest.mark.parametrize("result", [[A, B], (A, B), two(), iter([A, B]), {A: 1, B: 2}.keys()])
+def test_any_iterable_of_records_is_taken(result: Iterable[Record]) -> None:
+    """Lists, tuples, generators, views: each record once, in their order."""
+    assert list(records_in(result)) == [A, B]
+
+
+@pytest.mark.parametrize("result", [None, [], ()])
+def test_nothing_is_no_records(result: Iterable[Record] | None) -> None:
+    """A handler without output returns None, or an empty iterable."""
+    assert list(records_in(result)) == []
+
+
+@pytest.mark.parametrize(
+    ("result", "named"),
+    [
+        ("text", "returned str"),
+        (b"text", "returned bytes"),
+        ({}, "returned dict"),
+        ({"a": A}, "returned dict"),
+        (A, "returned Record"),
+        (0, "returned int"),
+        (7, "returned int"),
+        (False, "returned bool"),
+        (object(), "returned object"),
+        ([b"v"], "produced bytes"),
+        ([None], "produced NoneType"),
+        ([("t", b"v")], "produced tuple"),
+        ([A, "b"], "produced str"),
+        (bytearray(b"ab"), "produced int"),
+    ],
+)
+def test_what_is_not_records_is_refused_by_name(result: Any, named: str) -> None:
+    """A bare Record, a str (an iterable of str), a falsy mistake: none is silently taken for "no output"."""
+    with pytest.raises(TypeError, match=named):
+        list(records_in(result))
+
+
+def test_a_coroutine_function_as_handler_is_refused_and_its_coroutine_closed() -> None:
+    """``async def`` would never run; and a coroutine that is dropped warns at another place, so it is closed."""
+
+    async def handler(_message: Message) -> None:
+        pass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coroutine: Any = handler(Message(topic="t"))
+        with pytest.raises(TypeError, match="coroutine function"):
+            list(records_in(coroutine))
+    assert coroutine.cr_frame is None
+
+
+def test_records_before_a_wrong_one_were_seen() -> None:
+    """Records are checked as they come: a generator runs no further than its first mistake."""
+    rest: Iterator[Any] = iter([A, 5, B])
+    walk = records_in(rest)
+    assert next(walk) is A
+    with pytest.raises(TypeError):
+        next(walk)
+    assert next(rest) is B
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+AT = Message(topic="orders", partition=2, offset=41)
+
+
+def test_outputs_are_the_records_of_the_handler() -> None:
+    """The handler gets what it is called with, and its records come out."""
+    assert list(outputs(lambda given: [Record(given)], "x", AT)) == [Record("x")]
+    assert list(outputs(lambda _given: None, 1, AT)) == []
+
+
+def raises_at_once(_given: object) -> list[Record]:
+    raise KeyError("amount")
+
+
+def raises_later(_given: object) -> Iterator[Record]:
+    yield A
+    raise KeyError("amount")
+
+
+@pytest.mark.parametrize("handler", [raises_at_once, raises_later])
+def test_an_exception_of_the_handler_names_its_message(handler: Callable[[object], Iterable[Record]]) -> None:
+    """Also one from the middle of a generator: topic, partition, offset, its own text, and what is safe."""
+    with pytest.raises(HandlerError) as caught:
+        list(outputs(handler, None, AT))
+    assert isinstance(caught.value.__cause__, KeyError)
+    text = str(caught.value)
+    assert "topic 'orders' partition 2 offset 41 (KeyError: 'amount')" in text
+    assert "Nothing at or after that offset was committed" in text
+
+
+def test_something_that_is_not_records_is_a_failed_handler() -> None:
+    """A wrong return value is the handler's mistake: the message is not finished."""
+    with pytest.raises(HandlerError, match="return an iterable of Record") as caught:
+        list(outputs(lambda _given: 5, None, AT))  # type: ignore[arg-type,return-value]
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_the_handler_stays_an_interrupt(interrupt: type[BaseException]) -> None:
+    """Ctrl-C is not a failed handler."""
+
+    def handler(_given: object) -> None:
+        raise interrupt
+
+    with pytest.raises(interrupt):
+        list(outputs(handler, None, AT))
+
+
+def test_handler_error_says_where() -> None:
+    """The one text for a failed handler, whoever makes it."""
+    assert "partition 2 offset 41 (ValueError: no)" in str(handler_error(AT, ValueError("no")))
+
+
+# --- Delivery --------------------------------------------------------------------------------------------------------
+
+
+class Server:
+    """Stands for the producer: settles a delivery at the n-th look."""
+
+    def __init__(self, settle_at: int = 0, settle: Callable[[], None] | None = None) -> None:
+        self.failures: list[Delivery] = []
+        self.looks = 0
+        self._settle_at = settle_at
+        self._settle = settle
+        self.longest = 0.0
+
+    def serve(self, timeout: float = 0) -> None:
+        self.looks += 1
+        self.longest = max(self.longest, timeout)
+        if self._settle is not None and self.looks == self._settle_at:
+            self._settle()
+        elif self._settle_at == 0:
+            time.sleep(timeout)
+
+
+def test_result_waits_until_the_report_comes() -> None:
+    """It serves the producer meanwhile, in slices, and returns the delivery itself."""
+    server = Server(3, lambda: delivery._settle(None, Message(topic="t", partition=4, offset=9)))
+    delivery = Delivery("t", server)
+    assert not delivery.done
+    assert delivery.result() is delivery
+    assert (delivery.done, delivery.topic, delivery.partition, delivery.offset) == (True, "t", 4, 9)
+    assert server.looks == 3
+    assert 0 < server.longest <= 0.1
+    assert server.failures == []
+
+
+def test_result_does_not_wait_for_what_is_known() -> None:
+    """Once done, always done: no look at the producer, not even with a timeout of 0."""
+    server = Server()
+    delivery = Delivery("t", server)
+    delivery._settle(None, Message(topic="t", partition=0, offset=1))
+    assert delivery.result(0) is delivery
+    assert server.looks == 0
+
+
+def test_a_delivery_without_an_offset_is_a_success() -> None:
+    """P13: the broker had the record already from an earlier try, and names no offset."""
+    delivery = Delivery("t", Server())
+    delivery._settle(None, Message(topic="t", partition=0))
+    assert delivery.result().done
+
+
+@pytest.mark.parametrize("timeout", [0, 0.12])
+def test_result_gives_up_after_its_timeout_and_can_be_asked_again(timeout: float) -> None:
+    """TimeoutError is not a failure: the record is on its way, and its outcome is told later."""
+    server = Server()
+    delivery = Delivery("t", server)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="still on its way"):
+        delivery.result(timeout)
+    assert timeout <= time.monotonic() - started < timeout + 1
+    assert not delivery.done
+    assert server.failures == []
+    delivery._settle(None, Message(topic="t", partition=0, offset=1))
+    assert delivery.result(0).offset == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(KafkaError._MSG_TIMED_OUT, DeliveryUnknown), (KafkaError.MSG_SIZE_TOO_LARGE, DeliveryError)]
+)
+def test_a_failure_is_kept_for_others_and_raised_by_every_result(code: int, kind: type[Exception]) -> None:
+    """P01: the producer hears of it at once; result() raises it each time it is asked, and marks it as seen."""
+    server = Server()
+    delivery = Delivery("t", server)
+    delivery._settle(KafkaError(code), Message(topic="t"))
+    assert server.failures == [delivery]
+    assert delivery.done
+    assert not delivery._seen
+    for _ in range(2):
+        with pytest.raises(kind):
+            delivery.result()
+    assert delivery._seen
+    assert delivery.offset is None
+
+
+def test_a_delivery_shows_its_state() -> None:
+    """Its repr is for logs: topic and state, never the payload."""
+    one, two = Delivery("t", Server()), Delivery("t", Server())
+    assert repr(one) == "<Delivery to 't': on its way>"
+    one._settle(None, Message(topic="t", partition=0, offset=1))
+    two._settle(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
+    assert repr(one) == "<Delivery to 't': acknowledged>"
+    assert repr(two) == "<Delivery to 't': failed>"
+
+
+# --- what crosses into C ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (None, None),
+        (b"", b""),
+        ("", ""),
+        (b"a\0b", b"a\0b"),
+        ("a\0b", "a\0b"),
+        (bytearray(b"a\0"), b"a\0"),
+        (memoryview(b"abcd")[::2], b"ac"),
+    ],
+)
+def test_payloads_are_bytes_str_or_none(part: Payload, expected: object) -> None:
+    """P20: buffers become bytes; None stays a tombstone, and what is empty stays empty."""
+    made = _payload(part, "value")
+    assert made == expected
+    assert type(made) is type(expected)
+
+
+@pytest.mark.parametrize("part", [0, 1.5, True, {}, ["a"], object()])
+def test_other_payloads_are_refused_by_name(part: Any) -> None:
+    """Nothing is serialized by guess; in particular bytes(5) would be five NULs."""
+    with pytest.raises(TypeError, match=f"value must be bytes, str or None, not {type(part).__name__}. Nothing was sent"):
+        _payload(part, "value")
+
+
+def test_header_values_are_encoded_before_c_sees_them() -> None:
+    """P20: librdkafka's binding cuts a header's str at its first NUL."""
+    given: Headers = [("a", "x\0y"), ("b", b"x\0y"), ("c", None), ("d", bytearray(b"z")), ("a", "ü")]
+    assert _headers(given) == [("a", b"x\0y"), ("b", b"x\0y"), ("c", None), ("d", b"z"), ("a", b"\xc3\xbc")]
+
+
+def test_headers_come_as_dict_or_pairs() -> None:
+    """Both forms mean the same; nothing is no headers."""
+    assert _headers({"a": "1", "b": None}) == _headers([("a", "1"), ("b", None)])
+    assert _headers(None) == _headers({}) == _headers([]) == []
+
+
+@pytest.mark.parametrize("name", ["\0", "a\0b", "a\0"])
+def test_a_nul_in_a_headers_name_is_refused(name: str) -> None:
+    """P20: C would take the name to end there, and a dedup id would not be found again."""
+    with pytest.raises(ValueError, match="NUL"):
+        _headers([(name, b"x")])
+
+
+@pytest.mark.parametrize("name", [b"a", 1, None])
+def test_a_headers_name_is_str(name: Any) -> None:
+    """A name in bytes is a mistake that C would report obscurely."""
+    with pytest.raises(TypeError, match="name must be str"):
+        _headers([(name, b"x")])
+
+
+@pytest.mark.parametrize("make", [AtMostOnce, AtLeastOnce])
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        (("t", 5), {}),
+        (("t", b"", 5), {}),
+        ((None,), {}),
+        ((b"t",), {}),
+        (("a\0b",), {}),
+        (("t",), {"headers": [("a\0", b"")]}),
+        (("t",), {"headers": [("a", 5)]}),
+        (("t",), {"headers": 5}),
+        (("t",), {"partition": "0"}),
+        (("t",), {"timestamp": "now"}),
+        (("t", "\ud800"), {}),
+    ],
+)
+def test_what_is_not_a_record_raises_at_produce_and_nothing_else_later(
+    make: type[AtMostOnce | AtLeastOnce], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    """TypeError or ValueError, in the line of the mistake; close() has nothing left to complain about."""
+    with make({"bootstrap.servers": DEAD}) as kafka, pytest.raises((TypeError, ValueError)):
+        kafka.produce(*arguments, **options)
+
+
+# --- what arrives ----------------------------------------------------------------------------------------------------
+
+TEXT = st.text(max_size=20)  # with NUL, without surrogates
+PAYLOADS: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.binary(max_size=20),
+    TEXT,
+    st.binary(max_size=20).map(bytearray),
+    st.binary(max_size=20).map(lambda part: memoryview(part)),  # noqa: PLW0108 - mypy cannot infer the class itself
+)
+NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=10)
+RECORDS = st.tuples(PAYLOADS, PAYLOADS, st.lists(st.tuples(NAMES, PAYLOADS), max_size=4), st.integers(1, 1_700_000_000_000))
+
+
+def first_messages(bootstrap: str, topic: str, count: int) -> list[Message]:
+    """So many messages of partition 0, as soon as they are there."""
+    config = {"bootstrap.servers": bootstrap, "group.id": "reader", "enable.auto.commit": False, "fetch.queue.backoff.ms": 2}
+    consumer = Consumer(config)
+    found: list[Message] = []
+    deadline = time.monotonic() + 20
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        while len(found) < count and time.monotonic() < deadline:
+            found += [one for one in consumer.consume(count - len(found), 0.2) if one.error() is None]
+    finally:
+        consumer.close()
+    return found
+
+
+def as_bytes(part: Payload) -> bytes | None:
+    if part is None:
+        return None
+    return part.encode() if isinstance(part, str) else bytes(part)
+
+
+@pytest.mark.broker
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+@given(batch=st.lists(RECORDS, min_size=10, max_size=40))
+def test_what_is_produced_is_what_arrives(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], batch: list[tuple[Any, Any, list[tuple[str, Any]], int]]
+) -> None:
+    """P20: value, key, every header in its order, and the timestamp, byte for byte; None stays None, empty stays empty."""
+    topic = kafka_topic(1)
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "linger.ms": 1}) as producer:
+        for value, key, headers, timestamp in batch:
+            producer.produce(topic, value, key, headers=headers, timestamp=timestamp)
+        producer.flush()
+    arrived = [
+        (m.value(), m.key(), m.headers() or [], m.timestamp()[1]) for m in first_messages(kafka.bootstrap, topic, len(batch))
+    ]
+    expected = [
+        (as_bytes(value), as_bytes(key), [(name, as_bytes(part)) for name, part in headers], timestamp)
+        for value, key, headers, timestamp in batch
+    ]
+    assert arrived == expected
+
+
+@pytest.mark.broker
+@pytest.mark.xfail(strict=True, reason="bug: timestamp=0 is taken for 'not given', so 1970-01-01 becomes now")
+def test_timestamp_zero_is_the_epoch(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """Record documents milliseconds since the epoch, and None for now: 0 is not None."""
+    topic = kafka_topic(1)
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap}) as producer:
+        producer.produce(topic, b"old", timestamp=0).result(10)
+    assert [message.timestamp()[1] for message in first_messages(kafka.bootstrap, topic, 1)] == [0]
