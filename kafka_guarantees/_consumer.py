@@ -39,8 +39,9 @@ UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an 
 _SAFE = "Nothing was committed that was not handled."
 
 
-def check_run(settings: Settings, topics: Sequence[str], max_batch: int) -> None:
+def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], max_batch: int) -> None:
     """Refuse a run that cannot be, before anything is connected."""
+    lifecycle.check()
     if settings.group_id is None:
         raise UnsafeConfigError(
             "group.id",
@@ -141,7 +142,7 @@ class GroupConsumer(Handle):
         fetched, before = self._take(max_batch)
         messages = self._without_events(fetched)
         if self._rebalances != before:
-            self._unplace(messages)  # C03: they may be of an assignment that is over
+            self.unplace(messages)  # C03: they may be of an assignment that is over
             messages = []
         elif self._unplaced:
             messages = [m for m in messages if (m.topic(), m.partition()) not in self._unplaced]
@@ -151,7 +152,7 @@ class GroupConsumer(Handle):
             return None
         batch = Batch(messages, self.raw.consumer_group_metadata(), time.monotonic())
         if not batch.member.active:
-            self._unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
+            self.unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
             return None
         return batch
 
@@ -293,11 +294,12 @@ class GroupConsumer(Handle):
         Raises:
             OffsetsLost, AuthorizationError: see there.
         """
-        self._unplace(messages)
+        self.unplace(messages)
         if not self._lifecycle.stopping:
             self._find_places()
 
-    def _unplace(self, messages: Iterable[Message]) -> None:
+    def unplace(self, messages: Iterable[Message]) -> None:
+        """Have these messages fetched again with the next fetch, like ``rewind``, but ask no broker now."""
         self._unplaced.update(next_offsets(messages))
 
     def _find_places(self) -> None:

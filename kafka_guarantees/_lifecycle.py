@@ -17,14 +17,17 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from confluent_kafka import KafkaException
 
 from ._settings import creation_failure
 from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
     from types import FrameType
 
     from confluent_kafka import KafkaError
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
+Itself = Callable[[], "Generator[Any, None, None] | None"]  # the iteration that is running, while its user has it
 
 STOP_GRACE = 1.3  # seconds that a stopping client still waits for brokers that do not answer
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -47,19 +51,23 @@ class Lifecycle:
         self.stopping = False  # a stop was asked for; read once per message, so no property
         self._stopped_at: float | None = None
         self._runner: threading.Thread | None = None
-        self._iteration: Generator[Any, None, None] | None = None
+        self._iteration: Itself | None = None
         self._turn = threading.Condition()
         _alive.add(self)
 
     def check(self) -> None:
         """Raise where no call is allowed any more."""
+        self.check_fork()
+        if self.closed:
+            raise KafkaGuaranteesError(f"this {self.name} is closed. Nothing was sent. Make a new one.")
+
+    def check_fork(self) -> None:
+        """Raise in a child of the process that made the client."""
         if self.forked:
             raise ForkedClientError(
                 f"this {self.name} was made in another process; librdkafka's threads do not survive fork(). "
                 "Nothing was sent. Make the client after the fork, in the process that uses it."
             )
-        if self.closed:
-            raise KafkaGuaranteesError(f"this {self.name} is closed. Nothing was sent. Make a new one.")
 
     def stop(self) -> None:
         """Ask the run to end; returns at once."""
@@ -82,35 +90,41 @@ class Lifecycle:
         return self._runner is threading.current_thread()
 
     @contextmanager
-    def running(self, *, signals: bool) -> Iterator[None]:
-        """One run: owned by this thread, ended by ``stop()`` and, with ``signals``, by SIGINT and SIGTERM."""
+    def running(self, iteration: Itself | None = None) -> Iterator[None]:
+        """One run: owned by this thread, and ended by ``stop()``.
+
+        Without ``iteration`` SIGINT and SIGTERM end it as well. An iteration leaves signals to its user, who may also leave it
+        half way: then ``close()`` ends it.
+        """
         self.check()
         with self._turn:
             if self._runner is not None:
                 raise KafkaGuaranteesError(
                     f"this {self.name} is running already (thread {self._runner.name!r}). "
-                    "One client runs one loop: stop() it first, or make a second client."
+                    "One client runs one loop: stop() or close() it first, or make a second client."
                 )
-            self._runner = threading.current_thread()
+            self._runner, self._iteration = threading.current_thread(), iteration
         try:
-            with _stop_on_signal(self.stop) if signals else _nothing():
+            with _stop_on_signal(self.stop) if iteration is None else _nothing():
                 yield
         finally:
             with self._turn:
-                self._runner = None
-                self._iteration = None
+                self._runner = self._iteration = None
                 self._stopped_at = None
                 self.stopping = False
                 self._turn.notify_all()
 
-    def track(self, iteration: Generator[T, None, None]) -> Generator[T, None, None]:
-        """Remember an iteration, which its user may leave half way, so that ``close()`` can end it."""
-        self._iteration = iteration
-        return iteration
+    @staticmethod
+    def iterate(generate: Callable[[Itself], Generator[T, None, None]]) -> Generator[T, None, None]:
+        """A generator that knows itself, by a reference that does not keep it alive once its user has dropped it."""
+        itself: list[weakref.ref[Generator[T, None, None]]] = []
+        generator = generate(lambda: itself[0]())  # noqa: PLW0108 - the list is filled in the next line
+        itself.append(weakref.ref(generator))
+        return generator
 
     def end_run(self, timeout: float) -> bool:
         """End the run, wherever it is. False: the handler of another thread has not returned within ``timeout`` seconds."""
-        iteration = self._iteration
+        iteration = None if self._iteration is None else self._iteration()
         if self._runner is threading.current_thread():
             if iteration is None:
                 raise KafkaGuaranteesError("close() was called in the handler: call stop() there, and close() after run().")
@@ -119,9 +133,10 @@ class Lifecycle:
             if self._runner is None:
                 return True
             self.stop()
-            ended = self._turn.wait_for(lambda: self._runner is None, timeout)
+            alone = not self._runner.is_alive()  # nobody will come back to a loop whose thread is gone
+            ended = not alone and self._turn.wait_for(lambda: self._runner is None, timeout)
         if not ended and iteration is not None and inspect.getgeneratorstate(iteration) == inspect.GEN_SUSPENDED:
-            iteration.close()  # its thread is in the body of its loop, or gone
+            iteration.close()
             return True
         return ended
 
@@ -190,7 +205,7 @@ class Caller:
     def end(self) -> None:
         """Let the thread go, once it is done."""
         self._call = None
-        if self._thread is not None:
+        if self._thread is not None and self._wake.locked():
             self._wake.release()
 
     def _serve(self) -> None:
@@ -255,14 +270,24 @@ class Handle:
 
     def __init__(self) -> None:
         self.raw: Any = None
+        self.finalizer: weakref.finalize[..., Any] | None = None
         _handles.add(self)
+
+    def warn_if_forgotten(self, owner: object, warn: Callable[..., None], *args: object) -> None:
+        """Call ``warn(*args)`` when ``owner`` is collected, or the process ends, before ``closed()``."""
+        self.finalizer = weakref.finalize(owner, warn, *args)
+
+    def closed(self) -> None:
+        """The owner has closed it: nothing to warn of."""
+        if self.finalizer is not None:
+            self.finalizer.detach()
 
     def make(self, client: type, config: dict[str, Any]) -> None:
         """Make the C client. Raises UnsafeConfigError, without a secret, where librdkafka cannot."""
         failure = None
         try:
             self.raw = client(config)
-        except Exception as error:  # noqa: BLE001 - whatever it is, its text may echo a secret
+        except (KafkaException, TypeError, ValueError) as error:  # its text may echo a secret
             failure = creation_failure(error, config)
         if failure is not None:
             raise failure
@@ -282,6 +307,7 @@ def _in_child() -> None:
     for lifecycle in _alive:
         lifecycle.forked = True
     for handle in _handles:
+        handle.closed()  # the parent's business
         if handle.raw is not None:
             # destroying would wait for threads that are not there, and touch the parent's sockets: leak it on purpose
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.raw))

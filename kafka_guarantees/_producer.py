@@ -15,11 +15,12 @@ import threading
 import time
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ._lifecycle import Callbacks, Handle, Lifecycle
+from ._lifecycle import Callbacks, Caller, Handle, Lifecycle
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
 from .errors import (
     NOT_WRITTEN,
@@ -65,8 +66,14 @@ def _payload(part: Payload, name: str) -> bytes | str | None:
     raise TypeError(f"{name} must be bytes, str or None, not {type(part).__name__}. Nothing was sent. Serialize it first.")
 
 
+def _timestamp(milliseconds: int) -> int:
+    if milliseconds <= 0:
+        raise ValueError(f"timestamp {milliseconds} is refused: librdkafka writes the present time for it. Nothing was sent.")
+    return milliseconds
+
+
 def _headers(headers: Headers) -> list[tuple[str, str | bytes | None]]:
-    pairs = headers.items() if isinstance(headers, dict) else headers or ()
+    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
     return [(_header_name(name), _header_value(value)) for name, value in pairs]
 
 
@@ -105,7 +112,7 @@ def enqueue(raw: Producer, record: Record, callback: DeliveryCallback | None, pa
         -1 if record.partition is None else record.partition,
         callback,
         None,
-        record.timestamp or 0,
+        0 if record.timestamp is None else _timestamp(record.timestamp),
         _headers(headers) if headers else None,
     )
     started = None
@@ -145,7 +152,7 @@ class PlainProducer(Handle):
         self._unserved = 0
         self._served = time.monotonic()
         self.failures: list[Delivery] = []  # that nobody has looked at
-        self._finalizer = weakref.finalize(owner, _warn_unsent, self.raw, settings.guarantee.value)
+        self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
         self._closing = threading.Event()
         name = "kafka-guarantees-serve"
         threading.Thread(target=_serve_idle, args=(weakref.ref(self), self._closing), name=name, daemon=True).start()
@@ -191,6 +198,7 @@ class PlainProducer(Handle):
 
     def _call(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
+        self._lifecycle.check_fork()
         try:
             return serve()
         except KafkaException as exc:
@@ -200,8 +208,12 @@ class PlainProducer(Handle):
 
     def take_failures(self) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at; after this they count as looked at."""
-        failures, self.failures = self.failures, []
-        return [delivery._failure for delivery in failures if delivery._failure is not None and not delivery._seen]
+        taken: list[KafkaGuaranteesError] = []
+        while self.failures:  # popped one by one: another thread may be adding some
+            delivery = self.failures.pop(0)
+            if delivery._failure is not None and not delivery._seen:
+                taken.append(delivery._failure)
+        return taken
 
     def close(self, timeout: float) -> int:
         """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""
@@ -211,30 +223,38 @@ class PlainProducer(Handle):
         if left:
             self.raw.purge(in_queue=True, in_flight=True, blocking=False)
             self.raw.flush(SLICE)  # the reports of what was purged (P14): every delivery is settled
-        self._finalizer.detach()
+        self.closed()
         self.let_go()
         return left
 
 
 def _warn_unsent(raw: Producer, guarantee: str) -> None:
     """P04: a producer that is forgotten loses its queue without a word."""
+    raw.poll(0)  # len() counts waiting events as well
     unsent = len(raw)
     if unsent:
         text = f"an {guarantee} producer was not closed: {unsent} records were never acknowledged. Use `with`, or close()."
         warnings.warn(text, DurabilityWarning, stacklevel=2)
     else:
-        warnings.warn(f"an {guarantee} client was not closed. Use `with`, or close().", ResourceWarning, stacklevel=2)
+        warn_unclosed(guarantee)
+
+
+def warn_unclosed(guarantee: str) -> None:
+    """A client that is forgotten leaves its group late, and its transaction open."""
+    warnings.warn(f"an {guarantee} client was not closed. Use `with`, or close().", ResourceWarning, stacklevel=2)
 
 
 def _serve_idle(producer: weakref.ref[PlainProducer], end: threading.Event) -> None:
     """Serve callbacks of a producer that nobody calls (Y12). A busy one is left alone: two pollers would fight for the GIL."""
-    while not end.wait(IDLE_SERVE):
-        this = producer()
-        if this is None:
-            return
-        raw = this.raw
-        if raw is not None and time.monotonic() - this._served > IDLE_SERVE:
-            raw.poll(0)
+    while not end.wait(IDLE_SERVE) and _serve_once(producer()):
+        pass  # no reference is kept while waiting, so that a forgotten producer is collected
+
+
+def _serve_once(producer: PlainProducer | None) -> bool:
+    raw = None if producer is None else producer.raw
+    if producer is not None and raw is not None and time.monotonic() - producer._served > IDLE_SERVE:
+        raw.poll(0)
+    return raw is not None
 
 
 # -- with transactions ---------------------------------------------------------------------------------------------------
@@ -246,6 +266,10 @@ class AbortNeeded(Exception):
 
 class InDoubt(Exception):
     """Whether the transaction was committed is unknown. Recover, and let the committed offsets decide."""
+
+
+class Abandoned(BrokerError):
+    """The client is to stop, and no broker answers: what is open is left to the brokers."""
 
 
 # A connection that failed while it was up may still carry a request of ours; one that never came up cannot.
@@ -290,15 +314,18 @@ class TransactionalProducer(Handle):
     """A producer of exactly-once. Makes its C producer when it is needed, and anew whenever the old one is in doubt.
 
     Args:
+        owner: the client that this belongs to; when it is forgotten without ``close()``, a warning says so.
         settings: the resolved settings.
-        lifecycle: of the client that owns this.
+        lifecycle: of the owner.
     """
 
-    def __init__(self, settings: Settings, lifecycle: Lifecycle) -> None:
+    def __init__(self, owner: object, settings: Settings, lifecycle: Lifecycle) -> None:
         super().__init__()
+        self._owner = weakref.ref(owner)
         self._settings = settings
         self._lifecycle = lifecycle
         self._callbacks = Callbacks()
+        self._caller = Caller("kafka-guarantees-offsets")
         self._state = TransactionState()
         self._failure: KafkaGuaranteesError | None = None
         self.renewals = 0
@@ -322,8 +349,12 @@ class TransactionalProducer(Handle):
             BrokerError: no producer id within the deadline, or the client is stopping.
             FencedError, AuthorizationError: see there.
         """
-        if self.raw is not None:
-            self._serve(lambda: self.raw.poll(0))  # the log lines of a disconnect since the last transaction
+        self._lifecycle.check()
+        if self.raw is not None and self._state.state is State.READY:
+            try:
+                self._serve(lambda: self.raw.poll(0))  # the log lines of a disconnect since the last transaction
+            except InDoubt as exc:
+                log.info("%s", exc)  # a fatal error between transactions: nothing is open that could be in doubt
         why = self._state.renewal(time.monotonic())
         if why is not None:
             self._renew(why)
@@ -389,7 +420,16 @@ class TransactionalProducer(Handle):
 
     def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
         """Make the offsets part of the transaction. A repeated call has the same arguments (X11)."""
-        self._call("sending offsets to the transaction", lambda: self.raw.send_offsets_to_transaction(offsets, metadata, CALL))
+        # librdkafka does not keep to the timeout of this call, but waits for socket.timeout.ms
+        self._call(
+            "sending offsets to the transaction",
+            lambda: self._caller.call(
+                lambda: self.raw.send_offsets_to_transaction(offsets, metadata, CALL), self._out_of_patience, "sending offsets"
+            ),
+        )
+
+    def _out_of_patience(self) -> bool:
+        return self._lifecycle.out_of_patience
 
     def commit(self) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).
@@ -415,7 +455,7 @@ class TransactionalProducer(Handle):
         """
         if self._lifecycle.out_of_patience:
             self._lose()
-            raise BrokerError("a transaction is left to the brokers, which did not answer. They, or the next start, abort it.")
+            raise Abandoned("a transaction is left to the brokers, which did not answer. They, or the next start, abort it.")
         if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             self._state.on(Event.ABORT, time.monotonic())
             try:
@@ -441,6 +481,8 @@ class TransactionalProducer(Handle):
         """Let the producer go. An open transaction is aborted where that is quick."""
         self.abandon()
         self._lose()
+        self._caller.end()
+        self.closed()
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
@@ -450,6 +492,7 @@ class TransactionalProducer(Handle):
 
     def _serve(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here as well (P09)."""
+        self._lifecycle.check()
         try:
             return serve()
         except KafkaException as exc:
@@ -479,7 +522,7 @@ class TransactionalProducer(Handle):
                 if error.code() != KafkaError._TIMED_OUT:
                     time.sleep(0.05)  # a retriable refusal; a timeout has waited already
             except BaseException:
-                # an exception out of a signal handler or callback: the call may have done its work (X04)
+                # an exception out of a signal handler or callback, or no answer: the call may have done its work (X04)
                 self._lose()
                 raise
             else:
@@ -519,6 +562,8 @@ class TransactionalProducer(Handle):
             log.info("transactional.id %r: a new producer, because %s", self._settings.transactional_id, why)
             self._lose()
             self.renewals += 1
+        elif (owner := self._owner()) is not None:
+            self.warn_if_forgotten(owner, warn_unclosed, self._settings.guarantee.value)
         state = TransactionState()
         callbacks = self._callbacks.of(self._settings.callbacks)
         watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
@@ -556,6 +601,10 @@ class TransactionalProducer(Handle):
             raise BrokerError(
                 f"transaction.timeout.ms={self._settings.transaction_timeout * 1000:.0f} is more than the brokers' "
                 "transaction.max.timeout.ms. Nothing was sent. Lower the one or raise the other (B03)."
+            ) from exc
+        if self._lifecycle.out_of_patience:
+            raise Abandoned(
+                "init_transactions got no answer. What is open is aborted by the brokers, or the next start."
             ) from exc
         raise broker_failure(error, "init_transactions", "Nothing was consumed or sent.") from exc
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
+    from ._lifecycle import Itself
     from ._offsets import Partition
     from ._settings import Explanation
     from .errors import KafkaGuaranteesError
@@ -87,7 +88,7 @@ class AtLeastOnce:
             DeliveryError, DeliveryUnknown: a record was not acknowledged; nothing of its portion is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        with self._consuming(topics, max_batch, signals=True) as consumer:
+        with self._consuming(topics, max_batch) as consumer:
             for batch in consumer.batches(max_batch, until_idle):
                 rest = batch.messages
                 while rest:
@@ -124,7 +125,7 @@ class AtLeastOnce:
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 2000, until_idle: float | None = None
     ) -> None:
         """Like ``run``, with a handler that takes a whole batch. Where it raises, nothing of the batch is committed."""
-        with self._consuming(topics, max_batch, signals=True) as consumer:
+        with self._consuming(topics, max_batch) as consumer:
             for batch in consumer.batches(max_batch, until_idle):
                 try:
                     for record in records_in(handler(batch.messages)):
@@ -145,10 +146,13 @@ class AtLeastOnce:
             DeliveryError, DeliveryUnknown: a record was not acknowledged; nothing of its portion is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        return self._lifecycle.track(self._messages(topics, max_batch, until_idle))
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
 
-    def _messages(self, topics: Sequence[str], max_batch: int, until_idle: float | None) -> Generator[Message, None, None]:
-        with self._consuming(topics, max_batch, signals=False) as consumer:
+    def _messages(
+        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
+    ) -> Generator[Message, None, None]:
+        with self._consuming(topics, max_batch, itself) as consumer:
             for batch in consumer.batches(max_batch, until_idle):
                 rest = batch.messages
                 while rest:
@@ -206,9 +210,9 @@ class AtLeastOnce:
             raise_failures(self._producer.take_failures(), left, "Nothing was committed past the messages it came from.")
 
     @contextmanager
-    def _consuming(self, topics: Sequence[str], max_batch: int, *, signals: bool) -> Iterator[GroupConsumer]:
-        check_run(self._settings, topics, max_batch)
-        with self._lifecycle.running(signals=signals):
+    def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        with self._lifecycle.running(itself):
             consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)
             try:
                 yield consumer

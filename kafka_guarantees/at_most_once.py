@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
+    from ._lifecycle import Itself
     from ._offsets import Partition
     from ._settings import Explanation
     from .records import BatchHandler, Handler, Headers, Payload
@@ -81,7 +82,8 @@ class AtMostOnce:
         """Call ``handler`` at most once for every message of ``topics``; records that it returns are produced.
 
         Blocks until ``stop()``, until SIGINT or SIGTERM if this is the main thread, or until no message has come for
-        ``until_idle`` seconds. The message in hand is finished, and the group left, before it returns.
+        ``until_idle`` seconds. What is committed for handling, about 0.1 s of work, is finished, and the group left, before it
+        returns.
 
         Args:
             topics: names, or patterns that begin with ``^``.
@@ -92,7 +94,7 @@ class AtMostOnce:
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        with closing(self._portions(topics, max_batch, until_idle, signals=True)) as portions:
+        with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for messages in portions:
                 for message in messages:
                     try:
@@ -105,7 +107,7 @@ class AtMostOnce:
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 500, until_idle: float | None = None
     ) -> None:
         """Like ``run``, with a handler that takes several messages at once. All of them are dropped where it raises."""
-        with closing(self._portions(topics, max_batch, until_idle, signals=True)) as portions:
+        with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for messages in portions:
                 try:
                     for record in records_in(handler(messages)):
@@ -116,20 +118,27 @@ class AtMostOnce:
     def messages(
         self, topics: Sequence[str], *, max_batch: int = 500, until_idle: float | None = None
     ) -> Generator[Message, None, None]:
-        """Iterate over messages that are committed already: each comes once at most. Signals are left to the caller."""
-        return self._lifecycle.track(self._messages(topics, max_batch, until_idle))
+        """Iterate over messages that are committed already: each comes once at most. Signals are left to the caller.
 
-    def _messages(self, topics: Sequence[str], max_batch: int, until_idle: float | None) -> Generator[Message, None, None]:
-        with closing(self._portions(topics, max_batch, until_idle, signals=False)) as portions:
+        Raises:
+            OffsetsLost, AuthorizationError, BrokerError: see there.
+        """
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
+
+    def _messages(
+        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
+    ) -> Generator[Message, None, None]:
+        with closing(self._portions(topics, max_batch, until_idle, itself)) as portions:
             for messages in portions:
                 yield from messages
 
     def _portions(
-        self, topics: Sequence[str], max_batch: int, until_idle: float | None, *, signals: bool
+        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself | None = None
     ) -> Generator[Sequence[Message], None, None]:
         """The loop: fetch, commit a portion, and hand it out if it is still ours."""
         size = 1
-        with self._consuming(topics, max_batch, signals=signals) as consumer:
+        with self._consuming(topics, max_batch, itself) as consumer:
             for batch in consumer.batches(max_batch, until_idle):
                 rest = not_before(batch.messages, self._handled)
                 while rest and not self._lifecycle.stopping:
@@ -164,9 +173,9 @@ class AtMostOnce:
         return True
 
     @contextmanager
-    def _consuming(self, topics: Sequence[str], max_batch: int, *, signals: bool) -> Iterator[GroupConsumer]:
-        check_run(self._settings, topics, max_batch)
-        with self._lifecycle.running(signals=signals):
+    def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        with self._lifecycle.running(itself):
             consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)
             try:
                 yield consumer
@@ -211,7 +220,12 @@ class AtMostOnce:
         self._producer.send(record)
 
     def flush(self, timeout: float = 10.0) -> int:
-        """Wait until what was produced is with the network, for at most ``timeout`` seconds. Returns how much is not."""
+        """Wait until what was produced is with the network, for at most ``timeout`` seconds. Returns how much is not.
+
+        Raises:
+            ForkedClientError: made by another process.
+            BrokerError: the producer cannot go on.
+        """
         self._lifecycle.check()
         deadline = time.monotonic() + timeout
         return 0 if self._producer is None else self._producer.flush(lambda: time.monotonic() >= deadline)

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 from ._consumer import GroupConsumer, check_run
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
-from ._producer import AbortNeeded, InDoubt, TransactionalProducer
+from ._producer import Abandoned, AbortNeeded, InDoubt, TransactionalProducer
 from ._settings import Guarantee, explain, resolve
-from .errors import BrokerError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
+from .errors import DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
 from .records import Record, handler_error, outputs
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
+    from ._lifecycle import Itself
     from ._offsets import Partition
     from ._settings import Explanation
     from .records import BatchHandler, Handler, Headers, Payload
@@ -67,7 +68,7 @@ class ExactlyOnce:
         self._start = start
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
-        self._producer = TransactionalProducer(self._settings, self._lifecycle)
+        self._producer = TransactionalProducer(self, self._settings, self._lifecycle)
         self._seen: set[Partition] = set()
 
     # -- consume, transform, produce ------------------------------------------------------------------------------------
@@ -121,15 +122,18 @@ class ExactlyOnce:
         max_batch: int,
         until_idle: float | None,
     ) -> None:
-        with self._consuming(topics, max_batch, signals=True) as consumer:
-            for batch in consumer.batches(max_batch, until_idle):
-                rest = batch.messages
-                while rest:
-                    done = self._in_transaction(consumer, batch, rest, handle)
-                    rest = rest[done:]
-                    if rest and (not done or self._must_poll(batch)):
-                        consumer.rewind(rest)
-                        break
+        try:
+            with self._consuming(topics, max_batch) as consumer:
+                for batch in consumer.batches(max_batch, until_idle):
+                    rest = batch.messages
+                    while rest:
+                        done = self._in_transaction(consumer, batch, rest, handle)
+                        rest = rest[done:]
+                        if rest and (not done or self._must_poll(batch)):
+                            consumer.rewind(rest)
+                            break
+        except Abandoned as exc:
+            log.warning("%s", exc)  # stop() was called and no broker answers: nothing is lost, and the caller wants to go
 
     def _in_transaction(
         self,
@@ -147,7 +151,7 @@ class ExactlyOnce:
         except (AbortNeeded, InDoubt) as exc:
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
             failure = producer.failure
-            self._abort()
+            producer.abort()
             if failure is not None:
                 raise failure from exc  # it would fail again
             return 0
@@ -158,14 +162,6 @@ class ExactlyOnce:
             raise
         else:
             return done
-
-    def _abort(self) -> None:
-        try:
-            self._producer.abort()
-        except BrokerError as exc:
-            if not self._lifecycle.stopping:
-                raise
-            log.warning("%s", exc)  # nothing is lost, and the caller wants to go
 
     def _commit(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message]) -> None:
         """The end of a transaction.
@@ -195,9 +191,9 @@ class ExactlyOnce:
         return late or self._lifecycle.stopping
 
     @contextmanager
-    def _consuming(self, topics: Sequence[str], max_batch: int, *, signals: bool) -> Iterator[GroupConsumer]:
-        check_run(self._settings, topics, max_batch)
-        with self._lifecycle.running(signals=signals):
+    def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        with self._lifecycle.running(itself):
             self._producer.prepare()  # X24: the last run's transaction is ended before its messages are fetched again
             consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)
             try:
@@ -227,16 +223,18 @@ class ExactlyOnce:
             FencedError, OffsetsLost, AuthorizationError, BrokerError: see there.
             KafkaGuaranteesError: a transaction was not used in a ``with``.
         """
-        return self._lifecycle.track(self._transactions(topics, max_batch, until_idle))
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        return self._lifecycle.iterate(lambda itself: self._transactions(topics, max_batch, until_idle, itself))
 
     def _transactions(
-        self, topics: Sequence[str], max_batch: int, until_idle: float | None
+        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
     ) -> Generator[Transaction, None, None]:
-        with self._consuming(topics, max_batch, signals=False) as consumer:
+        with self._consuming(topics, max_batch, itself) as consumer:
             for batch in consumer.batches(max_batch, until_idle):
                 transaction = Transaction(self, consumer, batch)
                 yield transaction
                 transaction._check_used()
+                self._producer.prepare()  # what the last one left open is ended before its messages are asked for again
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -247,7 +245,7 @@ class ExactlyOnce:
             DeliveryUnknown: it may or may not have been committed.
             FencedError, AuthorizationError, BrokerError: see there.
         """
-        with self._lifecycle.running(signals=False), Transaction(self, None, None) as transaction:
+        with self._lifecycle.running(lambda: None), Transaction(self, None, None) as transaction:
             yield transaction
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -315,6 +313,7 @@ class Transaction:
             TransactionAborted: the transaction must be aborted already.
             KafkaGuaranteesError: the transaction is over, or was not begun (X18).
         """
+        self._kafka._lifecycle.check_fork()
         if self._phase != "open":
             raise KafkaGuaranteesError(f"this transaction is {self._phase}: produce inside its `with` block. Nothing was sent.")
         try:
@@ -360,6 +359,10 @@ class Transaction:
             if self._consumer is None:
                 raise DeliveryUnknown(f"the transaction may or may not have been committed: {exc}") from exc
             log.warning("a transaction of %d messages is in doubt; its offsets will tell: %s", len(self.messages), exc)
+        except BaseException:
+            # also out of a signal handler. Whoever catches it may ask for the next transaction, which must not pass these over
+            self._unread()
+            raise
 
     def _commit(self) -> None:
         if self._consumer is not None and self._batch is not None:
@@ -372,8 +375,12 @@ class Transaction:
         try:
             self._producer.abort()
         finally:
-            if self._consumer is not None:
-                self._consumer.rewind(self.messages)
+            self._unread()
+
+    def _unread(self) -> None:
+        """Have the messages fetched again, from where the group has committed them by then."""
+        if self._consumer is not None:
+            self._consumer.unplace(self.messages)
 
     def _check_used(self) -> None:
         if self._phase != "over":

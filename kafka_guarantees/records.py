@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeVar, Union
+
+from confluent_kafka import KafkaException
 
 from .errors import HandlerError, delivery_failure
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Payload = Union[bytes, bytearray, memoryview, str, None]  # noqa: UP007 - an alias is evaluated, also in 3.10
-Headers = Union["dict[str, Payload]", "Sequence[tuple[str, Payload]]", None]
+Headers = Union["Mapping[str, Payload]", "Sequence[tuple[str, Payload]]", None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Record:
         key: decides the partition (murmur2, as in the Java client) when ``partition`` is not given.
         headers: pairs, or a dict, of name and value.
         partition: number of the partition; ``None`` lets the key decide.
-        timestamp: milliseconds since the epoch; ``None`` is the time of producing.
+        timestamp: milliseconds since the epoch, above 0; ``None`` is the time of producing.
     """
 
     __slots__ = ("headers", "key", "partition", "timestamp", "topic", "value")
@@ -167,7 +169,9 @@ class Delivery:
             self.offset = message.offset()
             self.done = True
         else:
-            self._fail(delivery_failure(error, self.topic))
+            failure = delivery_failure(error, self.topic)
+            failure.__cause__ = KafkaException(error)
+            self._fail(failure)
 
     def _fail(self, failure: KafkaGuaranteesError) -> None:
         self._failure = failure

@@ -21,6 +21,7 @@ def fresh() -> Callable[[str], str]:
 def fill(bootstrap: str, topic: str, values: Iterable[bytes | None], partitions: int = 1) -> int:
     """Write values with plain confluent-kafka, round robin over partitions, all acknowledged. Returns how many."""
     producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 5})
+    producer.list_topics(topic, 30)  # else the first record waits for librdkafka's own next look
     failures: list[object] = []
     count = 0
     for count, value in enumerate(values, 1):
@@ -46,6 +47,7 @@ def read_all(bootstrap: str, topic: str, *, isolation: str = "read_committed", t
             "enable.auto.commit": False,
             "enable.partition.eof": True,
             "fetch.queue.backoff.ms": 2,
+            "fetch.wait.max.ms": 10,
         }
     )
     try:

@@ -305,7 +305,6 @@ def test_a_docstring_names_what_its_function_raises(function: Callable[..., obje
             assert raised in docstring or not raised[0].isupper(), raised
 
 
-UNDOCUMENTED = {"AtMostOnce.messages", "AtMostOnce.flush"}
 TALKERS = [
     (kind.__name__, method)
     for kind in (AtMostOnce, AtLeastOnce, ExactlyOnce)
@@ -314,19 +313,7 @@ TALKERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"),
-    [
-        pytest.param(
-            kind,
-            method,
-            marks=pytest.mark.xfail(strict=True, reason="bug: the docstring does not say what it raises")
-            if f"{kind}.{method}" in UNDOCUMENTED
-            else (),
-        )
-        for kind, method in TALKERS
-    ],
-)
+@pytest.mark.parametrize(("kind", "method"), TALKERS)
 def test_what_talks_to_brokers_says_what_it_raises(kind: str, method: str) -> None:
     """Errors of the brokers come from deep inside: the docstring is the only place where a user meets them beforehand."""
     docstring = inspect.getdoc(getattr(getattr(kafka_guarantees, kind), method)) or ""

@@ -278,10 +278,7 @@ def refused_by_the_report() -> BaseException:
     [
         refused_by_produce,
         refused_and_waited_for,
-        pytest.param(
-            refused_by_the_report,
-            marks=pytest.mark.xfail(strict=True, reason="bug: the failure of a delivery report has no __cause__, so no code"),
-        ),
+        refused_by_the_report,
     ],
 )
 def test_the_kafka_exception_is_the_cause(failed: Callable[[], BaseException]) -> None:

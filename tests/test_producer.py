@@ -249,9 +249,6 @@ def test_a_forgotten_client_with_records_warns_that_they_are_lost() -> None:
     assert "records were never acknowledged" in found[0][1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: len(Producer) also counts error and log events that wait: 1 record is told as 3 or more"
-)
 def test_the_warning_counts_records_only() -> None:
     """P04: the number is that of the records, whatever else waits in librdkafka's queue."""
     kafka: list[AtMostOnce] = [AtMostOnce(dead())]
@@ -284,7 +281,6 @@ def test_a_closed_client_warns_of_nothing(make: type[AtMostOnce | AtLeastOnce]) 
 
 
 @pytest.mark.broker
-@pytest.mark.xfail(strict=True, reason="bug: ExactlyOnce has no finalizer, so a forgotten one says nothing")
 def test_a_forgotten_exactly_once_client_is_a_resource_warning(kafka: RunningKafka, fresh: Callable[[str], str]) -> None:
     """P04: the rule is the same for all three classes."""
     forgotten: list[ExactlyOnce] = [ExactlyOnce({"bootstrap.servers": kafka.bootstrap, "transactional.id": fresh("eos")})]
@@ -307,9 +303,6 @@ def test_a_process_that_ends_without_close_says_so() -> None:
     assert "DurabilityWarning: an at-least-once producer was not closed" in done.stderr
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: _serve_idle keeps a strong reference in its locals while it waits, so it never ends"
-)
 def test_the_thread_of_a_forgotten_client_ends(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
     """Y12: the thread that serves an idle client lives no longer than the client."""
     topic = kafka_topic(1)
@@ -539,9 +532,6 @@ def test_a_raising_callback_does_not_hide_that_a_transaction_was_committed(
 
 
 @pytest.mark.broker
-@pytest.mark.xfail(
-    strict=True, reason="bug: Transaction.__exit__ neither aborts nor rewinds after an interrupt out of the commit"
-)
 def test_an_interrupt_before_a_commit_loses_no_message(
     kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

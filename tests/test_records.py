@@ -412,11 +412,11 @@ def test_what_is_produced_is_what_arrives(
     assert arrived == expected
 
 
-@pytest.mark.broker
-@pytest.mark.xfail(strict=True, reason="bug: timestamp=0 is taken for 'not given', so 1970-01-01 becomes now")
-def test_timestamp_zero_is_the_epoch(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
-    """Record documents milliseconds since the epoch, and None for now: 0 is not None."""
-    topic = kafka_topic(1)
-    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap}) as producer:
-        producer.produce(topic, b"old", timestamp=0).result(10)
-    assert [message.timestamp()[1] for message in first_messages(kafka.bootstrap, topic, 1)] == [0]
+@pytest.mark.parametrize("timestamp", [0, -1])
+def test_a_timestamp_that_librdkafka_would_replace_is_refused(timestamp: int) -> None:
+    """Librdkafka writes the present time for 0, so that 1970-01-01 would silently become now."""
+    with (
+        AtMostOnce({"bootstrap.servers": "127.0.0.1:1"}) as producer,
+        pytest.raises(ValueError, match=r"present time.*Nothing was sent"),
+    ):
+        producer.produce("orders", b"old", timestamp=timestamp)

@@ -171,9 +171,7 @@ def exactly_once(given: Mapping[str, object]) -> None:
                 assert_type(same, Transaction)
                 for message in transaction.messages:
                     assert_type(message, "Message")
-                    # bug: Headers has dict, which is invariant, where Mapping would take what Message.headers() gives
-                    headers = message.headers()
-                    transaction.produce("out", message.value(), message.key(), headers=headers)  # type: ignore[arg-type]
+                    transaction.produce("out", message.value(), message.key(), headers=message.headers())
         kafka.stop()
         kafka.close(timeout=3)
         kafka.produce("t", b"v")  # type: ignore[attr-defined]  # only inside a transaction
