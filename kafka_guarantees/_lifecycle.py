@@ -164,6 +164,10 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+class Abandoned(BrokerError):
+    """The client is to stop, and no broker answers: what is open is left to the brokers."""
+
+
 class Caller:
     """Makes blocking C calls that take no timeout on a daemon thread, so that the caller need not wait for ever.
 
@@ -182,7 +186,7 @@ class Caller:
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
-        """Return what ``function()`` returns, or raise BrokerError once ``give_up()`` is true before it is done."""
+        """Return what ``function()`` returns, or raise Abandoned once ``give_up()`` is true before it is done."""
         self._wait(give_up, doing)  # for a call that a signal's exception had walked away from
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
@@ -200,7 +204,7 @@ class Caller:
             if self._done.acquire(timeout=0.1):
                 self._pending = False
             elif give_up():
-                raise BrokerError(f"{doing} got no answer from the brokers: its outcome is unknown.")
+                raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")
 
     def end(self) -> None:
         """Let the thread go, once it is done."""

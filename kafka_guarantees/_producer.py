@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ._lifecycle import Callbacks, Caller, Handle, Lifecycle
+from ._lifecycle import Abandoned, Callbacks, Caller, Handle, Lifecycle
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
 from .errors import (
     NOT_WRITTEN,
@@ -266,10 +266,6 @@ class AbortNeeded(Exception):
 
 class InDoubt(Exception):
     """Whether the transaction was committed is unknown. Recover, and let the committed offsets decide."""
-
-
-class Abandoned(BrokerError):
-    """The client is to stop, and no broker answers: what is open is left to the brokers."""
 
 
 # A connection that failed while it was up may still carry a request of ours; one that never came up cannot.

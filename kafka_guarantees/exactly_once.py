@@ -22,9 +22,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ._consumer import GroupConsumer, check_run
-from ._lifecycle import Lifecycle
+from ._lifecycle import Abandoned, Lifecycle
 from ._offsets import next_offsets
-from ._producer import Abandoned, AbortNeeded, InDoubt, TransactionalProducer
+from ._producer import AbortNeeded, InDoubt, TransactionalProducer
 from ._settings import Guarantee, explain, resolve
 from .errors import DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
 from .records import Record, handler_error, outputs

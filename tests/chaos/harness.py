@@ -143,6 +143,14 @@ class Crew:
         config = dict(self.job.config)
         if self.job.guarantee == "ExactlyOnce":
             config["transactional.id"] = f"{self.group}-{slot}"
+        # inherited: a worker that has not got as far as its own handler must not die of a signal of the storm
+        before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        try:
+            self._spawn(slot, config)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+
+    def _spawn(self, slot: int, config: dict[str, Any]) -> None:
         with (self._directory / f"worker-{slot}.log").open("ab") as log:
             self._workers[slot] = subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", "-m", self._program, replace(self.job, config=config).to_json()],

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, Record
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, HandlerError, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -146,6 +146,10 @@ def serve(job: Job) -> None:
             try:
                 consume(job, client, work)
             except Boom:
+                continue
+            except HandlerError as error:
+                if not isinstance(error.__cause__, Boom):  # it hit the handler
+                    raise
                 continue
             break  # run() takes SIGTERM for itself
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
