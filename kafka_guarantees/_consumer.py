@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
-from ._lifecycle import Callbacks, Caller, Handle, Lifecycle
+from ._client import Callbacks, Caller, Handle
 from ._offsets import Membership, Partition, membership, next_offsets
 from .errors import MISSING_ACL, BrokerError, OffsetsLost, UnsafeConfigError, broker_failure, describe, kafka_error
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
+    from ._lifecycle import Lifecycle
     from ._settings import Settings
 
 log = logging.getLogger("kafka_guarantees")

@@ -2,16 +2,14 @@
 
 Rules.
 * ``stop()`` only sets a flag, so it is safe in threads and signal handlers. One that comes before a run ends the next one.
-* One thread at a time runs a client (X26, Y01). The C clients are touched by that thread alone.
+* One thread at a time runs a client (X26, Y01).
 * A signal handler of ours never raises: an exception out of a C call destroys the messages it had fetched (C01, Y03).
-* After a fork every call raises in the child, and the child never destroys the parent's C client (Y04).
+* After a fork every call raises in the child (Y04).
 """
 
 from __future__ import annotations
 
-import ctypes
 import inspect
-import logging
 import os
 import signal
 import threading
@@ -21,18 +19,11 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from confluent_kafka import KafkaException
-
-from ._settings import creation_failure
-from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
+from .errors import ForkedClientError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator
     from types import FrameType
-
-    from confluent_kafka import KafkaError
-
-log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
 Itself = Callable[[], "Generator[Any, None, None] | None"]  # the iteration that is running, while its user has it
@@ -164,157 +155,12 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
-class Abandoned(BrokerError):
-    """The client is to stop, and no broker answers: what is open is left to the brokers."""
-
-
-class Caller:
-    """Makes blocking C calls that take no timeout on a daemon thread, so that the caller need not wait for ever.
-
-    One call at a time, and the caller waits meanwhile: the C client is still never used by two threads at once (Y01).
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._wake, self._done = threading.Lock(), threading.Lock()  # as binary semaphores, the fastest that there are
-        self._wake.acquire()
-        self._done.acquire()
-        self._pending = False  # a call is out whose end nobody has seen
-        self._call: Callable[[], Any] | None = None
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-
-    def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
-        """Return what ``function()`` returns, or raise Abandoned once ``give_up()`` is true before it is done."""
-        self._wait(give_up, doing)  # for a call that a signal's exception had walked away from
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
-        self._call, self._error, self._pending = function, None, True
-        self._wake.release()
-        self._wait(give_up, doing)
-        if self._error is not None:
-            raise self._error
-        result: T = self._result
-        return result
-
-    def _wait(self, give_up: Callable[[], bool], doing: str) -> None:
-        while self._pending:
-            if self._done.acquire(timeout=0.1):
-                self._pending = False
-            elif give_up():
-                raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")
-
-    def end(self) -> None:
-        """Let the thread go, once it is done."""
-        self._call = None
-        if self._thread is not None and self._wake.locked():
-            self._wake.release()
-
-    def _serve(self) -> None:
-        while True:
-            self._wake.acquire()
-            call, self._call = self._call, None
-            if call is None:
-                return
-            try:
-                self._result = call()
-            except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that called
-                self._error = error
-            del call  # with it goes the last reference to the C client
-            self._done.release()
-
-
-class Callbacks:
-    """User callbacks, made harmless for the C client: what they raise is logged, or raised after the C call (C01, P12)."""
-
-    def __init__(self) -> None:
-        self._interrupt: BaseException | None = None
-
-    def shim(self, name: str, callback: Callable[..., object]) -> Callable[..., None]:
-        """``callback`` in a form that never raises."""
-
-        def harmless(*args: object) -> None:
-            try:
-                callback(*args)
-            except Exception:
-                log.exception("%s raised; this does not disturb the delivery of messages", name)
-            except BaseException as interrupt:  # noqa: BLE001 - KeyboardInterrupt and its like go on after the C call
-                self._interrupt = interrupt
-
-        return harmless
-
-    def of(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The callbacks that a C client is made with: the user's, harmless, and ours where there is none."""
-        found: dict[str, Any] = {
-            name: self.shim(name, given[name]) for name in ("error_cb", "stats_cb", "throttle_cb") if name in given
-        }
-        found.setdefault("error_cb", self.shim("error_cb", _log_error))
-        found["logger"] = given.get("logger", logging.getLogger("kafka_guarantees.librdkafka"))
-        return found
-
-    def interrupt(self, problem: BaseException) -> None:
-        """Keep something that must be raised once the C call is over."""
-        self._interrupt = problem
-
-    def raise_interrupt(self) -> None:
-        """Raise what must not be lost, outside of the C call."""
-        if self._interrupt is not None:
-            interrupt, self._interrupt = self._interrupt, None
-            raise interrupt
-
-
-def _log_error(error: KafkaError) -> None:
-    log.warning("%s", describe(error))
-
-
-class Handle:
-    """Owner of one C client: makes it, knows the fork rule, and lets it go without waiting for the brokers."""
-
-    def __init__(self) -> None:
-        self.raw: Any = None
-        self.finalizer: weakref.finalize[..., Any] | None = None
-        _handles.add(self)
-
-    def warn_if_forgotten(self, owner: object, warn: Callable[..., None], *args: object) -> None:
-        """Call ``warn(*args)`` when ``owner`` is collected, or the process ends, before ``closed()``."""
-        self.finalizer = weakref.finalize(owner, warn, *args)
-
-    def closed(self) -> None:
-        """The owner has closed it: nothing to warn of."""
-        if self.finalizer is not None:
-            self.finalizer.detach()
-
-    def make(self, client: type, config: dict[str, Any]) -> None:
-        """Make the C client. Raises UnsafeConfigError, without a secret, where librdkafka cannot."""
-        failure = None
-        try:
-            self.raw = client(config)
-        except (KafkaException, TypeError, ValueError) as error:  # its text may echo a secret
-            failure = creation_failure(error, config)
-        if failure is not None:
-            raise failure
-
-    def let_go(self) -> None:
-        """Destroy the C client on a thread of its own, since that waits for librdkafka's threads (X20)."""
-        box = [self.raw]
-        self.raw = None
-        threading.Thread(target=box.clear, name="kafka-guarantees-destroy", daemon=True).start()
-
-
 _alive: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
-_handles: weakref.WeakSet[Handle] = weakref.WeakSet()
 
 
 def _in_child() -> None:
     for lifecycle in _alive:
         lifecycle.forked = True
-    for handle in _handles:
-        handle.closed()  # the parent's business
-        if handle.raw is not None:
-            # destroying would wait for threads that are not there, and touch the parent's sockets: leak it on purpose
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.raw))
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -1,4 +1,4 @@
-"""The only user of ``confluent_kafka.Producer``: records in, deliveries out, and the verbs of a transaction.
+"""Records on their way into ``confluent_kafka.Producer``, and the producer without transactions: deliveries come out of it.
 
 Rules.
 * A full queue is waited for, with the callbacks served meanwhile; never dropped, never raised as BufferError (P10).
@@ -9,48 +9,32 @@ Rules.
 
 from __future__ import annotations
 
-import logging
-import re
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaException, Producer
 
-from ._lifecycle import Abandoned, Callbacks, Caller, Handle, Lifecycle
-from ._transaction_state import Event, State, TransactionState, Verdict, judge
-from .errors import (
-    NOT_WRITTEN,
-    BrokerError,
-    DeliveryError,
-    DeliveryUnknown,
-    DurabilityWarning,
-    FencedError,
-    KafkaGuaranteesError,
-    broker_failure,
-    delivery_failure,
-    describe,
-    kafka_error,
-)
+from ._client import Callbacks, Handle
+from .errors import DeliveryError, DeliveryUnknown, DurabilityWarning, broker_failure, delivery_failure, kafka_error
 from .records import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from confluent_kafka import Message, TopicPartition
+    from confluent_kafka import KafkaError, Message
 
+    from ._lifecycle import Lifecycle
     from ._settings import Settings
+    from .errors import KafkaGuaranteesError
     from .records import Headers, Payload, Record
 
     DeliveryCallback = Callable[[KafkaError | None, Message], None]
 
-log = logging.getLogger("kafka_guarantees")
-
 SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
-CALL = 0.5  # seconds that a transactional call waits at a time, likewise
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
 
@@ -255,365 +239,6 @@ def _serve_once(producer: PlainProducer | None) -> bool:
     if producer is not None and raw is not None and time.monotonic() - producer._served > IDLE_SERVE:
         raw.poll(0)
     return raw is not None
-
-
-# -- with transactions ---------------------------------------------------------------------------------------------------
-
-
-class AbortNeeded(Exception):
-    """The transaction cannot commit. Abort it and rewind."""
-
-
-class InDoubt(Exception):
-    """Whether the transaction was committed is unknown. Recover, and let the committed offsets decide."""
-
-
-# A connection that failed while it was up may still carry a request of ours; one that never came up cannot.
-_HARMLESS = re.compile(r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE|APIVERSION_QUERY|AUTH_\w+)\b")
-_DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
-
-
-class _Watch:
-    """Reads from librdkafka's log and errors whether a request may have gone astray (X01 b).
-
-    error_cb alone does not hear of ordinary disconnects. librdkafka leaves out a line that is identical to the last one of
-    the same broker within 30 s: the first one has made the producer dirty already.
-    """
-
-    def __init__(self, state: TransactionState, logger: logging.Logger, error_cb: Callable[[KafkaError], None]) -> None:
-        self._state = state
-        self._logger = logger
-        self._error_cb = error_cb
-
-    def log(self, level: int, text: str, *args: str) -> None:
-        """Take one line, as (facility, client, line). Never raises: it is called from C."""
-        try:
-            self._read(f"{args[0]} {args[-1]}")
-            self._logger.log(level, text, *args)
-        except BaseException:  # noqa: BLE001 - also an exception out of a signal handler
-            self._state.soil("a log line that could not be read")
-
-    def error(self, error: KafkaError) -> None:
-        """Take one error. Never raises either."""
-        try:
-            self._read(f"ERROR {error.str()}")
-            self._error_cb(error)
-        except BaseException:  # noqa: BLE001 - as above
-            self._state.soil("an error that could not be read")
-
-    def _read(self, line: str) -> None:
-        if _DISTURBED.search(line) and not _HARMLESS.search(line):
-            self._state.soil(line)
-
-
-class TransactionalProducer(Handle):
-    """A producer of exactly-once. Makes its C producer when it is needed, and anew whenever the old one is in doubt.
-
-    Args:
-        owner: the client that this belongs to; when it is forgotten without ``close()``, a warning says so.
-        settings: the resolved settings.
-        lifecycle: of the owner.
-    """
-
-    def __init__(self, owner: object, settings: Settings, lifecycle: Lifecycle) -> None:
-        super().__init__()
-        self._owner = weakref.ref(owner)
-        self._settings = settings
-        self._lifecycle = lifecycle
-        self._callbacks = Callbacks()
-        self._caller = Caller("kafka-guarantees-offsets")
-        self._state = TransactionState()
-        self._failure: KafkaGuaranteesError | None = None
-        self.renewals = 0
-
-    @property
-    def state(self) -> State:
-        """Where the transaction stands."""
-        return self._state.state
-
-    @property
-    def failure(self) -> KafkaGuaranteesError | None:
-        """Why the transaction must abort, where a record is the reason."""
-        return self._failure
-
-    # -- verbs ------------------------------------------------------------------------------------------------------
-
-    def prepare(self) -> None:
-        """Have a producer that is good for a transaction: a new one where the old one is in doubt.
-
-        Raises:
-            BrokerError: no producer id within the deadline, or the client is stopping.
-            FencedError, AuthorizationError: see there.
-        """
-        self._lifecycle.check()
-        if self.raw is not None and self._state.state is State.READY:
-            try:
-                self._serve(lambda: self.raw.poll(0))  # the log lines of a disconnect since the last transaction
-            except InDoubt as exc:
-                log.info("%s", exc)  # a fatal error between transactions: nothing is open that could be in doubt
-        why = self._state.renewal(time.monotonic())
-        if why is not None:
-            self._renew(why)
-
-    def begin(self) -> None:
-        """Begin a transaction. Raises what ``prepare`` raises, and InDoubt where librdkafka refuses."""
-        self.prepare()
-        self._failure = None
-        try:
-            self.raw.begin_transaction()
-        except KafkaException as exc:
-            self._lose()
-            raise InDoubt(describe(kafka_error(exc))) from exc
-        self._state.on(Event.BEGUN, time.monotonic())
-
-    def produce(self, record: Record) -> None:
-        """Add a record to the transaction. Whatever this raises, the transaction can only abort from then on (X05)."""
-        if self._state.state is not State.IN_TRANSACTION:
-            self._refuse_produce()
-        try:
-            enqueue(self.raw, record, None, self._patient)
-        except KafkaException as exc:
-            error = kafka_error(exc)
-            if definite(error):
-                self.poison(delivery_failure(error, record.topic))
-                raise delivery_failure(error, record.topic) from exc
-            # not about this record: librdkafka is in an error state, which the next transactional call explains
-            self.poison(None)
-            raise AbortNeeded(describe(error)) from exc
-        except (TypeError, ValueError) as exc:
-            self.poison(DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}"))
-            raise
-        except BaseException:
-            self.poison(None)
-            raise
-
-    def _refuse_produce(self) -> None:
-        if self._state.state is State.MUST_ABORT:
-            raise self._failure or AbortNeeded("the transaction must abort already")
-        raise KafkaGuaranteesError(
-            "there is no open transaction to produce in. Nothing was sent. Produce inside the `with` block (X18)."
-        )
-
-    def poison(self, failure: KafkaGuaranteesError | None) -> None:
-        """The transaction must abort, whatever comes."""
-        if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
-            self._failure = self._failure or failure
-            self._state.on(Event.FAILED, time.monotonic())
-
-    def flush(self) -> None:
-        """Wait until every record of the transaction is with the brokers.
-
-        Before the offsets are sent: else that request races with the partitions being added and backs off (MEASURED).
-
-        Raises:
-            AbortNeeded: a record failed, or the time of the transaction is up.
-        """
-        while left := self._serve(lambda: self.raw.flush(SLICE)):
-            if not self._patient(0):
-                raise AbortNeeded(f"{left} records are still not acknowledged")
-        if self._state.state is State.MUST_ABORT:
-            raise AbortNeeded("a record could not be written") from self._failure
-
-    def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
-        """Make the offsets part of the transaction. A repeated call has the same arguments (X11)."""
-        # librdkafka does not keep to the timeout of this call, but waits for socket.timeout.ms
-        self._call(
-            "sending offsets to the transaction",
-            lambda: self._caller.call(
-                lambda: self.raw.send_offsets_to_transaction(offsets, metadata, CALL), self._out_of_patience, "sending offsets"
-            ),
-        )
-
-    def _out_of_patience(self) -> bool:
-        return self._lifecycle.out_of_patience
-
-    def commit(self) -> None:
-        """Commit. Once this was called, only it is called again until its outcome is known (X10).
-
-        Raises:
-            AbortNeeded: the brokers did not and will not commit it.
-            InDoubt: nobody knows.
-        """
-        if self._state.state is State.MUST_ABORT:
-            raise AbortNeeded("a record could not be written") from self._failure
-        self._state.on(Event.COMMIT, time.monotonic())
-        self._end("committing the transaction", lambda: self.raw.commit_transaction(CALL))
-        self._state.on(Event.COMMITTED, time.monotonic())
-
-    def abort(self) -> None:
-        """Abort the transaction, or where that is no longer possible replace the producer, which has the same effect.
-
-        When this returns, the fate of the transaction is decided, and the group's committed offsets tell it.
-
-        Raises:
-            BrokerError: the brokers do not answer, or the client is to stop and they have not for a while.
-            FencedError, AuthorizationError: see there.
-        """
-        if self._lifecycle.out_of_patience:
-            self._lose()
-            raise Abandoned("a transaction is left to the brokers, which did not answer. They, or the next start, abort it.")
-        if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
-            self._state.on(Event.ABORT, time.monotonic())
-            try:
-                self._end("aborting the transaction", lambda: self.raw.abort_transaction(CALL))
-                self._state.on(Event.ABORTED, time.monotonic())
-            except (AbortNeeded, InDoubt) as exc:
-                log.warning("%s: a new producer takes over", exc)
-                self._lose()
-        self.prepare()
-
-    def abandon(self) -> None:
-        """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""
-        if self.raw is not None and self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
-            try:
-                self.raw.abort_transaction(CALL)
-                self._state.on(Event.ABORT, time.monotonic()).on(Event.ABORTED, time.monotonic())
-            except KafkaException as exc:
-                log.warning("an open transaction is left to the brokers: %s", describe(kafka_error(exc)))
-        if self._state.state is not State.READY:
-            self._lose()
-
-    def close(self) -> None:
-        """Let the producer go. An open transaction is aborted where that is quick."""
-        self.abandon()
-        self._lose()
-        self._caller.end()
-        self.closed()
-
-    # -- how ----------------------------------------------------------------------------------------------------------
-
-    def _patient(self, _waited: float) -> bool:
-        age = time.monotonic() - self._state.began
-        return age < self._settings.transaction_timeout and not self._lifecycle.out_of_patience
-
-    def _serve(self, serve: Callable[[], int]) -> int:
-        """Serve callbacks. librdkafka raises a fatal error of the producer here as well (P09)."""
-        self._lifecycle.check()
-        try:
-            return serve()
-        except KafkaException as exc:
-            self._give_up(self._judge(kafka_error(exc)), kafka_error(exc), "producing", exc)
-        finally:
-            self._callbacks.raise_interrupt()
-
-    def _judge(self, error: KafkaError) -> Verdict:
-        age = time.monotonic() - self._state.began
-        return judge(error, age=age, transaction_timeout=self._settings.transaction_timeout)
-
-    def _call(self, doing: str, call: Callable[[], object]) -> int:
-        """Make one transactional call, again where that is what its error asks for. Returns how often it was made."""
-        deadline = self._state.began + 2 * self._settings.transaction_timeout
-        calls = 0
-        while True:
-            calls += 1
-            try:
-                call()
-            except KafkaException as exc:
-                error = kafka_error(exc)
-                self._state.soil(f"{doing}: {describe(error)}")
-                verdict = self._judge(error)
-                out_of_time = time.monotonic() > deadline or self._lifecycle.out_of_patience
-                if verdict is not Verdict.RETRY or out_of_time:
-                    self._give_up(verdict, error, doing, exc)
-                if error.code() != KafkaError._TIMED_OUT:
-                    time.sleep(0.05)  # a retriable refusal; a timeout has waited already
-            except BaseException:
-                # an exception out of a signal handler or callback, or no answer: the call may have done its work (X04)
-                self._lose()
-                raise
-            else:
-                self._callbacks.raise_interrupt()
-                return calls
-
-    def _end(self, doing: str, call: Callable[[], object]) -> None:
-        started = time.monotonic()
-        calls = self._call(doing, call)
-        self._state.ended(calls=calls, seconds=time.monotonic() - started)
-
-    def _give_up(self, verdict: Verdict, error: KafkaError, doing: str, exc: KafkaException) -> NoReturn:
-        why = f"{doing}: {describe(error)}"
-        open_states = (State.IN_TRANSACTION, State.MUST_ABORT, State.COMMITTING)
-        if verdict is Verdict.ABORT and self._state.state in open_states:
-            self._state.on(Event.FAILED, time.monotonic())
-            raise AbortNeeded(why) from exc
-        self._lose()
-        if verdict is Verdict.FENCED:
-            raise FencedError(
-                f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). The open "
-                "transaction of this one was aborted and nothing of it is visible. Stop this instance, or give each its own id."
-            ) from exc
-        if verdict is Verdict.REFUSED:
-            raise broker_failure(error, doing, "The open transaction will be aborted.") from exc
-        raise InDoubt(why) from exc
-
-    def _lose(self) -> None:
-        """Throw the C producer away."""
-        self._state.on(Event.LOST, time.monotonic())
-        if self.raw is not None:
-            self.let_go()
-
-    def _renew(self, why: str) -> None:
-        """A new C producer with the same id: fences what the old one may still have on its way, and ends its transaction."""
-        if self._state.state is not State.NEW:
-            log.info("transactional.id %r: a new producer, because %s", self._settings.transactional_id, why)
-            self._lose()
-            self.renewals += 1
-        elif (owner := self._owner()) is not None:
-            self.warn_if_forgotten(owner, warn_unclosed, self._settings.guarantee.value)
-        state = TransactionState()
-        callbacks = self._callbacks.of(self._settings.callbacks)
-        watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
-        delivered = self._callbacks.shim("on_delivery", self._delivered)
-        callbacks |= {"logger": watch, "error_cb": watch.error, "on_delivery": delivered}
-        self.make(Producer, {**self._settings.producer, **callbacks})
-        self._state = state
-        self._initialise()
-
-    def _initialise(self) -> None:
-        deadline = time.monotonic() + max(60.0, 2 * self._settings.transaction_timeout)
-        while True:
-            try:
-                self.raw.init_transactions(CALL)
-            except KafkaException as exc:
-                self._init_failed(kafka_error(exc), deadline, exc)
-            except BaseException:
-                self._lose()
-                raise
-            else:
-                break
-        self._callbacks.raise_interrupt()
-        self._state.on(Event.INITIALISED, time.monotonic())
-
-    def _init_failed(self, error: KafkaError, deadline: float, exc: KafkaException) -> None:
-        verdict = judge(error, age=0, transaction_timeout=self._settings.transaction_timeout)
-        if verdict is Verdict.RETRY and time.monotonic() < deadline and not self._lifecycle.out_of_patience:
-            if error.code() != KafkaError._TIMED_OUT:
-                time.sleep(0.05)
-            return
-        if verdict is Verdict.FENCED:
-            self._give_up(verdict, error, "init_transactions", exc)
-        self._lose()
-        if error.code() == KafkaError.INVALID_TRANSACTION_TIMEOUT:
-            raise BrokerError(
-                f"transaction.timeout.ms={self._settings.transaction_timeout * 1000:.0f} is more than the brokers' "
-                "transaction.max.timeout.ms. Nothing was sent. Lower the one or raise the other (B03)."
-            ) from exc
-        if self._lifecycle.out_of_patience:
-            raise Abandoned(
-                "init_transactions got no answer. What is open is aborted by the brokers, or the next start."
-            ) from exc
-        raise broker_failure(error, "init_transactions", "Nothing was consumed or sent.") from exc
-
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        """Only errors come here (delivery.report.only.error): inside a transaction a success means nothing yet (X19)."""
-        if error is None or error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
-            return
-        self.poison(delivery_failure(error, message.topic() or "?") if definite(error) else None)
-
-
-def definite(error: KafkaError) -> bool:
-    """Whether the error is about the record itself: the same record would fail again."""
-    return error.code() in NOT_WRITTEN and error.code() not in (KafkaError._FATAL, KafkaError.NOT_ENOUGH_REPLICAS)
 
 
 def raise_failures(failures: list[KafkaGuaranteesError], left: int, safe: str) -> None:

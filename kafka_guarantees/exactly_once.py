@@ -21,11 +21,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run
-from ._lifecycle import Abandoned, Lifecycle
+from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
-from ._producer import AbortNeeded, InDoubt, TransactionalProducer
 from ._settings import Guarantee, explain, resolve
+from ._transactional import AbortNeeded, InDoubt, TransactionalProducer
 from .errors import DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
 from .records import Record, handler_error, outputs
 

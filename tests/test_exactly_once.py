@@ -203,7 +203,7 @@ class Scripted(Producer):
 def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
     """The class that takes the place of Producer: fill its ``before`` and ``after``, read its ``calls``."""
     script = type("Script", (Scripted,), {"calls": [], "before": {}, "after": {}})
-    monkeypatch.setattr("kafka_guarantees._producer.Producer", script)
+    monkeypatch.setattr("kafka_guarantees._transactional.Producer", script)
     return script
 
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
-from kafka_guarantees._lifecycle import Callbacks, Caller, Lifecycle
+from kafka_guarantees._client import Callbacks, Caller
+from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees.errors import BrokerError, ForkedClientError, HandlerError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
