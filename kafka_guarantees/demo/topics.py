@@ -53,7 +53,7 @@ def read_back(bootstrap: str, topic: str) -> list[Message]:
     Raises:
         TimeoutError: the end was not reached, as where a transaction is left open.
     """
-    found: list[Message] = []
+    found: dict[tuple[int | None, int | None], Message] = {}  # by place: what is read twice is not there twice
     open_partitions = set(range(PARTITIONS))
     deadline = time.monotonic() + READING
     with closing(_reader(bootstrap, topic, {"enable.partition.eof": True})) as reader:
@@ -63,10 +63,10 @@ def read_back(bootstrap: str, topic: str) -> list[Message]:
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the end of topic {topic!r} was not reached within {READING:.0f} s")
             elif _is_record(message):
-                found.append(message)
+                found[message.partition(), message.offset()] = message
             else:
                 open_partitions.discard(message.partition() or 0)
-    return found
+    return list(found.values())
 
 
 def follow(bootstrap: str, topic: str, stopped: Callable[[], bool]) -> Iterator[Message]:
