@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 import weakref
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from confluent_kafka import KafkaException
@@ -33,62 +34,63 @@ class Abandoned(BrokerError):
     """The client is to stop, and no broker answers: what is open is left to the brokers."""
 
 
+class _Job:
+    """One call of a ``Caller``."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.wanted = True
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = threading.Lock()  # as a binary semaphore, the fastest that there is
+        self.done.acquire()
+
+
 class Caller:
     """Makes blocking C calls that take no timeout on a daemon thread, so that the caller need not wait for ever.
 
-    One call at a time, and the caller waits meanwhile: the C client is still never used by two threads at once (Y01).
+    Calls are made one after the other, also one that its caller has walked away from: the C client is never used by two
+    threads at once (Y01).
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._wake, self._done = threading.Lock(), threading.Lock()  # as binary semaphores, the fastest that there are
-        self._wake.acquire()
-        self._done.acquire()
-        self._pending = False  # a call is out whose end nobody has seen
-        self._call: Callable[[], Any] | None = None
-        self._result: Any = None
-        self._error: BaseException | None = None
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
         """Return what ``function()`` returns, or raise Abandoned once ``give_up()`` is true before it is done."""
-        self._wait(give_up, doing)  # for a call that a signal's exception had walked away from
         if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
-        self._call, self._error, self._pending = function, None, True
-        self._wake.release()
-        self._wait(give_up, doing)
-        if self._error is not None:
-            raise self._error
-        result: T = self._result
+            thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        job = _Job(function)
+        self._jobs.put(job)
+        try:
+            while not job.done.acquire(timeout=0.1):
+                if give_up():
+                    raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")  # noqa: TRY301 - see below
+        except BaseException:
+            job.wanted = False  # also after an exception out of a signal handler: what has not begun does not begin
+            raise
+        if job.error is not None:
+            raise job.error
+        result: T = job.result
         return result
-
-    def _wait(self, give_up: Callable[[], bool], doing: str) -> None:
-        while self._pending:
-            if self._done.acquire(timeout=0.1):
-                self._pending = False
-            elif give_up():
-                raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")
 
     def end(self) -> None:
         """Let the thread go, once it is done."""
-        self._call = None
-        if self._thread is not None and self._wake.locked():
-            self._wake.release()
+        self._jobs.put(None)
 
     def _serve(self) -> None:
-        while True:
-            self._wake.acquire()
-            call, self._call = self._call, None
-            if call is None:
-                return
+        while (job := self._jobs.get()) is not None:
             try:
-                self._result = call()
+                if job.wanted:
+                    job.result = job.function()
             except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that called
-                self._error = error
-            del call  # with it goes the last reference to the C client
-            self._done.release()
+                job.error = error
+            job.done.release()
+            del job  # with it goes the last reference to the C client
 
 
 class Callbacks:

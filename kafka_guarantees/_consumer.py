@@ -35,6 +35,7 @@ log = logging.getLogger("kafka_guarantees")
 Start = Literal["earliest", "latest"]
 
 WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
+UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 CLOSING = 10.0  # seconds that leaving the group may take
 UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
 _SAFE = "Nothing was committed that was not handled."
@@ -116,7 +117,7 @@ class GroupConsumer(Handle):
 
     def batches(self, max_batch: int, until_idle: float | None) -> Iterator[Batch]:
         """Batches until the client is to stop, or nothing came for ``until_idle`` seconds at the end of every partition."""
-        last = time.monotonic()
+        began = last = time.monotonic()
         while not self._lifecycle.stopping:
             batch = self.fetch(max_batch)
             if batch is not None:
@@ -124,7 +125,7 @@ class GroupConsumer(Handle):
             if until_idle is not None:
                 if batch is not None:
                     self._reached.update((p, o.offset) for p, o in next_offsets(batch.messages).items())
-                if batch is not None or not self._drained():
+                if batch is not None or not self._drained() or (not self._owned and time.monotonic() - began < UNASSIGNED):
                     last = time.monotonic()
                 elif time.monotonic() - last >= until_idle:
                     return
@@ -140,6 +141,7 @@ class GroupConsumer(Handle):
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
+        asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
         fetched, before = self._take(max_batch)
         messages = self._without_events(fetched)
         if self._rebalances != before:
@@ -151,7 +153,7 @@ class GroupConsumer(Handle):
             self._find_places()
         if not messages:
             return None
-        batch = Batch(messages, self.raw.consumer_group_metadata(), time.monotonic())
+        batch = Batch(messages, self.raw.consumer_group_metadata(), asked)
         if not batch.member.active:
             self.unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
             return None
@@ -356,9 +358,8 @@ class GroupConsumer(Handle):
             low, high = self.raw.get_watermark_offsets(partition, timeout=1)
             latest = self._start == "latest" and not self._group_knows(partition.topic)
             partition.offset = high if latest else low
-        # M05: a start is a decision. Written down at once, so that a crash does not take it again with another result.
-        # On this thread: inside a rebalance callback, a call of any other would wait for the end of it
-        self._check_commit(self.raw.commit(offsets=fresh, asynchronous=False))
+        # M05: a start is a decision. Written down at once, so that a crash does not take it again with another result
+        self._commit(fresh)
 
     def _group_knows(self, topic: str) -> bool:
         """Whether the group has read this topic before.
@@ -382,13 +383,19 @@ class GroupConsumer(Handle):
             self._keep(problem)
 
     def _placed(self, partitions: set[Partition]) -> list[TopicPartition]:
-        """The places of these partitions; where the brokers do not say at once, the partitions wait for the next fetch."""
+        """Where the group has committed these partitions.
+
+        Those without a committed offset wait for the next fetch: their start is committed, by a call of another thread, which
+        would wait for the end of this callback.
+        """
         try:
-            return self._places(partitions)
+            committed = self._committed([TopicPartition(*partition) for partition in partitions]) if partitions else []
         except KafkaException as exc:
             log.info("where to begin is not known yet: %s", describe(kafka_error(exc)))
-            self._waiting |= partitions
-            return []
+            committed = []
+        placed = [place for place in committed if place.offset >= 0]
+        self._waiting |= partitions - {(place.topic, place.partition) for place in placed}
+        return placed
 
     def _on_revoke(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
         try:

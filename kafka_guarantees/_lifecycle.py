@@ -40,7 +40,7 @@ class Lifecycle:
         self.closed = False
         self.forked = False
         self.stopping = False  # a stop was asked for; read once per message, so no property
-        self._stopped_at: float | None = None
+        self._give_up_at: float | None = None
         self._runner: threading.Thread | None = None
         self._iteration: Itself | None = None
         self._turn = threading.Condition()
@@ -62,13 +62,17 @@ class Lifecycle:
 
     def stop(self) -> None:
         """Ask the run to end; returns at once."""
-        self._stopped_at = self._stopped_at or time.monotonic()
+        self.leave(STOP_GRACE)
+
+    def leave(self, grace: float) -> None:
+        """Ask the run to end, and not to wait longer than ``grace`` seconds for brokers that do not answer."""
+        self._give_up_at = self._give_up_at or time.monotonic() + grace
         self.stopping = True
 
     @property
     def out_of_patience(self) -> bool:
         """True once a stop was asked for so long ago that brokers which do not answer are not waited for."""
-        return self._stopped_at is not None and time.monotonic() - self._stopped_at > STOP_GRACE
+        return self._runner is not None and self._give_up_at is not None and time.monotonic() > self._give_up_at
 
     @property
     def in_run(self) -> bool:
@@ -95,13 +99,15 @@ class Lifecycle:
                     "One client runs one loop: stop() or close() it first, or make a second client."
                 )
             self._runner, self._iteration = threading.current_thread(), iteration
+            if self.stopping:
+                self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
         try:
             with _stop_on_signal(self.stop) if iteration is None else _nothing():
                 yield
         finally:
             with self._turn:
                 self._runner = self._iteration = None
-                self._stopped_at = None
+                self._give_up_at = None
                 self.stopping = False
                 self._turn.notify_all()
 
@@ -119,11 +125,12 @@ class Lifecycle:
         if self._runner is threading.current_thread():
             if iteration is None:
                 raise KafkaGuaranteesError("close() was called in the handler: call stop() there, and close() after run().")
+            self.leave(timeout)
             iteration.close()  # a loop that was left by break or by an exception
         with self._turn:
             if self._runner is None:
                 return True
-            self.stop()
+            self.leave(timeout)
             alone = not self._runner.is_alive()  # nobody will come back to a loop whose thread is gone
             ended = not alone and self._turn.wait_for(lambda: self._runner is None, timeout)
         if not ended and iteration is not None and inspect.getgeneratorstate(iteration) == inspect.GEN_SUSPENDED:

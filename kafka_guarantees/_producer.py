@@ -9,6 +9,7 @@ Rules.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import warnings
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaException, Producer
 
 from ._client import Callbacks, Handle
-from .errors import DeliveryError, DeliveryUnknown, DurabilityWarning, broker_failure, delivery_failure, kafka_error
-from .records import Delivery
+from .errors import DeliveryError, DeliveryUnknown, DurabilityWarning, broker_failure, delivery_failure, describe, kafka_error
+from .records import LOST, Delivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .records import Headers, Payload, Record
 
     DeliveryCallback = Callable[[KafkaError | None, Message], None]
+
+log = logging.getLogger("kafka_guarantees")
 
 SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
@@ -132,10 +135,10 @@ class PlainProducer(Handle):
         super().__init__()
         self.make(Producer, {**settings.producer, **self._callbacks.of(settings.callbacks)})
         self._lifecycle = lifecycle
-        self._patience = settings.delivery_timeout
+        self.patience = settings.delivery_timeout
         self._unserved = 0
         self._served = time.monotonic()
-        self.failures: list[Delivery] = []  # that nobody has looked at
+        self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
         self._closing = threading.Event()
         name = "kafka-guarantees-serve"
@@ -144,13 +147,15 @@ class PlainProducer(Handle):
     def produce(self, record: Record) -> Delivery:
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
         delivery = Delivery(record.topic, self)
+        self.unacknowledged.add(delivery)  # before it is sent: what is not struck off again was not acknowledged
         try:
             self.send(record, delivery._settle)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except (TypeError, ValueError) as exc:
-            if self._lifecycle.in_hand:  # a handler may swallow it, but its message is not finished
-                delivery._fail(DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}"))
+            delivery._fail(DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}"))
+            if not self._lifecycle.in_hand:  # a handler may swallow it, but then its message is not finished
+                self.unacknowledged.discard(delivery)
             raise
         return delivery
 
@@ -166,7 +171,7 @@ class PlainProducer(Handle):
 
     def _patient(self, waited: float) -> bool:
         # by then the oldest record in the queue must have been settled, one way or the other
-        return waited < self._patience and not self._lifecycle.out_of_patience
+        return waited < self.patience and not self._lifecycle.out_of_patience
 
     def serve(self, timeout: float = 0) -> None:
         """Serve what waits of callbacks, for at most ``timeout`` seconds."""
@@ -176,9 +181,21 @@ class PlainProducer(Handle):
 
     def flush(self, give_up: Callable[[], bool]) -> int:
         """Wait until everything queued is settled, or ``give_up()``. Returns how many records are not."""
+        waiting = set(self.unacknowledged)
         while (left := self._call(lambda: self.raw.flush(SLICE))) and not give_up():
             self._served = time.monotonic()
+        if not left:
+            self._find_lost(waiting)
         return left
+
+    def _find_lost(self, waiting: set[Delivery]) -> None:
+        """Nothing is on its way any more, so every report was served. One that did not arrive never will."""
+        deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet
+        while lost := [delivery for delivery in waiting if not delivery.done]:
+            if time.monotonic() > deadline:
+                for delivery in lost:
+                    delivery._lost()
+            self.serve(SLICE / 10)
 
     def _call(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
@@ -190,14 +207,13 @@ class PlainProducer(Handle):
         finally:
             self._callbacks.raise_interrupt()
 
-    def take_failures(self) -> list[KafkaGuaranteesError]:
-        """The failures that nobody has looked at; after this they count as looked at."""
-        taken: list[KafkaGuaranteesError] = []
-        while self.failures:  # popped one by one: another thread may be adding some
-            delivery = self.failures.pop(0)
-            if delivery._failure is not None and not delivery._seen:
-                taken.append(delivery._failure)
-        return taken
+    def failures(self) -> list[KafkaGuaranteesError]:
+        """The failures that nobody has looked at."""
+        return [delivery._failure for delivery in list(self.unacknowledged) if delivery._failure is not None]
+
+    def forget_failures(self) -> None:
+        """They were raised: they count as looked at."""
+        self.unacknowledged -= {delivery for delivery in list(self.unacknowledged) if delivery.done}
 
     def close(self, timeout: float) -> int:
         """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""
@@ -237,7 +253,10 @@ def _serve_idle(producer: weakref.ref[PlainProducer], end: threading.Event) -> N
 def _serve_once(producer: PlainProducer | None) -> bool:
     raw = None if producer is None else producer.raw
     if producer is not None and raw is not None and time.monotonic() - producer._served > IDLE_SERVE:
-        raw.poll(0)
+        try:
+            raw.poll(0)
+        except KafkaException as exc:
+            log.warning("the producer cannot go on: %s", describe(kafka_error(exc)))  # the next call fails as well
     return raw is not None
 
 

@@ -20,6 +20,7 @@ from ._client import Abandoned, Callbacks, Caller, Handle
 from ._producer import SLICE, enqueue, warn_unclosed
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
 from .errors import (
+    FENCED,
     NOT_WRITTEN,
     BrokerError,
     DeliveryError,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 CALL = 0.5  # seconds that a transactional call waits at a time
+TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
 
 class AbortNeeded(Exception):
@@ -109,6 +111,7 @@ class TransactionalProducer(Handle):
         self._caller = Caller("kafka-guarantees-offsets")
         self._state = TransactionState()
         self._failure: KafkaGuaranteesError | None = None
+        self._timed_out = 0  # transactions in a row that the coordinator ended
         self.renewals = 0
 
     @property
@@ -223,7 +226,10 @@ class TransactionalProducer(Handle):
             raise AbortNeeded("a record could not be written") from self._failure
         self._state.on(Event.COMMIT, time.monotonic())
         self._end("committing the transaction", lambda: self.raw.commit_transaction(CALL))
+        if self._state.state is State.LOST:
+            raise InDoubt("the client was closed while the transaction was committed")
         self._state.on(Event.COMMITTED, time.monotonic())
+        self._timed_out = 0
 
     def abort(self) -> None:
         """Abort the transaction, or where that is no longer possible replace the producer, which has the same effect.
@@ -241,7 +247,7 @@ class TransactionalProducer(Handle):
             self._state.on(Event.ABORT, time.monotonic())
             try:
                 self._end("aborting the transaction", lambda: self.raw.abort_transaction(CALL))
-                self._state.on(Event.ABORTED, time.monotonic())
+                self._aborted()
             except (AbortNeeded, InDoubt) as exc:
                 log.warning("%s: a new producer takes over", exc)
                 self._lose()
@@ -252,11 +258,18 @@ class TransactionalProducer(Handle):
         if self.raw is not None and self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             try:
                 self.raw.abort_transaction(CALL)
-                self._state.on(Event.ABORT, time.monotonic()).on(Event.ABORTED, time.monotonic())
+                self._state.on(Event.ABORT, time.monotonic())
+                self._aborted()
             except KafkaException as exc:
                 log.warning("an open transaction is left to the brokers: %s", describe(kafka_error(exc)))
         if self._state.state is not State.READY:
             self._lose()
+
+    def _aborted(self) -> None:
+        self._state.on(Event.ABORTED, time.monotonic())
+        # librdkafka answers an abort without asking the brokers where it believes that they know of nothing to abort. If it is
+        # wrong, the next producer ends what is left
+        self._state.soil("a transaction was aborted")
 
     def close(self) -> None:
         """Let the producer go. An open transaction is aborted where that is quick."""
@@ -322,6 +335,15 @@ class TransactionalProducer(Handle):
             self._state.on(Event.FAILED, time.monotonic())
             raise AbortNeeded(why) from exc
         self._lose()
+        if error.code() in FENCED:
+            self._timed_out += 1
+        if verdict is Verdict.RENEW and self._timed_out >= TIMED_OUT:
+            raise FencedError(
+                f"{self._timed_out} transactions in a row were longer than transaction.timeout.ms "
+                f"({self._settings.transaction_timeout:.0f} s), or another instance uses transactional.id "
+                f"{self._settings.transactional_id!r} ({why}). Nothing of them is visible. Make batches smaller or the timeout "
+                "longer, and give each instance its own id."
+            ) from exc
         if verdict is Verdict.FENCED:
             raise FencedError(
                 f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). The open "

@@ -8,14 +8,15 @@ What happens to one message::
 * A portion ends with the batch, after COMMIT_EVERY seconds of handling, or with the message before one that failed. What is
   repeated after a crash is at most one portion.
 * A failing handler stops the run: nothing at or after its message is committed (L01).
-* A record that was not acknowledged stops the run as well, whoever produced it and whether the handler looked at it or not
-  (P01, L03).
+* A record that was not acknowledged stops the run as well, whoever produced it, unless its ``result()`` raised that in the
+  handler, which then knows (P01, L03).
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ from .errors import AuthorizationError, BrokerError
 from .records import Record, handler_error, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
+LEAVING = 10.0  # seconds that a loop which is left waits for brokers that do not answer
 COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
 MESSAGE_ID = "message-id"  # the header that carries the id of a logical message through every retry (D06)
 
@@ -164,6 +166,7 @@ class AtLeastOnce:
                             if time.monotonic() >= until or self._lifecycle.stopping:
                                 break
                     except GeneratorExit:
+                        self._lifecycle.leave(LEAVING)
                         self._finish(consumer, batch, rest[:done])
                         raise
                     if not self._finish(consumer, batch, rest[:done]):
@@ -207,7 +210,7 @@ class AtLeastOnce:
         """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""
         if self._producer is not None:
             left = self._producer.flush(lambda: self._lifecycle.out_of_patience)
-            raise_failures(self._producer.take_failures(), left, "Nothing was committed past the messages it came from.")
+            self._raise_failures(left, "Nothing was committed past the messages it came from.")
 
     @contextmanager
     def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
@@ -249,14 +252,15 @@ class AtLeastOnce:
         """
         self._lifecycle.check()
         if message_id is not None:
-            pairs = headers.items() if isinstance(headers, dict) else headers or ()
+            pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
             headers = [*pairs, (MESSAGE_ID, message_id)]
         record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
-        if self._producer is not None and self._producer.failures and not self._lifecycle.in_run:
-            raise_failures(self._producer.take_failures(), 0, "This record was not sent.")
+        if self._producer is not None and self._producer.unacknowledged and not self._lifecycle.in_run:
+            self._raise_failures(0, "This record was not sent.")
         return self._send(record)
 
     def _send(self, record: Record) -> Delivery:
+        self._lifecycle.check()
         if self._producer is None:
             self._producer = PlainProducer(self, self._settings, self._lifecycle)
         return self._producer.produce(record)
@@ -274,7 +278,15 @@ class AtLeastOnce:
         if self._producer is not None:
             deadline = None if timeout is None else time.monotonic() + timeout
             left = self._producer.flush(lambda: deadline is not None and time.monotonic() >= deadline)
-            raise_failures(self._producer.take_failures(), left, "What was acknowledged is safe.")
+            self._raise_failures(left, "What was acknowledged is safe.")
+
+    def _raise_failures(self, left: int, safe: str) -> None:
+        if self._producer is None:
+            return
+        failures = self._producer.failures()
+        if self._lifecycle.in_hand or not self._lifecycle.in_run:
+            self._producer.forget_failures()  # in a run only by the run: it must not commit past them, whoever saw them
+        raise_failures(failures, left, safe)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -282,21 +294,22 @@ class AtLeastOnce:
         """Ask ``run`` to return after what is in hand. Safe in threads and signal handlers; without a run it ends the next."""
         self._lifecycle.stop()
 
-    def close(self, timeout: float = 30.0) -> None:
-        """End a run, wait for acknowledgements, and let the clients go, within ``timeout`` seconds.
+    def close(self, timeout: float | None = None) -> None:
+        """End a run, wait for acknowledgements, and let the clients go, within ``timeout`` seconds (None: 30).
 
         Raises:
             DeliveryError, DeliveryUnknown: records were not written, or not acknowledged in time; with their number.
         """
         if self._lifecycle.closed or self._lifecycle.forked:
             return
+        timeout = 30.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if not self._lifecycle.end_run(timeout):
             log.warning("the handler has not returned within %.1f s; what it has in hand is not committed", timeout)
         self._lifecycle.closed = True
         if self._producer is not None:
             self._producer.close(max(0.0, deadline - time.monotonic()))
-            raise_failures(self._producer.take_failures(), 0, "What was acknowledged is safe.")
+            self._raise_failures(0, "What was acknowledged is safe.")
 
     def __enter__(self) -> Self:
         self._lifecycle.check()

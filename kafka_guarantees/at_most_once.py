@@ -211,10 +211,10 @@ class AtMostOnce:
             TypeError, ValueError: it is not a record.
             ForkedClientError: made by another process.
         """
-        self._lifecycle.check()
         self._send(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
 
     def _send(self, record: Record) -> None:
+        self._lifecycle.check()
         if self._producer is None:
             self._producer = PlainProducer(self, self._settings, self._lifecycle)
         self._producer.send(record)
@@ -236,10 +236,11 @@ class AtMostOnce:
         """Ask ``run`` to return after what is in hand. Safe in threads and signal handlers; without a run it ends the next."""
         self._lifecycle.stop()
 
-    def close(self, timeout: float = 10.0) -> None:
-        """End a run, send what is queued, and let the clients go, within ``timeout`` seconds. What is left is lost: logged."""
+    def close(self, timeout: float | None = None) -> None:
+        """End a run, send what is queued, and let the clients go, within ``timeout`` seconds (None: 10). Losses are logged."""
         if self._lifecycle.closed or self._lifecycle.forked:
             return
+        timeout = 10.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if not self._lifecycle.end_run(timeout):
             log.warning("the handler has not returned within %.1f s; its thread goes on without a client", timeout)

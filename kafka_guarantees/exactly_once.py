@@ -234,6 +234,8 @@ class ExactlyOnce:
             for batch in consumer.batches(max_batch, until_idle):
                 transaction = Transaction(self, consumer, batch)
                 yield transaction
+                if not transaction._committed:  # whatever the reason: its messages must not be passed over
+                    consumer.unplace(batch.messages)
                 transaction._check_used()
                 self._producer.prepare()  # what the last one left open is ended before its messages are asked for again
 
@@ -255,10 +257,11 @@ class ExactlyOnce:
         """Ask ``run`` to return after what is in hand. Safe in threads and signal handlers; without a run it ends the next."""
         self._lifecycle.stop()
 
-    def close(self, timeout: float = 30.0) -> None:
-        """End a run and let the clients go, within ``timeout`` seconds. A transaction that is left open is aborted."""
+    def close(self, timeout: float | None = None) -> None:
+        """End a run and let the clients go, within ``timeout`` seconds (None: 30). A transaction left open is aborted."""
         if self._lifecycle.closed or self._lifecycle.forked:
             return
+        timeout = 30.0 if timeout is None else timeout
         if not self._lifecycle.end_run(timeout):
             log.warning("the handler has not returned within %.1f s; its transaction is aborted", timeout)
         self._lifecycle.closed = True
@@ -291,6 +294,7 @@ class Transaction:
         self._consumer = consumer
         self._batch = batch
         self._phase = "new"
+        self._committed = False
         self._aborted: TransactionAborted | None = None  # raised by produce(), for a reason that is not the record's
 
     def produce(
@@ -330,7 +334,7 @@ class Transaction:
         try:
             self._producer.begin()
         except InDoubt as exc:
-            self._undo()
+            self._producer.abort()
             raise TransactionAborted(f"the transaction could not begin: {exc}") from exc
         return self
 
@@ -340,7 +344,7 @@ class Transaction:
             self._end()
             return False
         try:
-            self._undo()
+            self._producer.abort()
         except Exception:
             log.exception("aborting a transaction failed after the error that is raised")  # never hide the first error
             return False
@@ -351,19 +355,15 @@ class Transaction:
         try:
             self._commit()
         except AbortNeeded as exc:
-            self._undo()
+            self._producer.abort()
             if self._consumer is None or self._producer.failure is not None:
                 raise TransactionAborted(f"nothing of the transaction is visible: {exc}") from (self._producer.failure or exc)
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(self.messages), exc)
         except InDoubt as exc:
-            self._undo()
+            self._producer.abort()
             if self._consumer is None:
                 raise DeliveryUnknown(f"the transaction may or may not have been committed: {exc}") from exc
             log.warning("a transaction of %d messages is in doubt; its offsets will tell: %s", len(self.messages), exc)
-        except BaseException:
-            # also out of a signal handler. Whoever catches it may ask for the next transaction, which must not pass these over
-            self._unread()
-            raise
 
     def _commit(self) -> None:
         if self._consumer is not None and self._batch is not None:
@@ -371,17 +371,7 @@ class Transaction:
         else:
             self._producer.flush()
             self._producer.commit()
-
-    def _undo(self) -> None:
-        try:
-            self._producer.abort()
-        finally:
-            self._unread()
-
-    def _unread(self) -> None:
-        """Have the messages fetched again, from where the group has committed them by then."""
-        if self._consumer is not None:
-            self._consumer.unplace(self.messages)
+        self._committed = True
 
     def _check_used(self) -> None:
         if self._phase != "over":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, Union
 
 from confluent_kafka import KafkaException
 
-from .errors import HandlerError, delivery_failure
+from .errors import DeliveryUnknown, HandlerError, delivery_failure
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .errors import KafkaGuaranteesError
 
 T = TypeVar("T")
+
+LOST = 1.0  # seconds after which a report that should have come counts as lost
 
 Payload = Union[bytes, bytearray, memoryview, str, None]  # noqa: UP007 - an alias is evaluated, also in 3.10
 Headers = Union["Mapping[str, Payload]", "Sequence[tuple[str, Payload]]", None]
@@ -107,9 +109,10 @@ def handler_error(message: Message, error: BaseException) -> HandlerError:
 
 
 class _Server(Protocol):
-    """Serves delivery reports and keeps the failures that nobody has looked at. ``PlainProducer`` is one."""
+    """Serves delivery reports, and keeps what is not acknowledged. ``PlainProducer`` is one."""
 
-    failures: list[Delivery]
+    unacknowledged: set[Delivery]
+    patience: float
 
     def serve(self, timeout: float = 0) -> None: ...
 
@@ -127,7 +130,7 @@ class Delivery:
         done: True once the outcome is known.
     """
 
-    __slots__ = ("_failure", "_producer", "_seen", "done", "offset", "partition", "topic")
+    __slots__ = ("_failure", "_producer", "done", "offset", "partition", "topic")
 
     def __init__(self, topic: str, producer: _Server) -> None:
         self.topic = topic
@@ -135,7 +138,6 @@ class Delivery:
         self.offset: int | None = None
         self.done = False
         self._failure: KafkaGuaranteesError | None = None
-        self._seen = False
         self._producer = producer
 
     def result(self, timeout: float | None = None) -> Self:
@@ -149,16 +151,19 @@ class Delivery:
             DeliveryUnknown: it may or may not have been written.
             TimeoutError: neither is known after ``timeout`` seconds; the record is still on its way.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        started = time.monotonic()
+        deadline = started + (timeout if timeout is not None else self._producer.patience + LOST)
         while not self.done:
-            left = 0.05 if deadline is None else min(0.05, deadline - time.monotonic())
-            if left <= 0:
+            left = min(0.05, deadline - time.monotonic())
+            if left <= 0 and timeout is None:
+                self._lost()
+            elif left <= 0:
                 raise TimeoutError(
                     f"a record for topic {self.topic!r} is not acknowledged after {timeout} s; it is still on its way"
                 )
             self._producer.serve(left)
         if self._failure is not None:
-            self._seen = True
+            self._producer.unacknowledged.discard(self)  # looked at
             raise self._failure
         return self
 
@@ -168,6 +173,7 @@ class Delivery:
             self.partition = message.partition()
             self.offset = message.offset()
             self.done = True
+            self._producer.unacknowledged.discard(self)  # last: an exception out of a signal handler leaves it there
         else:
             failure = delivery_failure(error, self.topic)
             failure.__cause__ = KafkaException(error)
@@ -175,8 +181,11 @@ class Delivery:
 
     def _fail(self, failure: KafkaGuaranteesError) -> None:
         self._failure = failure
-        self._producer.failures.append(self)
         self.done = True
+
+    def _lost(self) -> None:
+        """No report will come: an exception out of a signal handler destroyed it."""
+        self._fail(DeliveryUnknown(f"the report on a record for topic {self.topic!r} was lost: it may or may not be written."))
 
     def __repr__(self) -> str:
         state = "failed" if self._failure is not None else "acknowledged" if self.done else "on its way"

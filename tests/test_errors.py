@@ -261,7 +261,8 @@ def refused_and_waited_for() -> BaseException:
 
 def refused_by_the_report() -> BaseException:
     class Server:
-        failures: list[Delivery] = []  # noqa: RUF012 - one server, one list
+        unacknowledged: set[Delivery] = set()  # noqa: RUF012 - one server, one set
+        patience = 1.0
 
         def serve(self, timeout: float = 0) -> None:
             """Nothing waits."""

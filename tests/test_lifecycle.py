@@ -137,9 +137,9 @@ def test_patience_ends_some_time_after_the_stop() -> None:
         assert not life.out_of_patience
         life.stop()
         assert not life.out_of_patience
-        first = life._stopped_at
+        first = life._give_up_at
         life.stop()
-        assert life._stopped_at == first
+        assert life._give_up_at == first
         assert becomes_true(lambda: life.out_of_patience, 5)
 
 
@@ -298,7 +298,7 @@ def test_the_thread_ends_and_holds_nothing() -> None:
     release.set()
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    assert caller._call is None
+    assert caller._jobs.empty()
     Caller("never used").end()
 
 

@@ -189,7 +189,8 @@ class Server:
     """Stands for the producer: settles a delivery at the n-th look."""
 
     def __init__(self, settle_at: int = 0, settle: Callable[[], None] | None = None) -> None:
-        self.failures: list[Delivery] = []
+        self.unacknowledged: set[Delivery] = set()
+        self.patience = 30.0
         self.looks = 0
         self._settle_at = settle_at
         self._settle = settle
@@ -213,7 +214,7 @@ def test_result_waits_until_the_report_comes() -> None:
     assert (delivery.done, delivery.topic, delivery.partition, delivery.offset) == (True, "t", 4, 9)
     assert server.looks == 3
     assert 0 < server.longest <= 0.1
-    assert server.failures == []
+    assert not server.unacknowledged
 
 
 def test_result_does_not_wait_for_what_is_known() -> None:
@@ -242,7 +243,7 @@ def test_result_gives_up_after_its_timeout_and_can_be_asked_again(timeout: float
         delivery.result(timeout)
     assert timeout <= time.monotonic() - started < timeout + 1
     assert not delivery.done
-    assert server.failures == []
+    assert not server.unacknowledged
     delivery._settle(None, Message(topic="t", partition=0, offset=1))
     assert delivery.result(0).offset == 1
 
@@ -251,17 +252,17 @@ def test_result_gives_up_after_its_timeout_and_can_be_asked_again(timeout: float
     ("code", "kind"), [(KafkaError._MSG_TIMED_OUT, DeliveryUnknown), (KafkaError.MSG_SIZE_TOO_LARGE, DeliveryError)]
 )
 def test_a_failure_is_kept_for_others_and_raised_by_every_result(code: int, kind: type[Exception]) -> None:
-    """P01: the producer hears of it at once; result() raises it each time it is asked, and marks it as seen."""
+    """P01: a failure stays with what is not acknowledged until result() has raised it, which it does each time."""
     server = Server()
     delivery = Delivery("t", server)
+    server.unacknowledged.add(delivery)
     delivery._settle(KafkaError(code), Message(topic="t"))
-    assert server.failures == [delivery]
+    assert server.unacknowledged == {delivery}
     assert delivery.done
-    assert not delivery._seen
     for _ in range(2):
         with pytest.raises(kind):
             delivery.result()
-    assert delivery._seen
+    assert not server.unacknowledged
     assert delivery.offset is None
 
 
