@@ -1,10 +1,11 @@
 """The life of a transactional producer, as a table, and what each error of librdkafka means in it. Pure: no I/O, no clock.
 
     NEW -> READY -> IN_TRANSACTION -> COMMITTING -> READY
-                          |   |            |
-                          |   v            v
-                          | MUST_ABORT -> ABORTING -> READY
-                          v
+                       |       |           |
+                       |       v           |
+                       |   MUST_ABORT <----+
+                       |       |
+                       +-------+-> ABORTING -> READY
     any ----------------> LOST      (the producer object is thrown away; a new one begins at NEW)
 
 Rules.

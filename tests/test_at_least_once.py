@@ -14,7 +14,9 @@ from confluent_kafka.admin import AdminClient, NewPartitions  # type: ignore[att
 from kafka_guarantees import (
     AtLeastOnce,
     BrokerError,
+    Delivery,
     DeliveryError,
+    DeliveryUnknown,
     HandlerError,
     KafkaGuaranteesError,
     OffsetsLost,
@@ -363,3 +365,46 @@ def test_a_run_in_a_run_is_refused(config: dict[str, Any], kafka: RunningKafka, 
     with AtLeastOnce(config) as service, pytest.raises(HandlerError, match="running already") as caught:
         service.run([topic], lambda message: service.run([topic], print), until_idle=IDLE)
     assert isinstance(caught.value.__cause__, KafkaGuaranteesError)
+
+
+def test_what_another_thread_was_told_still_stops_the_run(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """P01: flush() in another thread raises the failure of a record that the handler produced; the run does not commit it."""
+    source, target = kafka_topic(), kafka_topic()
+    fill(kafka.bootstrap, source, numbers(1))
+    told: list[BaseException] = []
+    with AtLeastOnce(config) as service:
+
+        def ask() -> None:
+            try:
+                service.flush(10)
+            except DeliveryError as error:
+                told.append(error)
+
+        def handler(message: Message) -> None:
+            service.produce(target, b"x" * 2_000_000)
+            asker = threading.Thread(target=ask)
+            asker.start()
+            asker.join(20)
+
+        with pytest.raises(DeliveryError):
+            service.run([source], handler, until_idle=IDLE)
+    assert told
+    assert committed(kafka.bootstrap, config["group.id"], source) == [0]
+
+
+def test_a_report_that_was_destroyed_is_an_unknown_outcome(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P01, C01: an exception out of a signal handler can hit the delivery callback; then nothing says that it was written."""
+    source, target = kafka_topic(), kafka_topic()
+    fill(kafka.bootstrap, source, numbers(1))
+    monkeypatch.setattr(Delivery, "_settle", lambda *_: None)  # what is left of a callback that was hit at its first step
+    with AtLeastOnce(config) as service:
+        with pytest.raises(DeliveryUnknown, match="report .* was lost"):
+            service.run([source], lambda message: [Record(target, message.value())], until_idle=IDLE)
+        with pytest.raises(DeliveryUnknown):
+            service.produce(target, b"x")
+            service.flush(10)
+    assert committed(kafka.bootstrap, config["group.id"], source) == [0]

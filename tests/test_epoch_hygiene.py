@@ -192,9 +192,9 @@ def test_x01_a_late_end_of_an_ambiguous_transaction_is_refused(
     with make(name, socket_timeout_ms=600) as setting:
         code = inject(setting, Wire(kafka.bootstrap, name), fault)
         assert code in REFUSED
-        assert setting.renewals == 1
+        assert setting.renewals == 2, "one before the transaction, since the last was ambiguous, and one since it was aborted"
         setting.write(b"third")
-        assert setting.renewals == 1, "the new producer is clean"
+        assert setting.renewals == 2, "the new producer is clean"
         assert visible(kafka.bootstrap, setting.topic) == [b"first", b"third"]
 
 
@@ -259,14 +259,14 @@ def test_x01_an_endtxn_that_was_on_its_way_all_the_time(
 def test_x01_hygiene_costs_nothing_where_nothing_happened(
     kafka: RunningKafka, make: Callable[..., AbstractContextManager[Setting]]
 ) -> None:
-    """X01: 200 undisturbed transactions, committed and aborted, are made by one producer."""
+    """X01: of 200 undisturbed transactions only the aborted ones are followed by a new producer."""
     with make() as setting:
         for number in range(200):
             with suppress(InterruptedError), setting.kafka.transaction() as tx:
                 tx.produce(setting.topic, b"%d" % number)
                 if number % 10 == 9:
                     raise InterruptedError
-        assert setting.renewals == 0
+        assert setting.renewals == 20
         assert len(visible(kafka.bootstrap, setting.topic)) == 180
 
 
