@@ -138,6 +138,7 @@ class PlainProducer(Handle):
         self.patience = settings.delivery_timeout
         self._unserved = 0
         self._served = time.monotonic()
+        self.failed = False  # there may be failures in the next; looking through it at every record would cost too much
         self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
         self._closing = threading.Event()
@@ -207,13 +208,14 @@ class PlainProducer(Handle):
         finally:
             self._callbacks.raise_interrupt()
 
-    def failures(self) -> list[KafkaGuaranteesError]:
-        """The failures that nobody has looked at."""
-        return [delivery._failure for delivery in list(self.unacknowledged) if delivery._failure is not None]
-
-    def forget_failures(self) -> None:
-        """They were raised: they count as looked at."""
-        self.unacknowledged -= {delivery for delivery in list(self.unacknowledged) if delivery.done}
+    def failures(self, *, forget: bool) -> list[KafkaGuaranteesError]:
+        """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at."""
+        if forget:
+            self.failed = False  # before they are listed: one that comes meanwhile sets it again
+        failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None]
+        if forget:
+            self.unacknowledged.difference_update(failed)
+        return [delivery._failure for delivery in failed if delivery._failure is not None]
 
     def close(self, timeout: float) -> int:
         """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""

@@ -255,7 +255,7 @@ class AtLeastOnce:
             pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
             headers = [*pairs, (MESSAGE_ID, message_id)]
         record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
-        if self._producer is not None and self._producer.unacknowledged and not self._lifecycle.in_run:
+        if self._producer is not None and self._producer.failed and not self._lifecycle.in_run:
             self._raise_failures(0, "This record was not sent.")
         return self._send(record)
 
@@ -283,10 +283,9 @@ class AtLeastOnce:
     def _raise_failures(self, left: int, safe: str) -> None:
         if self._producer is None:
             return
-        failures = self._producer.failures()
-        if self._lifecycle.in_hand or not self._lifecycle.in_run:
-            self._producer.forget_failures()  # in a run only by the run: it must not commit past them, whoever saw them
-        raise_failures(failures, left, safe)
+        # in a run only the run forgets them: it must not commit past them, whoever saw them
+        forget = self._lifecycle.in_hand or not self._lifecycle.in_run
+        raise_failures(self._producer.failures(forget=forget), left, safe)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

@@ -111,6 +111,7 @@ def handler_error(message: Message, error: BaseException) -> HandlerError:
 class _Server(Protocol):
     """Serves delivery reports, and keeps what is not acknowledged. ``PlainProducer`` is one."""
 
+    failed: bool
     unacknowledged: set[Delivery]
     patience: float
 
@@ -181,6 +182,7 @@ class Delivery:
 
     def _fail(self, failure: KafkaGuaranteesError) -> None:
         self._failure = failure
+        self._producer.failed = True
         self.done = True
 
     def _lost(self) -> None:

@@ -262,6 +262,7 @@ def refused_and_waited_for() -> BaseException:
 def refused_by_the_report() -> BaseException:
     class Server:
         unacknowledged: set[Delivery] = set()  # noqa: RUF012 - one server, one set
+        failed = False
         patience = 1.0
 
         def serve(self, timeout: float = 0) -> None:

@@ -189,6 +189,7 @@ class Server:
     """Stands for the producer: settles a delivery at the n-th look."""
 
     def __init__(self, settle_at: int = 0, settle: Callable[[], None] | None = None) -> None:
+        self.failed = False
         self.unacknowledged: set[Delivery] = set()
         self.patience = 30.0
         self.looks = 0
