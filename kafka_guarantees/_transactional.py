@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 CALL = 0.5  # seconds that a transactional call waits at a time
+CALLER = "kafka-guarantees-offsets"  # name of a thread
 TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
 
@@ -108,7 +109,7 @@ class TransactionalProducer(Handle):
         self._settings = settings
         self._lifecycle = lifecycle
         self._callbacks = Callbacks()
-        self._caller = Caller("kafka-guarantees-offsets")
+        self._caller = Caller(CALLER)
         self._state = TransactionState()
         self._failure: KafkaGuaranteesError | None = None
         self._timed_out = 0  # transactions in a row that the coordinator ended
@@ -203,17 +204,30 @@ class TransactionalProducer(Handle):
             raise AbortNeeded("a record could not be written") from self._failure
 
     def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
-        """Make the offsets part of the transaction. A repeated call has the same arguments (X11)."""
-        # librdkafka does not keep to the timeout of this call, but waits for socket.timeout.ms
-        self._call(
-            "sending offsets to the transaction",
-            lambda: self._caller.call(
-                lambda: self.raw.send_offsets_to_transaction(offsets, metadata, CALL), self._out_of_patience, "sending offsets"
-            ),
-        )
+        """Make the offsets part of the transaction. A repeated call has the same arguments (X11).
 
-    def _out_of_patience(self) -> bool:
-        return self._lifecycle.out_of_patience
+        librdkafka does not keep to the timeout of this call, but waits for socket.timeout.ms; and where brokers come and go
+        while it asks for the coordinator, it never returns at all. So it is left alone once the transaction's time is up: the
+        coordinator aborts it then, if no new producer has.
+
+        Raises:
+            AbortNeeded, InDoubt, FencedError, AuthorizationError: see there.
+        """
+        try:
+            self._call(
+                "sending offsets to the transaction",
+                lambda: self._caller.call(
+                    lambda: self.raw.send_offsets_to_transaction(offsets, metadata, CALL),
+                    lambda: not self._patient(0),
+                    "sending offsets",
+                ),
+            )
+        except Abandoned as exc:
+            self._caller.end()  # once it returns, if ever
+            self._caller = Caller(CALLER)
+            if self._lifecycle.out_of_patience:
+                raise
+            raise InDoubt(str(exc)) from exc
 
     def commit(self) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).

@@ -586,6 +586,33 @@ def test_x11_send_offsets_is_repeated_with_the_same_arguments(world: Callable[..
     assert here.output() == written
 
 
+def test_send_offsets_that_never_returns(
+    world: Callable[..., World], scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with librdkafka 2.16.0 while brokers came and went: the call is left behind with its producer, and work goes on."""
+    here = world()
+    written = here.fill(3)
+    hanging, returned = threading.Event(), threading.Event()
+    sending = scripted.send_offsets_to_transaction
+
+    def hangs_once(self: Scripted, *args: object) -> Any:
+        if not hanging.is_set():
+            hanging.set()
+            returned.wait(DEADLINE)
+        return sending(self, *args)
+
+    monkeypatch.setattr(scripted, "send_offsets_to_transaction", hangs_once)
+    try:
+        with here.client(commit_interval=0.1, **{"transaction.timeout.ms": 2000, "socket.timeout.ms": 1500}) as kafka:
+            here.run(kafka)
+            assert kafka._producer.renewals == 1
+    finally:
+        returned.set()
+    assert hanging.is_set()
+    assert here.output() == written
+    assert here.committed() == here.ends
+
+
 # -- X05: a record that cannot be produced -----------------------------------------------------------------------------
 
 BAD: dict[str, dict[str, Any]] = {
