@@ -251,6 +251,8 @@ class LocalKafka(RunningKafka):
 
     def pause(self, n: int) -> None:
         """SIGSTOP broker ``n``: its connections stay open and nothing is answered. It stands still on return."""
+        if n in self._paused:
+            return  # it has stopped already, and would not stop again
         self._tell("pause", n)
         self._paused.add(n)
 
