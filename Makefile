@@ -40,7 +40,7 @@ needs:
 	  fi; }
 
 lock:
-	uv pip compile --universal --python-version 3.10 --group dev pyproject.toml --no-header --no-annotate --quiet -o requirements-dev.lock
+	uv pip compile --universal --python-version 3.10 --group dev --extra prove pyproject.toml --no-header --no-annotate --quiet -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,8 +1,8 @@
-"""The ``kafka-guarantees`` command: ``explain``, ``broker`` and ``demo``.
+"""The ``kafka-guarantees`` command: ``explain``, ``broker``, ``demo`` and ``prove``.
 
 Rules. Importing this file loads no more than the package itself: each command imports what it needs when it runs. Exit
-status: 0 done, 1 a guarantee was broken or no Kafka could be had, 2 the command line or a setting is wrong, 128 + n ended by
-signal n.
+status: 0 done, 1 a guarantee was broken, or not shown, or no Kafka could be had, 2 the command line or a setting is wrong,
+128 + n ended by signal n.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_explain(commands.add_parser("explain", help="the settings of a guarantee, with the reason for each"))
     _add_broker(commands.add_parser("broker", help="a local Kafka in the foreground"))
     _add_demo(commands.add_parser("demo", help="kill workers of all three guarantees on a real Kafka, and count"))
+    _add_prove(commands.add_parser("prove", help="put a guarantee to the proof under many faults, here or on your cluster"))
     return parser
 
 
@@ -89,6 +90,32 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=_positive, default=5, help="how often each worker is killed (default: 5)")
     parser.add_argument("--rate", type=_positive, default=400, help="messages sent per second (default: 400)")
     parser.set_defaults(command=_demo)
+
+
+def _add_prove(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Workers of this library send, handle and transform under faults; then what they did and what is in the topics is "
+        "checked. On a cluster of yours (-b, or bootstrap.servers in --config) only workers and their own connections are "
+        "hurt, and nothing is touched but two topics and two groups that are made for it and removed."
+    )
+    parser.add_argument("guarantee", choices=list(EXPLAIN), metavar="GUARANTEE", help=" | ".join(EXPLAIN))
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-b", "--bootstrap", metavar="HOST:PORT", help="a cluster that runs already")
+    where.add_argument("--brokers", type=int, choices=(1, 3), help="a local cluster of so many (default: 3)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="properties of all clients: key=value lines")
+    parser.add_argument("--duration", type=_positive, default=60, metavar="S", help="seconds of faults (default: 60)")
+    parser.add_argument("--workers", type=_positive, default=3, metavar="N", help="that transform (default: 3)")
+    parser.add_argument("--partitions", type=_positive, default=8, metavar="N", help="of each topic (default: 8)")
+    parser.add_argument(
+        "--faults",
+        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
+        metavar="A,B",
+        help="default: all that are possible; hold-frame:EndTxn hits only these requests; 'none' for none",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of the faults (default: a new one)")
+    parser.add_argument("--protocol", choices=("classic", "cooperative", "consumer"), default="classic", help="of the groups")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="default: proof-GUARANTEE.html; JSON is put beside it")
+    parser.set_defaults(command=_prove)
 
 
 def _positive(text: str) -> int:
@@ -181,7 +208,37 @@ def _demo(arguments: argparse.Namespace) -> int:
         return _complain(error, FAILED)
 
 
-def _complain(error: Exception, status: int) -> int:
+def _prove(arguments: argparse.Namespace) -> int:
+    try:
+        from .prove.command import Asked, run_proof  # noqa: PLC0415 - importing stays cheap
+    except ModuleNotFoundError as error:
+        return _complain(f"the report needs {error.name}, which is not installed: pip install 'kafka-guarantees[prove]'", WRONG)
+    from confluent_kafka import KafkaException  # noqa: PLC0415 - likewise
+
+    from .testing.local_kafka import LocalKafkaError  # noqa: PLC0415 - likewise
+
+    try:
+        asked = Asked(
+            guarantee=arguments.guarantee,
+            config={**_file(arguments.config), **({"bootstrap.servers": arguments.bootstrap} if arguments.bootstrap else {})},
+            brokers=arguments.brokers,
+            duration=arguments.duration,
+            workers=arguments.workers,
+            partitions=arguments.partitions,
+            faults=arguments.faults,
+            seed=arguments.seed,
+            protocol=arguments.protocol,
+            report=arguments.report or Path(f"proof-{arguments.guarantee}.html"),
+            config_file=arguments.config,
+        )
+        return OK if run_proof(asked) else FAILED
+    except (OSError, ValueError) as error:  # of the arguments and the files; UnsafeConfigError is a ValueError
+        return _complain(error, WRONG)
+    except (LocalKafkaError, KafkaException) as error:
+        return _complain(error, FAILED)
+
+
+def _complain(error: Exception | str, status: int) -> int:
     print(f"kafka-guarantees: {error}", file=sys.stderr)  # noqa: T201 - a command prints
     return status
 

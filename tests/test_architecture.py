@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PACKAGE = Path(kafka_guarantees.__file__).parent
-APART = ("testing", "demo")  # they play the user, or another program: what they do with confluent-kafka is theirs
+APART = ("testing", "demo", "prove")  # they play the user, or another program: what they do with confluent-kafka is theirs
 
 # The rooms, lowest first. A room is a module or a folder; one may use only what is below it. A new room is placed here.
 FLOORS: list[set[str]] = [
@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
     {"__init__"},
     {"testing"},
     {"demo"},
+    {"prove"},
     {"cli"},
     {"__main__"},
 ]

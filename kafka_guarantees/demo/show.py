@@ -62,7 +62,7 @@ def run_demo(
     screen.say(_opening(flows, seed, kills))
     dice = random.Random(seed)  # noqa: S311 - repeatable is the point
     with local_or_running() as bootstrap:
-        session = max(SESSION_MS, shortest_session(bootstrap))
+        session = max(SESSION_MS, shortest_session({"bootstrap.servers": bootstrap}))
         with _Evidence(screen) as evidence, _logging_to(evidence.folder / "driver.log"):
             kept = _run(flows, Plan(bootstrap, kills, rate, dice, evidence.folder, screen), session)
             evidence.keep = not kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -20,22 +20,29 @@ PARTITIONS = 2
 ANSWER = 10.0  # seconds that one request may take
 READING = 30.0  # seconds that reading a topic to its end may take
 QUIET: dict[str, str | int | float | bool] = {"log_level": 0}  # the screen belongs to the demo; errors are raised
+DEFAULT_SESSION = 6000  # milliseconds
 MIN_SESSION = "group.min.session.timeout.ms"
 
 
-def shortest_session(bootstrap: str) -> int:
-    """The shortest ``session.timeout.ms`` that the brokers let a group have.
+def shortest_session(config: Mapping[str, Any]) -> int:
+    """The shortest ``session.timeout.ms`` that the brokers let a group have; Kafka's default where they do not tell.
+
+    Args:
+        config: librdkafka's properties that reach them.
 
     Raises:
         KafkaException: nobody answers.
     """
-    admin = AdminClient({**QUIET, "bootstrap.servers": bootstrap})
+    admin = AdminClient({**QUIET, **config})
     try:
         broker = next(iter(admin.list_topics(timeout=ANSWER).brokers))
     except KafkaException as exc:
-        raise KafkaException(f"no Kafka answers at {bootstrap}") from exc
+        raise KafkaException(f"no Kafka answers at {config['bootstrap.servers']}") from exc
     resource = ConfigResource(ResourceType.BROKER, str(broker))
-    settings = admin.describe_configs([resource], request_timeout=ANSWER)[resource].result()
+    try:
+        settings = admin.describe_configs([resource], request_timeout=ANSWER)[resource].result()
+    except KafkaException:
+        return DEFAULT_SESSION  # no right to ask
     return int(settings[MIN_SESSION].value)
 
 

@@ -1,0 +1,52 @@
+"""What must hold under each guarantee, and who judges it. Pure: evidence goes in, verdicts and figures come out.
+
+The names of the checks are those of Jepsen's Kafka workload, where it has them. All checks look at one ``Story``, which is told
+once, so that a run of a million events is judged in seconds. ``writes`` has the laws about what is in the topics, ``handling``
+those about who handled what, and when, ``offsets`` those about what the groups have committed.
+
+Not checked, since Kafka allows it: G0, G1c with ww edges, internal send skips.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from .figures import figures
+from .handling import handled_more_than_once, non_monotonic_poll, poll_skip, precommitted_read, unseen
+from .law import Check
+from .offsets import drained, offset_regression
+from .story import tell
+from .writes import aborted_read, duplicate, inconsistent_offset, lost_output, lost_write, order_per_key, torn_transaction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ..evidence import Evidence, Verdict
+
+__all__ = ["LAWS", "Check", "figures", "judge"]
+
+_ALL = (aborted_read, inconsistent_offset, offset_regression, non_monotonic_poll, drained)
+
+LAWS: Mapping[str, tuple[Check, ...]] = MappingProxyType(
+    {
+        "at-most-once": (duplicate, handled_more_than_once, *_ALL),
+        "at-least-once": (lost_write, lost_output, unseen, poll_skip, order_per_key, *_ALL),
+        "exactly-once": (
+            lost_write,
+            duplicate,
+            torn_transaction,
+            precommitted_read,
+            unseen,
+            poll_skip,
+            order_per_key,
+            *_ALL,
+        ),
+    }
+)
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """What every check of the guarantee has found."""
+    story = tell(evidence)
+    return [check.on(story) for check in LAWS[evidence.guarantee]]

@@ -1,0 +1,161 @@
+"""``kafka-guarantees prove``: from what was asked for on the command line to a report and a verdict."""
+
+from __future__ import annotations
+
+import logging
+import random
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kafka_guarantees import AtLeastOnce, AtMostOnce, DurabilityWarning, ExactlyOnce
+from kafka_guarantees.demo.topics import shortest_session
+
+from .faults import Fault, fault, possible
+from .report import as_html, as_json, as_text, outcome
+from .run import Plan, prove
+from .screen import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+CLASSES = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
+SESSION = 3000  # milliseconds; brokers that other people run may insist on more
+OURS = (".history", ".log", ".dump")  # suffixes of what a run writes into its folder
+OF_EACH = ("group.id", "group.instance.id", "transactional.id", "client.id")  # of each worker; never the user's own
+ENCRYPTED = ("SSL", "SASL_SSL")  # of security.protocol: a proxy cannot look into it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says. See its help."""
+
+    guarantee: str
+    config: Mapping[str, Any]
+    brokers: int | None
+    duration: float
+    workers: int
+    partitions: int
+    faults: Sequence[str] | None
+    seed: int | None
+    protocol: str
+    report: Path
+    config_file: Path | None = None
+
+    @property
+    def local(self) -> bool:
+        """Whether the cluster is made for it."""
+        return "bootstrap.servers" not in self.config
+
+
+def run_proof(asked: Asked) -> bool:
+    """Do what was asked for, write the report, and print the verdict.
+
+    Returns:
+        True where every check held, and enough happened to say so.
+
+    Raises:
+        ValueError: something cannot be, or contradicts the guarantee. Nothing was connected.
+        OSError: the report cannot be written.
+        LocalKafkaError: no Kafka could be started.
+        KafkaException: the Kafka that runs already does not answer, or refuses what is needed.
+    """
+    faults = _faults(asked)
+    seed = random.SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
+    _refuse_weaker(asked)
+    folder = _folder(asked.report)
+    plan = Plan(
+        guarantee=asked.guarantee,
+        faults=faults,
+        seed=seed,
+        folder=folder,
+        duration=asked.duration,
+        workers=asked.workers,
+        partitions=asked.partitions,
+        brokers=(asked.brokers or 3) if asked.local else 0,
+        protocol=asked.protocol,
+        config={key: value for key, value in asked.config.items() if key not in OF_EACH},
+        session=_session(asked),
+    )
+    with _log_to(folder / "driver.log"), Screen() as screen:
+        screen.say(_opening(asked, faults, seed))
+        proof = prove(plan, screen, _command(asked, faults, seed))
+    asked.report.write_text(as_html(proof), encoding="utf-8")
+    asked.report.with_suffix(".json").write_text(as_json(proof), encoding="utf-8")
+    print(f"{as_text(proof)}\nThe report: {asked.report}. Histories, logs and dumps: {folder}")  # noqa: T201 - a command prints
+    return outcome(proof) == "held"
+
+
+def _faults(asked: Asked) -> list[Fault]:
+    """The faults that were named, or all that are possible.
+
+    Raises:
+        ValueError: one is not known, or not possible on this cluster.
+    """
+    visible = str(asked.config.get("security.protocol", "PLAINTEXT")).upper() not in ENCRYPTED
+    all_of_them = possible(asked.guarantee, brokers=asked.local, connections=visible)
+    if asked.faults is None:
+        return all_of_them
+    chosen = [fault(name, asked.guarantee) for name in asked.faults if name != "none"]
+    for one in chosen:
+        if one.lane not in {each.lane for each in all_of_them}:
+            why = "the brokers are not ours to hurt" if visible else "a connection with TLS cannot be looked into"
+            raise ValueError(f"{one.name} is not possible here: {why}. Use a local cluster (without -b), or leave it out.")
+    return chosen
+
+
+def _refuse_weaker(asked: Asked) -> None:
+    """Refuse a configuration that the guarantee refuses, before anything is started."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DurabilityWarning)  # the report says what was proven
+        CLASSES[asked.guarantee].explain(asked.config)
+
+
+def _session(asked: Asked) -> int:
+    """Milliseconds: what the configuration says, or as short as the brokers allow."""
+    given = asked.config.get("session.timeout.ms")
+    if given is not None:
+        return int(given)
+    return SESSION if asked.local else max(SESSION, shortest_session(asked.config))
+
+
+def _folder(report: Path) -> Path:
+    """An empty folder beside the report. What an earlier run has left in it is removed, and nothing else."""
+    folder = report.with_name(f"{report.stem}-files")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.suffix in OURS:
+            path.unlink()
+    return folder
+
+
+def _command(asked: Asked, faults: Sequence[Fault], seed: int) -> list[str]:
+    """The command that repeats it."""
+    where = ["-b", str(asked.config["bootstrap.servers"])] if not asked.local else ["--brokers", str(asked.brokers or 3)]
+    return [
+        *("kafka-guarantees", "prove", asked.guarantee, *where),
+        *(("--config", str(asked.config_file)) if asked.config_file is not None else ()),
+        *("--duration", f"{asked.duration:g}", "--workers", str(asked.workers), "--partitions", str(asked.partitions)),
+        *("--protocol", asked.protocol, "--faults", ",".join(one.text for one in faults) or "none", "--seed", str(seed)),
+    ]
+
+
+def _opening(asked: Asked, faults: Sequence[Fault], seed: int) -> str:
+    where = f"{asked.brokers or 3} local brokers" if asked.local else "the cluster that runs already"
+    what = ", ".join(one.text for one in faults) or "no faults"
+    return f"Proving {asked.guarantee} on {where}: {asked.duration:.0f} s of {what}. Seed {seed}."
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """What the proof itself has to say goes to a file: the screen is for the progress."""
+    root, to_file = logging.getLogger("kafka_guarantees"), logging.FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    root.addHandler(to_file)
+    try:
+        yield
+    finally:
+        root.removeHandler(to_file)
+        to_file.close()

@@ -1,0 +1,192 @@
+"""The workers as their driver sees them: processes that are started, hurt, started again, and in the end told to stop."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from .life import CRASHED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from .life import Job
+
+COMMAND: Sequence[str] = (sys.executable, "-X", "faulthandler", "-m", "kafka_guarantees.prove.worker")
+STOPPING = 30.0  # seconds that a worker may take to finish what is in hand and leave its group
+_LOG_LINES = 12
+
+
+class Crew:
+    """All workers of a run, by name. A context manager: no process is left at its end.
+
+    Safe to use from several threads, which hurt different workers.
+
+    Args:
+        jobs: what each is to do; ``life`` and the seed are counted on.
+        folder: for what they write to stderr.
+        command: that runs a worker, without the job.
+    """
+
+    def __init__(self, jobs: Sequence[Job], folder: Path, command: Sequence[str] = COMMAND) -> None:
+        self._jobs = {job.who: job for job in jobs}
+        self._folder = folder
+        self._command = command
+        self._lock = threading.RLock()
+        self._workers: dict[str, subprocess.Popen[str]] = {}
+        self._paused: set[str] = set()
+        self.ended: Counter[str] = Counter()  # how lives ended that nobody ended
+        self.troubles: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers.values():
+            worker.kill()
+            worker.communicate()
+
+    @property
+    def lives(self) -> int:
+        """How many processes there were."""
+        return sum(job.life for job in self._jobs.values())
+
+    def start(self, who: str) -> None:
+        """Begin a new life, if the worker has none.
+
+        The process inherits that this one ignores SIGUSR1: a life that has not got as far as its own handler must not end
+        by a signal of the storm.
+        """
+        with self._lock:
+            if who in self._workers:
+                return
+            job = self._jobs[who]
+            job = replace(job, life=job.life + 1, seed=f"{job.seed.partition('/')[0]}/{who}/{job.life + 1}")
+            self._jobs[who] = job
+            with (self._folder / f"{who}.log").open("ab") as log:
+                worker = subprocess.Popen(  # noqa: S603 - our own module, without a shell
+                    [*self._command, str(job)],
+                    stdin=subprocess.PIPE,  # its end tells the worker that nobody is there any more
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,  # Ctrl-C is for the driver, who ends everybody
+                )
+            self._workers[who] = worker
+
+    def tend(self) -> None:
+        """Begin a new life for everybody whose life has ended by itself."""
+        with self._lock:
+            for who, worker in list(self._workers.items()):
+                code = worker.poll()
+                if code is not None:
+                    self._forget(who)
+                    self._note(who, code)
+                    self.start(who)
+
+    def _note(self, who: str, code: int) -> None:
+        if code == CRASHED:
+            self.ended["an error of the library ended it"] += 1  # which one is in the history
+        else:
+            self.troubles.append(f"{who} ended by itself with exit status {code}: {self.last_words(who)}")
+
+    def names(self, role: str) -> list[str]:
+        """Everybody of a role."""
+        return [who for who, job in self._jobs.items() if job.role == role]
+
+    # -- hurting ------------------------------------------------------------------------------------------------------
+
+    def kill(self, who: str) -> None:
+        """SIGKILL; returns when it is gone."""
+        with self._lock:
+            worker = self._workers.get(who)
+            if worker is not None:
+                worker.kill()
+                self._forget(who)
+
+    def pause(self, who: str) -> None:
+        """SIGSTOP."""
+        with self._lock:
+            self._send(who, signal.SIGSTOP)
+            self._paused.add(who)
+
+    def resume(self, who: str) -> None:
+        """SIGCONT."""
+        with self._lock:
+            self._paused.discard(who)
+            self._send(who, signal.SIGCONT)
+
+    def interrupt(self, who: str) -> None:
+        """SIGUSR1: an exception, wherever it is."""
+        with self._lock:
+            self._send(who, signal.SIGUSR1)
+
+    def tell(self, who: str, order: Mapping[str, object]) -> None:
+        """Say something on its stdin."""
+        with self._lock, suppress(KeyError, OSError):
+            stdin = self._workers[who].stdin
+            if stdin is not None:
+                stdin.write(json.dumps(order) + "\n")
+                stdin.flush()
+
+    def stop(self, who: str, within: float = STOPPING) -> None:
+        """SIGTERM, and wait until it has left its group. One that does not end is a trouble."""
+        with self._lock:
+            worker = self._workers.pop(who, None)
+            if worker is None:
+                return
+            if who in self._paused:
+                self._paused.discard(who)
+                worker.send_signal(signal.SIGCONT)
+            worker.terminate()
+        try:
+            code = worker.wait(within)
+        except subprocess.TimeoutExpired:
+            self.troubles.append(f"{who} did not end within {within:.0f} s of SIGTERM: {self.last_words(who)}")
+            worker.kill()
+        else:
+            if code not in (0, -signal.SIGTERM):  # that comes before it has begun
+                self._note(who, code)
+        worker.communicate()
+
+    def resume_all(self) -> None:
+        """SIGCONT to everybody who is paused, and a life to everybody who has none."""
+        with self._lock:
+            for who in list(self._paused):
+                self.resume(who)
+            for who in self._jobs:
+                self.start(who)
+
+    def dismiss(self, role: str) -> None:
+        """Tell all of a role to stop, together."""
+        names = [who for who in self._workers if self._jobs[who].role == role]
+        threads = [threading.Thread(target=self.stop, args=(who,)) for who in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def last_words(self, who: str) -> str:
+        """The end of what it wrote."""
+        path = self._folder / f"{who}.log"
+        lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:] if path.exists() else []
+        return "\n".join(lines) or "it said nothing"
+
+    def _send(self, who: str, number: int) -> None:
+        worker = self._workers.get(who)
+        if worker is not None:
+            worker.send_signal(number)  # does nothing once it has ended
+
+    def _forget(self, who: str) -> None:
+        self._workers.pop(who).communicate()
+        self._paused.discard(who)

@@ -1,0 +1,80 @@
+"""What one process of a worker is told, and what it tells: shared by all that it does."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .history import History
+
+CRASHED = 3  # exit status of a life that an exception ended
+ID, ATTEMPT, ORIGIN = "prove-id", "prove-attempt", "prove-origin"  # headers of every record
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is to do.
+
+    Attributes:
+        guarantee: by its name.
+        who: the worker's name: its role, and a number.
+        life: how often it was started.
+        config: librdkafka's properties.
+        source, sink: topics with the same number of partitions.
+        history: the file to append to.
+        seed: of the choices of this life.
+        rate: records per second that a sender sends.
+        handling: seconds that handling one message takes on average.
+    """
+
+    guarantee: str
+    who: str
+    life: int
+    config: dict[str, Any]
+    source: str
+    sink: str
+    partitions: int
+    history: str
+    seed: str
+    rate: float
+    handling: float
+
+    def __str__(self) -> str:
+        """The form that travels on the command line."""
+        return json.dumps(asdict(self))
+
+    @property
+    def role(self) -> str:
+        """``sender``, ``transformer`` or ``consumer``."""
+        return self.who.rpartition("-")[0]
+
+
+class Storm(Exception):
+    """Raised by the worker's own signal handler, at any instant."""
+
+
+class Deliberate(Exception):
+    """Raised by a handler, or in the middle of a transaction, to see what becomes of it."""
+
+
+class Life:
+    """One process of a worker.
+
+    Attributes:
+        job: what it is to do.
+        history: what it did.
+        dice: its choices.
+        stopping: whether it was told to stop.
+        slow: seconds that the next handling takes on top.
+        callbacks_raise: whether the user's callbacks are to raise.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.history = History(job.history, job.who, job.life)
+        self.dice = random.Random(job.seed)  # noqa: S311 - repeatable is the point
+        self.stopping = False
+        self.slow = 0.0
+        self.callbacks_raise = False

@@ -1,0 +1,428 @@
+"""A proof, shown: as JSON for programs, as text for a terminal, as one HTML page for people.
+
+Rules. What a proof holds comes from anywhere (exceptions, brokers, arguments): it is text, and nothing in it becomes markup, an
+escape sequence or mathematics. The page needs nothing beside itself: no script, no font, no picture from elsewhere. The same
+proof gives the same bytes. A check that examined nothing is neither kept nor broken: it was not exercised; and where that is
+all of them, the run says nothing.
+
+This file needs the extra ``prove`` (rich, jinja2, matplotlib).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from importlib import resources
+from typing import TYPE_CHECKING, Final, Literal
+
+import matplotlib as mpl
+import matplotlib.style
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from rich.box import Box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from .screen import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from matplotlib.axes import Axes
+    from rich.console import RenderableType
+
+    from .evidence import Fault, Proof, Verdict
+
+WIDTH = 120
+FORMAT = 1  # of the JSON: counts up when a key changes its meaning or goes
+KEPT: Final = "kept"
+BROKEN: Final = "broken"
+NOT_EXERCISED: Final = "not exercised"
+_IN_TEXT = 5  # anomalies of a check that the terminal shows
+_AT_ONCE = 25  # anomalies of a check that the page shows unfolded
+_ON_PAGE = 2_000  # anomalies of a check that the page shows; the JSON has all
+
+
+def result(verdict: Verdict) -> Literal["kept", "broken", "not exercised"]:
+    """What a check says. One that examined nothing says nothing."""
+    if verdict.anomalies:
+        return BROKEN
+    return KEPT if verdict.examined else NOT_EXERCISED
+
+
+def outcome(proof: Proof) -> Literal["held", "broken", "empty"]:
+    """What a proof says: it is ``empty`` where nothing went wrong and no check had anything to look at."""
+    if not proof.held:
+        return "broken"
+    return "held" if any(verdict.examined for verdict in proof.verdicts) else "empty"
+
+
+def why(proof: Proof) -> str:
+    """The reason for the outcome, in a sentence."""
+    exercised = [verdict for verdict in proof.verdicts if verdict.examined]
+    faults = _many(len(proof.faults), "fault") if proof.faults else "no fault at all"
+    if outcome(proof) == "empty":
+        return "No check had anything to examine: this run says nothing about the guarantee."
+    if proof.held:
+        idle = len(proof.verdicts) - len(exercised)
+        rest = f" {_many(idle, 'check')} had nothing to examine." if idle else ""
+        examined = sum(verdict.examined for verdict in exercised)
+        return f"{_many(len(exercised), 'check')} looked at {examined:,} things under {faults} and found nothing wrong.{rest}"
+    parts = [f"{verdict.check} ({_anomalies(verdict)})" for verdict in _broken(proof)]
+    if proof.troubles:
+        parts.append(f"{_many(len(proof.troubles), 'trouble')} that no fault explains")
+    return f"Under {faults}: {'; '.join(parts)}."
+
+
+def _broken(proof: Proof) -> list[Verdict]:
+    return [verdict for verdict in proof.verdicts if verdict.anomalies]
+
+
+def _anomalies(verdict: Verdict) -> str:
+    return _many(verdict.found, "anomaly", "anomalies")
+
+
+def _many(count: int, one: str, more: str = "") -> str:
+    return f"{count:,} {one if count == 1 else more or one + 's'}"
+
+
+# -- for programs -----------------------------------------------------------------------------------------------------------
+
+
+def as_json(proof: Proof) -> str:
+    """The proof as a JSON object.
+
+    ===================================  ====================================================================================
+    key                                  value
+    ===================================  ====================================================================================
+    format                               1; counts up when a key changes its meaning or goes
+    guarantee                            "at-most-once", "at-least-once" or "exactly-once"
+    held                                 whether every check held, and nothing else went wrong
+    outcome                              "held", "broken", or "empty": held, but no check had anything to examine
+    version, command, began, kept_in     strings, as in Proof
+    seconds                              a number
+    setting                              name -> string
+    figures                              name -> number
+    verdicts                             list of {check, meaning, examined, anomalies: list of strings, more, result: "kept",
+                                         "broken" or "not exercised"}
+    faults                               list of {name, target, began, ended, detail}, in the order of time
+    rates                                list of {at, sent, handled, visible}
+    lag                                  list of {at, lag}
+    troubles                             list of strings
+    ===================================  ====================================================================================
+    """
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "guarantee": proof.guarantee,
+            "held": proof.held,
+            "outcome": outcome(proof),
+            "version": proof.version,
+            "command": proof.command,
+            "began": proof.began,
+            "seconds": proof.seconds,
+            "kept_in": proof.kept_in,
+            "setting": dict(proof.setting),
+            "figures": dict(proof.figures),
+            "verdicts": [
+                {
+                    "check": verdict.check,
+                    "result": result(verdict),
+                    "meaning": verdict.meaning,
+                    "examined": verdict.examined,
+                    "anomalies": list(verdict.anomalies),
+                    "more": verdict.more,
+                }
+                for verdict in proof.verdicts
+            ],
+            "troubles": list(proof.troubles),
+            "faults": [
+                {
+                    "name": fault.name,
+                    "target": fault.target,
+                    "began": fault.began,
+                    "ended": fault.ended,
+                    "detail": fault.detail,
+                }
+                for fault in proof.faults
+            ],
+            "rates": [dict(zip(("at", "sent", "handled", "visible"), row, strict=True)) for row in proof.rates],
+            "lag": [dict(zip(("at", "lag"), row, strict=True)) for row in proof.lag],
+        },
+        indent=1,
+    )
+
+
+# -- for a terminal ---------------------------------------------------------------------------------------------------------
+
+_RULES = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def as_text(proof: Proof) -> str:
+    """The table of checks, what is wrong, and a closing line. Plain text, not wider than WIDTH, without a line end."""
+    out = io.StringIO()
+    console = Console(file=out, width=WIDTH, force_terminal=False, color_system=None, emoji=False, _environ={})
+    console.print(Group(_table(proof), *_wrong(proof), Text(_shortened(printable(_closing(proof))))))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+
+
+def _table(proof: Proof) -> Table:
+    table = Table(box=_RULES, pad_edge=False, show_edge=False, expand=False)
+    table.add_column("check", overflow="fold", max_width=32)
+    table.add_column("result", no_wrap=True)
+    table.add_column("examined", no_wrap=True, justify="right")
+    table.add_column("anomalies", no_wrap=True, justify="right")
+    table.add_column("meaning", overflow="fold")
+    for verdict in proof.verdicts:
+        said = result(verdict)
+        cells = (
+            verdict.check,
+            said.upper() if said == BROKEN else said,
+            f"{verdict.examined:,}",
+            f"{verdict.found:,}",
+            verdict.meaning,
+        )
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    return table
+
+
+def _wrong(proof: Proof) -> Iterator[RenderableType]:
+    yield Text()
+    lists = [(verdict.check, _anomalies(verdict), verdict.anomalies) for verdict in _broken(proof)]
+    if proof.troubles:
+        lists.append(("troubles", "no fault explains them", proof.troubles))
+    for name, count, sentences in lists:
+        yield Text(printable(f"{name}: {count}"))
+        shown = Table.grid(padding=(0, 1))
+        for sentence in sentences[:_IN_TEXT]:
+            shown.add_row("  *", Text(_on_a_line(sentence)))
+        if len(sentences) > _IN_TEXT:
+            shown.add_row("", f"... and {len(sentences) - _IN_TEXT:,} more: the report has them")
+        yield shown
+        yield Text()
+
+
+def _on_a_line(text: str) -> str:
+    return printable(" ".join(text.split()))
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 4] + "...)"
+
+
+def _closing(proof: Proof) -> str:
+    found = outcome(proof)
+    if found == "empty":
+        return f"EMPTY  {proof.guarantee}: no check had anything to examine"
+    if found == "held":
+        return _fitting(f"kept  {proof.guarantee}: ", [f"{value:,} {name}" for name, value in proof.figures.items()])
+    broken = _broken(proof)
+    if not broken:
+        return f"BROKEN  {proof.guarantee}: {_many(len(proof.troubles), 'trouble')} ({_on_a_line(proof.troubles[0])})"
+    first = broken[0]
+    also = f", and {_many(len(broken) - 1, 'more check')}" if broken[1:] else ""
+    return f"BROKEN  {proof.guarantee}: {_on_a_line(first.check)}: {_anomalies(first)}{also} ({_on_a_line(first.anomalies[0])})"
+
+
+def _fitting(start: str, parts: Sequence[str]) -> str:
+    line = start + ", ".join(parts)
+    while len(line) > WIDTH and parts:
+        parts = parts[:-1]
+        line = start + ", ".join([*parts, "..."])
+    return line.rstrip(": ")
+
+
+# -- for people -------------------------------------------------------------------------------------------------------------
+
+
+def as_html(proof: Proof) -> str:
+    """The proof as one HTML page that stands alone."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(number="{:,}".format, many=_many)
+    template = environment.from_string((resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8"))
+    return template.render(
+        proof=proof,
+        outcome=outcome(proof),
+        why=why(proof),
+        head=_head(proof),
+        verdicts=[(verdict, result(verdict)) for verdict in proof.verdicts],
+        plot=Markup(_plot(proof)),  # noqa: S704 - matplotlib escapes what is written into it
+        not_drawn=[what for what, data in (("rates", proof.rates), ("lag", proof.lag)) if not data],
+        first=_AT_ONCE,
+        most=_ON_PAGE,
+    )
+
+
+def _plain(value: object) -> object:
+    """What the template writes: Markup as it is, any other text without what is not printed."""
+    return printable(value, but="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _head(proof: Proof) -> Mapping[str, str]:
+    minutes, seconds = divmod(round(proof.seconds), 60)
+    lasted = f"{minutes:,} min {seconds} s" if minutes else f"{proof.seconds:.1f} s"
+    first = {"seed": proof.setting["seed"]} if "seed" in proof.setting else {}
+    return {**first, "date": proof.began, "duration": lasted, "versions": proof.version} | {
+        name: value for name, value in proof.setting.items() if name != "seed"
+    }
+
+
+# -- the plot ---------------------------------------------------------------------------------------------------------------
+# Colours are those of Okabe and Ito, which the colour-blind can tell apart; shapes and dashes differ besides. In the page each
+# is a variable, so that light and dark have their own.
+
+_INK, _GRID, _FAULT, _SENT, _HANDLED, _VISIBLE, _LAG = (
+    "#1b1f24",
+    "#d5d9de",
+    "#d55e00",
+    "#56b4e9",
+    "#0072b2",
+    "#e69f00",
+    "#cc79a7",
+)
+_VARIABLES = {
+    _INK: "--ink",
+    _GRID: "--grid",
+    _FAULT: "--fault",
+    _SENT: "--sent",
+    _HANDLED: "--handled",
+    _VISIBLE: "--visible",
+    _LAG: "--lag",
+}
+_STYLE: dict[str, object] = {
+    "svg.fonttype": "none",  # text stays text: it is small, and is found and copied
+    "svg.hashsalt": "kafka-guarantees",
+    "font.family": "DejaVu Sans",  # it comes with matplotlib: the same measures everywhere
+    "font.size": 9,
+    "text.color": _INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _GRID,
+    "xtick.labelcolor": _INK,
+    "ytick.color": _GRID,
+    "ytick.labelcolor": _INK,
+}
+_INCHES = 10.0  # wide
+_ROW = 0.21  # inches for a name of a fault
+_POINTS = 300  # along the axis of time: more than that nobody sees
+_CROWD = 200  # faults: from here on their marks are smaller
+_NAME = 28  # letters of the name of a fault
+
+
+def _plot(proof: Proof) -> str:
+    """Faults above throughput above lag, over one axis of time, as SVG; empty where there is nothing to draw."""
+    end = max([proof.seconds, 1.0, *(fault.ended for fault in proof.faults), *(row[0] for row in proof.rates)])
+    bin_ = max(1, -(-int(end) // _POINTS))
+    panels: list[tuple[float, Callable[[Axes], None]]] = []
+    if proof.faults:
+        panels.append((_ROW * len({fault.name for fault in proof.faults}) + 0.1, lambda axes: _draw_faults(axes, proof.faults)))
+    if proof.rates:
+        panels.append((2.0, lambda axes: _draw_rates(axes, proof.rates, bin_)))
+    if proof.lag:
+        panels.append((1.1, lambda axes: _draw_lag(axes, proof.lag, bin_)))
+    if not panels:
+        return ""
+    heights = [height for height, _ in panels]
+    with mpl.style.context(["default", _STYLE]):
+        figure = Figure(figsize=(_INCHES, sum(heights) + 0.38 * len(panels) + 0.4), layout="constrained")
+        all_axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        for axes, (_, draw) in zip(all_axes, panels, strict=True):
+            draw(axes)
+        all_axes[-1].set_xlim(0, end)
+        all_axes[-1].set_xlabel("seconds since the beginning of the run")
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return _inline(out.getvalue())
+
+
+def _draw_faults(axes: Axes, faults: Sequence[Fault]) -> None:
+    names = sorted({fault.name for fault in faults})  # the same order in every report
+    row = {name: number for number, name in enumerate(names)}
+    for name in names:
+        long = [
+            (fault.began, fault.ended - fault.began) for fault in faults if fault.name == name and fault.ended > fault.began
+        ]
+        if long:  # the edge keeps what is short visible over a long run
+            axes.broken_barh(long, (row[name] - 0.32, 0.64), color=_FAULT, alpha=0.75, linewidth=1)
+    short = [(fault.began, row[fault.name]) for fault in faults if fault.ended <= fault.began]
+    if short:
+        axes.plot(*zip(*short, strict=True), "D", color=_INK, markersize=4.5 if len(faults) < _CROWD else 3, alpha=0.85)
+    axes.set_title("faults: a bar lasts, a diamond is an instant")
+    axes.set_yticks(range(len(names)), [_label(name) for name in names], parse_math=False)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(length=0)
+
+
+def _draw_rates(axes: Axes, rates: Sequence[tuple[float, int, int, int]], bin_: int) -> None:
+    at, sent, handled, visible = zip(*_binned(rates, bin_, lambda values: sum(values) / len(values)), strict=True)
+    axes.fill_between(at, sent, color=_SENT, alpha=0.45, linewidth=0, label="records sent")
+    axes.plot(at, handled, color=_HANDLED, linewidth=1.4, label="messages handled")
+    axes.plot(at, visible, color=_VISIBLE, linewidth=1.4, linestyle=(0, (4, 1.5)), label="outputs visible")
+    axes.set_title("per second" if bin_ == 1 else f"per second, mean of {bin_} s")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=3, frameon=False)
+    _counts(axes)
+
+
+def _draw_lag(axes: Axes, lag: Sequence[tuple[float, int]], bin_: int) -> None:
+    at, most = zip(*(lag if bin_ == 1 else _binned(lag, bin_, max)), strict=True)
+    axes.fill_between(at, most, color=_LAG, alpha=0.35, linewidth=0)
+    axes.plot(at, most, color=_LAG, linewidth=1.4)
+    axes.set_title("lag: messages not committed yet" + ("" if bin_ == 1 else f", maximum of {bin_} s"))
+    _counts(axes)
+
+
+def _counts(axes: Axes) -> None:
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.tick_params(length=0)
+
+
+def _binned(
+    rows: Sequence[tuple[float, ...]], width: int, into_one: Callable[[Sequence[float]], float]
+) -> list[tuple[float, ...]]:
+    """Rows of (time, values): one in the middle of every ``width`` seconds, each value made of those in them."""
+    bins: dict[int, list[tuple[float, ...]]] = {}
+    for row in rows:
+        bins.setdefault(int(row[0] // width), []).append(row)
+    return [
+        ((number + 0.5) * width, *(into_one(values) for values in list(zip(*rows_, strict=True))[1:]))
+        for number, rows_ in sorted(bins.items())
+    ]
+
+
+def _label(name: str) -> str:
+    plain = name.encode("ascii", "backslashreplace").decode()  # the font has not every letter
+    return printable(plain if len(plain) <= _NAME else plain[: _NAME - 3] + "...")
+
+
+def _inline(svg: str) -> str:
+    """The SVG as a part of a page: without prolog, metadata, namespaces and size, and with the page's colours."""
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    for colour, variable in _VARIABLES.items():
+        rest = rest.replace(f": {colour}", f": var({variable})")
+    return f'<svg {box[0] if box else ""} role="img" aria-label="Faults, throughput and lag over time">{rest}'

@@ -1,0 +1,349 @@
+"""A proof from beginning to end: cluster, workers, faults, quiet, final reads, verdict."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import time
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import confluent_kafka
+from confluent_kafka import libversion
+
+from kafka_guarantees import __version__
+from kafka_guarantees.testing.local_kafka import LocalKafka
+
+from .checks import figures, judge
+from .crew import COMMAND, Crew
+from .curves import lag, rates
+from .evidence import GROUPS, Evidence, Proof
+from .faults import CONNECTIONS, Scene, Stage
+from .history import read
+from .life import Job
+from .proxy import Proxy
+from .reading import Audience, Reader, Sampler, ends
+from .schedule import Lane, schedule
+from .screen import Progress
+from .topics import Topics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+    from .evidence import Fault as Done
+    from .evidence import View
+    from .faults import Fault
+    from .screen import Screen
+
+LOOK = 0.2  # seconds between two looks at everybody
+PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
+    "classic": {},
+    "cooperative": {"partition.assignment.strategy": "cooperative-sticky"},
+    "consumer": {"group.protocol": "consumer"},
+}
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be proven, and how hard it is tried.
+
+    Attributes:
+        guarantee: by its name.
+        faults: to be done.
+        seed: of the schedule, and of what workers choose.
+        duration: seconds of faults.
+        workers: transformers. Besides there are a consumer, in a group of its own, and two senders.
+        partitions: of each topic.
+        brokers: of the local cluster that is started; 0 where ``config`` reaches one that runs already.
+        protocol: of the groups: classic, cooperative or consumer.
+        config: librdkafka's properties, for all clients.
+        rate: records per second, of each sender.
+        handling: seconds that handling one message takes on average.
+        patience: seconds without progress, after the faults, until what is not drained counts as stuck.
+        session: milliseconds after which a silent member counts as dead.
+        folder: for histories and logs.
+        command: that runs a worker.
+    """
+
+    guarantee: str
+    faults: Sequence[Fault]
+    seed: int
+    folder: Path
+    duration: float = 60.0
+    workers: int = 3
+    partitions: int = 8
+    brokers: int = 3
+    protocol: str = "classic"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    rate: float = 120.0
+    handling: float = 0.002
+    patience: float = 40.0
+    session: int = 3000
+    command: Sequence[str] = COMMAND
+
+    @property
+    def poll(self) -> int:
+        """Milliseconds after which a member that does not poll loses its partitions."""
+        return 2 * self.session
+
+    @property
+    def transaction(self) -> int:
+        """Milliseconds after which an open transaction is aborted."""
+        return self.session + 2000 if self.guarantee == "exactly-once" else 0
+
+
+def prove(plan: Plan, screen: Screen, repeat: Sequence[str] = ()) -> Proof:
+    """Carry a plan out.
+
+    Args:
+        plan: what is to be done.
+        screen: where it shows how far it is.
+        repeat: the command that repeats it, for the report.
+
+    Raises:
+        LocalKafkaError: no Kafka could be started.
+        KafkaException, TimeoutError: the Kafka that runs already does not answer, or refuses what a proof needs.
+    """
+    with storms_ignored(), _local(plan) as kafka:
+        config = {**plan.config, **({"bootstrap.servers": kafka.bootstrap} if kafka is not None else {})}
+        return prove_on(plan, config, screen, repeat, kafka)
+
+
+def prove_on(
+    plan: Plan, config: Mapping[str, Any], screen: Screen, repeat: Sequence[str] = (), kafka: LocalKafka | None = None
+) -> Proof:
+    """Carry a plan out on a cluster that runs. ``kafka`` are its brokers, where they are ours to hurt."""
+    with Topics(config, plan.partitions) as topics, _Run(plan, config, screen, topics, kafka) as run:
+        return run.whole(repeat)
+
+
+def _local(plan: Plan) -> AbstractContextManager[LocalKafka | None]:
+    """Brokers that notice a dead member as soon as the clients' own settings would have them (KIP-848 leaves that to them)."""
+    if not plan.brokers:
+        return nullcontext()
+    session = {
+        "group.consumer.session.timeout.ms": plan.session,
+        "group.consumer.heartbeat.interval.ms": plan.session // 4,
+    }
+    return LocalKafka(brokers=3 if plan.brokers == 3 else 1, config=session)  # noqa: PLR2004 - one or three
+
+
+@contextmanager
+def storms_ignored() -> Iterator[None]:
+    """Ignore SIGUSR1. Workers inherit it: a life that has not got as far as its own handler must not end by a storm."""
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+class _Run:
+    """One run, on a cluster that is there, with topics that are there. A context manager: no worker is left at its end."""
+
+    def __init__(self, plan: Plan, config: Mapping[str, Any], screen: Screen, topics: Topics, kafka: LocalKafka | None) -> None:
+        self._plan, self._config, self._screen, self._topics, self._kafka = plan, config, screen, topics, kafka
+        self._reader = Reader(config, plan.partitions)
+        self._counted = _Counted(plan.folder)
+        self._faults: list[Done] = []
+        self._lanes: list[Lane] = []
+        self._date = datetime.now(timezone.utc)
+        with ExitStack() as stack:
+            proxied = any(fault.lane == CONNECTIONS for fault in plan.faults)
+            self._proxy = stack.enter_context(Proxy(config["bootstrap.servers"])) if proxied else None
+            self._crew = stack.enter_context(Crew(self._jobs(self._proxy), plan.folder, plan.command))
+            self._sampler = stack.enter_context(Sampler(config, topics.groups, topics.source, plan.partitions))
+            self._audience = stack.enter_context(Audience(config, topics.sink, plan.partitions))
+            self._stack = stack.pop_all()
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def whole(self, repeat: Sequence[str]) -> Proof:
+        """Everything, in order."""
+        self._hurt()
+        source = self._settle()
+        for role in GROUPS:
+            self._crew.dismiss(role)
+        self._look("reading")
+        self._sampler.settle()
+        sink = self._reader.view(self._topics.sink)
+        evidence = Evidence(
+            guarantee=self._plan.guarantee,
+            events=read(sorted(self._plan.folder.glob("*.history"))),
+            source=source,
+            sink=sink,
+            samples=self._sampler.samples,
+            troubles=[*self._crew.troubles, *(lane.trouble for lane in self._lanes if lane.trouble)],
+        )
+        return self._proof(evidence, repeat)
+
+    def _jobs(self, proxy: Proxy | None) -> list[Job]:
+        plan = self._plan
+        shared = {**self._config, **({"bootstrap.servers": proxy.bootstrap} if proxy is not None else {})}
+        names = [*(f"transformer-{n}" for n in range(plan.workers)), "consumer-0", "sender-0", "sender-1"]
+        return [
+            Job(
+                guarantee=plan.guarantee,
+                who=who,
+                life=0,
+                config=self._client(who, shared),
+                source=self._topics.source,
+                sink=self._topics.sink,
+                partitions=plan.partitions,
+                history=str(plan.folder / f"{who}.history"),
+                seed=str(plan.seed),
+                rate=plan.rate,
+                handling=plan.handling,
+            )
+            for who in names
+        ]
+
+    def _client(self, who: str, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The properties of one worker: short time-outs, so that a short run meets all of them."""
+        plan, role = self._plan, who.rpartition("-")[0]
+        config: dict[str, Any] = {"socket.timeout.ms": plan.session}
+        if role in self._topics.groups:
+            if plan.protocol != "consumer":
+                config["session.timeout.ms"] = plan.session
+            config |= {"max.poll.interval.ms": plan.poll, **PROTOCOLS[plan.protocol]}
+        if plan.transaction:
+            config["transaction.timeout.ms"] = plan.transaction
+        config |= {**shared, "client.id": who}
+        if role in self._topics.groups:
+            config["group.id"] = self._topics.groups[role]
+        if plan.transaction:
+            config["transactional.id"] = f"{self._topics.prefix}-{who}"
+        return config
+
+    # -- the three acts -------------------------------------------------------------------------------------------------
+
+    def _hurt(self) -> None:
+        """Everybody works, and is hurt."""
+        plan = self._plan
+        workers = [who for role in (*GROUPS, "sender") for who in self._crew.names(role)]
+        scene = Scene(workers, plan.brokers, plan.session / 1000, plan.transaction / 1000, plan.poll / 1000)
+        stage = Stage(self._crew, self._kafka, self._proxy)
+        for who in workers:
+            self._crew.start(who)
+        self._lanes = [
+            Lane(steps, stage, self._began, self._note) for steps in schedule(plan.faults, plan.seed, plan.duration, scene)
+        ]
+        for lane in self._lanes:
+            lane.start()
+        try:
+            while time.monotonic() < self._began + plan.duration:
+                self._look("faults")
+        finally:
+            for lane in self._lanes:
+                lane.end()
+        self._heal()
+
+    def _heal(self) -> None:
+        """Undo what a fault that failed has left behind."""
+        self._crew.resume_all()
+        if self._kafka is not None:
+            for number in range(self._kafka.brokers):
+                self._kafka.resume(number)
+                if not self._kafka.running(number):
+                    self._kafka.restart(number)
+
+    def _settle(self) -> View:
+        """Nothing is sent and nobody is hurt any more, until both groups have finished everything, or nothing moves."""
+        self._crew.dismiss("sender")
+        source = self._reader.view(self._topics.source)
+        goal = ends(source.committed)
+        last, until = None, time.monotonic() + self._plan.patience
+        while not self._sampler.reached(goal) and time.monotonic() < until:
+            self._look("settling")
+            now = {name: self._sampler.last(name) for name in GROUPS}
+            if now != last:
+                last, until = now, time.monotonic() + self._plan.patience
+        return source
+
+    def _look(self, phase: str) -> None:
+        time.sleep(LOOK)
+        self._crew.tend()
+        counted = self._counted.now()
+        self._screen.update(
+            Progress(
+                guarantee=self._plan.guarantee,
+                seconds=time.monotonic() - self._began,
+                of_seconds=self._plan.duration,
+                phase=phase,
+                sent=counted["send"],
+                handled=counted["handle"],
+                visible=len(self._audience.times),
+                lag=None,
+                lives=self._crew.lives,
+                faults_done=len(self._faults),
+                fault_now=sorted(name for lane in self._lanes for name in list(lane.current)),
+            )
+        )
+
+    def _note(self, fault: Done) -> None:
+        self._faults.append(fault)
+        self._screen.fault(fault)
+
+    # -- the result -----------------------------------------------------------------------------------------------------
+
+    def _proof(self, evidence: Evidence, repeat: Sequence[str]) -> Proof:
+        plan, began = self._plan, int(self._began * 1e9)
+        return Proof(
+            guarantee=plan.guarantee,
+            version=f"{__version__} on confluent-kafka {confluent_kafka.__version__}, librdkafka {libversion()[0]}",
+            command=shlex.join(repeat),
+            began=self._date.isoformat(timespec="seconds"),
+            seconds=time.monotonic() - self._began,
+            setting={
+                "cluster": f"{plan.brokers} local brokers" if plan.brokers else str(self._config["bootstrap.servers"]),
+                "workers": f"{plan.workers} transformers, 1 consumer, 2 senders",
+                "partitions": str(plan.partitions),
+                "group protocol": plan.protocol,
+                "faults": ", ".join(fault.text for fault in plan.faults) or "none",
+                "seed": str(plan.seed),
+                "session.timeout.ms": str(plan.session),
+                "max.poll.interval.ms": str(plan.poll),
+                **({"transaction.timeout.ms": str(plan.transaction)} if plan.transaction else {}),
+            },
+            figures={**figures(evidence), **{f"lives: {how}": n for how, n in self._crew.ended.items()}},
+            verdicts=judge(evidence),
+            faults=sorted(self._faults, key=lambda fault: fault.began),
+            rates=rates(evidence, self._audience.times, began),
+            lag=lag(evidence, began),
+            troubles=evidence.troubles,
+            kept_in=str(plan.folder),
+        )
+
+
+class _Counted:
+    """How many sends and handlings the histories have, without reading anything twice."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: dict[Path, int] = {}
+        self._counts = {"send": 0, "handle": 0}
+
+    def now(self) -> Mapping[str, int]:
+        """The counts by now."""
+        for path in self._folder.glob("*.history"):
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(new)
+            for what in self._counts:
+                self._counts[what] += new.count(b'"what":"%s","type":"invoke"' % what.encode())
+        return self._counts

@@ -1,0 +1,114 @@
+"""The process that is hurt: one client of the public API that sends, or handles, until it is told to stop.
+
+``python -m kafka_guarantees.prove.worker JOB``, where JOB is a ``Job`` in JSON. Three roles:
+
+* a *sender* sends records, each with an id of its own; under exactly-once in transactions, some of which it abandons.
+* a *transformer* handles messages and writes ``OUTPUTS`` records for each: consume, transform, produce.
+* a *consumer* handles messages of the same topic in a group of its own, and writes nothing.
+
+A worker goes on after the exceptions that it makes itself; any other ends this life, and the next begins.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, HandlerError
+
+from .consuming import Consuming
+from .evidence import INFO, INVOKE, OK
+from .life import CRASHED, Deliberate, Job, Life, Storm
+from .sending import SENDING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+CLASSES: dict[str, Any] = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
+CALLBACK_RAISES = 0.3  # of the calls of a callback that is to raise
+
+log = logging.getLogger(__name__)
+
+
+def serve(life: Life) -> None:
+    """Send or handle until SIGTERM."""
+    with _client(life) as client:
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            life.stopping = True
+            client.stop()
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGUSR1, _raise)
+        work = SENDING[life.job.guarantee](life) if life.job.role == "sender" else Consuming(life)
+        while not life.stopping:
+            try:
+                work.run(client)
+            except (Storm, Deliberate):
+                continue
+            except HandlerError as error:
+                if not isinstance(error.__cause__, (Storm, Deliberate)):
+                    raise
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _client(life: Life) -> Any:
+    """The client under test, with callbacks."""
+
+    def callback(*_: object) -> None:
+        if life.callbacks_raise and life.dice.random() < CALLBACK_RAISES:
+            raise RuntimeError("a callback of the user raises")
+
+    callbacks = {"error_cb": callback, "stats_cb": callback, "statistics.interval.ms": 200}
+    start = {} if life.job.role == "sender" else {"start": "earliest"}
+    return CLASSES[life.job.guarantee]({**life.job.config, **callbacks}, **start)
+
+
+def _raise(_number: int, _frame: FrameType | None) -> None:
+    raise Storm
+
+
+def _obey(life: Life) -> NoReturn:
+    """Do what is said on stdin, a line of JSON each. Its end means that nobody is there any more."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        life.slow = order.get("slow", life.slow)
+        life.callbacks_raise = order.get("callbacks raise", life.callbacks_raise)
+    os._exit(1)
+
+
+class _ToHistory(logging.Handler):
+    """Warnings of the library go into the history: whoever looks for the cause of an anomaly needs them in its order."""
+
+    def __init__(self, life: Life) -> None:
+        super().__init__(logging.WARNING)
+        self._life = life
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._life.history.note("log", INFO, detail=record.getMessage()[:500])
+
+
+def main() -> None:
+    """Serve the job of the command line. Exit status 0: in order; CRASHED: an exception ended it, which is in the history."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    job = Job(**json.loads(sys.argv[1]))
+    life = Life(job)
+    threading.Thread(target=_obey, args=(life,), daemon=True).start()
+    logging.getLogger("kafka_guarantees").addHandler(_ToHistory(life))
+    life.history.note("life", INVOKE, detail=f"pid {os.getpid()}")
+    try:
+        serve(life)
+    except Exception as error:
+        life.history.note("life", INFO, detail=f"{type(error).__name__}: {error}")
+        log.exception("this life is over")
+        sys.exit(CRASHED)
+    life.history.note("life", OK)
+
+
+if __name__ == "__main__":
+    main()
