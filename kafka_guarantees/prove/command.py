@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-CLASSES = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
+CLASSES: Mapping[str, Any] = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
 SESSION = 3000  # milliseconds; brokers that other people run may insist on more
 OURS = (".history", ".log", ".dump")  # suffixes of what a run writes into its folder
 OF_EACH = ("group.id", "group.instance.id", "transactional.id", "client.id")  # of each worker; never the user's own

@@ -28,6 +28,7 @@ from .proxy import Proxy
 from .reading import Audience, Reader, Sampler, ends
 from .schedule import Lane, schedule
 from .screen import Progress
+from .segments import dump
 from .topics import Topics
 
 if TYPE_CHECKING:
@@ -188,7 +189,10 @@ class _Run:
             samples=self._sampler.samples,
             troubles=[*self._crew.troubles, *(lane.trouble for lane in self._lanes if lane.trouble)],
         )
-        return self._proof(evidence, repeat)
+        proof = self._proof(evidence, repeat)
+        if self._kafka is not None and not proof.held:
+            dump([self._kafka.data_dir], [self._topics.source, self._topics.sink], self._plan.folder)
+        return proof
 
     def _jobs(self, proxy: Proxy | None) -> list[Job]:
         plan = self._plan
