@@ -89,7 +89,8 @@ class Lifecycle:
         """One run: owned by this thread, and ended by ``stop()``.
 
         Without ``iteration`` SIGINT and SIGTERM end it as well. An iteration leaves signals to its user, who may also leave it
-        half way: then ``close()`` ends it.
+        half way: then ``close()`` ends it. A stop that a run answered with an error ends the next run: a signal came for the
+        process, and its loop around ``run`` cannot know of it.
         """
         self.check()
         with self._turn:
@@ -101,14 +102,17 @@ class Lifecycle:
             self._runner, self._iteration = threading.current_thread(), iteration
             if self.stopping:
                 self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
+        honoured = iteration is not None
         try:
             with _stop_on_signal(self.stop) if iteration is None else _nothing():
                 yield
+            honoured = True
         finally:
             with self._turn:
                 self._runner = self._iteration = None
                 self._give_up_at = None
-                self.stopping = False
+                if honoured:  # else an error came in between: whoever runs again after it is still to stop
+                    self.stopping = False
                 self._turn.notify_all()
 
     @staticmethod

@@ -86,6 +86,20 @@ def test_a_stop_before_the_run_ends_the_next_one() -> None:
         assert not life.out_of_patience
 
 
+def test_a_stop_that_an_error_answered_ends_the_next_run() -> None:
+    """SIGTERM, then the handler raises: a loop that runs again after errors must come to its end, and knows of no signal."""
+    life = Lifecycle("Client")
+    with pytest.raises(RuntimeError), life.running():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert becomes_true(lambda: life.stopping)
+        raise RuntimeError
+    with life.running():
+        assert life.stopping
+        assert not life.out_of_patience
+    with life.running():
+        assert not life.stopping
+
+
 def test_a_run_belongs_to_its_thread() -> None:
     """X26, Y01: a second run is refused, in this thread and in others, and the first goes on."""
     life = Lifecycle("Client")

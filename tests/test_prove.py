@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 GUARANTEES = ("at-most-once", "at-least-once", "exactly-once")
 SCENE = Scene(("transformer-0", "transformer-1", "consumer-0", "sender-0"), 3, session=3.0, transaction=5.0, poll=6.0)
 COMMAND = (sys.executable, "-m", "kafka_guarantees", "prove")
+SECRET = "hunter2-for-the-test"
 
 
 # -- the plan -------------------------------------------------------------------------------------------------------------
@@ -140,9 +141,10 @@ def mine(bootstrap: str) -> set[str]:
 def test_a_short_proof_on_a_cluster_that_runs(
     kafka: RunningKafka, tmp_path: Path, capsys: pytest.CaptureFixture[str], guarantee: str, protocol: str
 ) -> None:
-    """Status 0, a report in both forms, histories; and nothing is left on the cluster."""
-    out = tmp_path / "out.html"
-    arguments = ["-b", kafka.bootstrap, "--duration", "14", "--workers", "2", "--partitions", "4", "--report", str(out)]
+    """Status 0, a report in both forms, histories; nothing is left on the cluster, and no secret is anywhere (S01)."""
+    out, config = tmp_path / "out.html", tmp_path / "client.properties"
+    config.write_text(f"bootstrap.servers={kafka.bootstrap}\nsasl.password={SECRET}\n")
+    arguments = ["--config", str(config), "--duration", "14", "--workers", "2", "--partitions", "4", "--report", str(out)]
     status = main(["prove", guarantee, *arguments, "--protocol", protocol, "--seed", "5"])
     said = capsys.readouterr().out
     assert status == 0, said
@@ -156,6 +158,9 @@ def test_a_short_proof_on_a_cluster_that_runs(
     assert guarantee in out.read_text()
     assert (tmp_path / "out-files" / "transformer-0.history").stat().st_size
     assert not mine(kafka.bootstrap)
+    config.unlink()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    assert SECRET not in said
 
 
 @pytest.mark.broker
@@ -170,6 +175,8 @@ def test_ctrl_c_leaves_nothing_behind(kafka: RunningKafka, tmp_path: Path) -> No
             time.sleep(0.1)
         workers = children(process.pid)
         assert workers
+        said = [Path(f"/proc/{pid}/cmdline").read_text() for pid in workers]
+        assert not [line for line in said if "bootstrap" in line], "settings, and with them secrets, are in everybody's ps"
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
     assert process.returncode == 130

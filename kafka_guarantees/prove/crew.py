@@ -35,7 +35,7 @@ class Crew:
     Args:
         jobs: what each is to do; ``life`` and the seed are counted on.
         folder: for what they write to stderr.
-        command: that runs a worker, without the job.
+        command: that runs a worker. Its job comes on its stdin.
     """
 
     def __init__(self, jobs: Sequence[Job], folder: Path, command: Sequence[str] = COMMAND) -> None:
@@ -75,7 +75,7 @@ class Crew:
             self._jobs[who] = job
             with (self._folder / f"{who}.log").open("ab") as log:
                 worker = subprocess.Popen(  # noqa: S603 - our own module, without a shell
-                    [*self._command, str(job)],
+                    self._command,
                     stdin=subprocess.PIPE,  # its end tells the worker that nobody is there any more
                     stdout=log,
                     stderr=log,
@@ -83,6 +83,7 @@ class Crew:
                     start_new_session=True,  # Ctrl-C is for the driver, who ends everybody
                 )
             self._workers[who] = worker
+            self._say(worker, str(job))  # not on the command line: its settings may hold a password
 
     def tend(self) -> None:
         """Begin a new life for everybody whose life has ended by itself."""
@@ -133,11 +134,17 @@ class Crew:
 
     def tell(self, who: str, order: Mapping[str, object]) -> None:
         """Say something on its stdin."""
-        with self._lock, suppress(KeyError, OSError):
-            stdin = self._workers[who].stdin
-            if stdin is not None:
-                stdin.write(json.dumps(order) + "\n")
-                stdin.flush()
+        with self._lock:
+            worker = self._workers.get(who)
+            if worker is not None:
+                self._say(worker, json.dumps(order))
+
+    @staticmethod
+    def _say(worker: subprocess.Popen[str], line: str) -> None:
+        with suppress(OSError):  # it is gone already
+            if worker.stdin is not None:
+                worker.stdin.write(line + "\n")
+                worker.stdin.flush()
 
     def stop(self, who: str, within: float = STOPPING) -> None:
         """SIGTERM, and wait until it has left its group. One that does not end is a trouble."""

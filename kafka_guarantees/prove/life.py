@@ -42,7 +42,7 @@ class Job:
     handling: float
 
     def __str__(self) -> str:
-        """The form that travels on the command line."""
+        """The form that travels on stdin."""
         return json.dumps(asdict(self))
 
     @property

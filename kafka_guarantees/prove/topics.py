@@ -7,7 +7,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PREFIX = "kafka-guarantees-prove-"
 ANSWER = 30.0  # seconds
+LEAVING = 30.0  # seconds that members who were killed may count as members: their session
+GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +80,24 @@ class Topics:
 
     def _remove(self) -> None:
         """Tidying up is no reason to fail: what stays is named."""
-        deleted = {
+        until = time.monotonic() + LEAVING
+        left = self._try_to_remove()
+        while any(error.code() == KafkaError.NON_EMPTY_GROUP for error in left.values()) and time.monotonic() < until:
+            time.sleep(0.5)
+            left = self._try_to_remove()
+        for name, error in left.items():
+            log.warning("%s was not removed: %s", name, error)
+
+    def _try_to_remove(self) -> dict[str, KafkaError]:
+        """What is still there, and why."""
+        answers = {
             **self._admin.delete_topics([self.source, self.sink], request_timeout=ANSWER),
             **self._admin.delete_consumer_groups(list(self.groups.values()), request_timeout=ANSWER),
         }
-        for name, answer in deleted.items():
+        left = {}
+        for name, answer in answers.items():
             try:
                 answer.result()
-            except KafkaException as error:
-                log.warning("%s was not removed: %s", name, error.args[0])
+            except KafkaException as exc:
+                left[name] = exc.args[0]
+        return {name: error for name, error in left.items() if error.code() not in GONE}

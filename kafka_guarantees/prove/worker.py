@@ -1,6 +1,6 @@
 """The process that is hurt: one client of the public API that sends, or handles, until it is told to stop.
 
-``python -m kafka_guarantees.prove.worker JOB``, where JOB is a ``Job`` in JSON. Three roles:
+``python -m kafka_guarantees.prove.worker``, with a ``Job`` in JSON as the first line of its stdin. Three roles:
 
 * a *sender* sends records, each with an id of its own; under exactly-once in transactions, some of which it abandons.
 * a *transformer* handles messages and writes ``OUTPUTS`` records for each: consume, transform, produce.
@@ -74,7 +74,7 @@ def _raise(_number: int, _frame: FrameType | None) -> None:
 
 
 def _obey(life: Life) -> NoReturn:
-    """Do what is said on stdin, a line of JSON each. Its end means that nobody is there any more."""
+    """Do what else is said on stdin, a line of JSON each. Its end means that nobody is there any more."""
     for line in sys.stdin:
         order = json.loads(line)
         life.slow = order.get("slow", life.slow)
@@ -94,9 +94,9 @@ class _ToHistory(logging.Handler):
 
 
 def main() -> None:
-    """Serve the job of the command line. Exit status 0: in order; CRASHED: an exception ended it, which is in the history."""
+    """Serve the job on stdin. Exit status 0: in order; CRASHED: an exception ended it, which is in the history."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
-    job = Job(**json.loads(sys.argv[1]))
+    job = Job(**json.loads(sys.stdin.readline()))
     life = Life(job)
     threading.Thread(target=_obey, args=(life,), daemon=True).start()
     logging.getLogger("kafka_guarantees").addHandler(_ToHistory(life))
