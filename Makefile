@@ -1,4 +1,5 @@
 # make demo   see the three guarantees kept on a real Kafka while workers are killed
+# make prove  ten minutes of every fault for each guarantee, on three local brokers (DURATION=60 for a minute each)
 # make test   everything: lint, types, unit tests, broker tests on one and three brokers, examples, the wheel
 
 PYTHON ?= python3
@@ -6,11 +7,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types pytest needs lock clean
+DURATION ?= 600
+PROOFS := $(addprefix prove-,at-most-once at-least-once exactly-once)
+
+.PHONY: demo prove $(PROOFS) test lint types pytest needs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP) needs
 	$(BIN)/kafka-guarantees demo
+
+prove: $(PROOFS)
+
+$(PROOFS): prove-%: $(STAMP) needs
+	$(BIN)/kafka-guarantees prove $* --duration $(DURATION)
 
 test: lint types pytest
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kafka_guarantees.prove.checks import LAWS
+from kafka_guarantees.prove.faults import KINDS
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -37,7 +40,7 @@ def test_every_row_of_a_table_names_a_test() -> None:
     assert not [row for row in rows if row not in headers and "`test_" not in row]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/guarantees.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/guarantees.md", "docs/proof.md"])
 def test_links_lead_somewhere(document: str) -> None:
     """A relative link points at a file of the repository."""
     path = ROOT / document
@@ -55,3 +58,18 @@ def test_the_readmes_example_is_valid() -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom):
                 assert {alias.name for alias in node.names} <= set(kafka_guarantees.__all__)
+
+
+def test_the_proof_is_described_as_it_is() -> None:
+    """docs/proof.md: every fault is named, and the table of checks is that of the checks."""
+    text = (ROOT / "docs" / "proof.md").read_text()
+    assert not [name for name in KINDS if f"`{name}`" not in text]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    table = {row[0]: [cell == "x" for cell in row[1:4]] for row in rows if len(row) == 5 and row[0] != "check"}
+    names = {check.name for laws in LAWS.values() for check in laws}
+    assert table == {
+        name: [
+            name in {check.name for check in LAWS[guarantee]} for guarantee in ("at-most-once", "at-least-once", "exactly-once")
+        ]
+        for name in names
+    }

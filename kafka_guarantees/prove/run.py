@@ -84,7 +84,7 @@ class Plan:
     brokers: int = 3
     protocol: str = "classic"
     config: Mapping[str, Any] = field(default_factory=dict)
-    rate: float = 120.0
+    rate: float = 80.0
     handling: float = 0.002
     patience: float = 40.0
     session: int = 3000
