@@ -113,7 +113,12 @@ def _add_prove(parser: argparse.ArgumentParser) -> None:
         help="default: all that are possible; hold-frame:EndTxn hits only these requests; 'none' for none",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of the faults (default: a new one)")
-    parser.add_argument("--protocol", choices=("classic", "cooperative", "consumer"), default="classic", help="of the groups")
+    parser.add_argument(
+        "--protocol",
+        choices=("mixed", "classic", "cooperative", "consumer"),
+        default="mixed",
+        help="of the groups (default: mixed, one classic and one cooperative)",
+    )
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="default: proof-GUARANTEE.html; JSON is put beside it")
     parser.set_defaults(command=_prove)
 

@@ -89,10 +89,15 @@ def test_a_stop_before_the_run_ends_the_next_one() -> None:
 def test_a_stop_that_an_error_answered_ends_the_next_run() -> None:
     """SIGTERM, then the handler raises: a loop that runs again after errors must come to its end, and knows of no signal."""
     life = Lifecycle("Client")
-    with pytest.raises(RuntimeError), life.running():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert becomes_true(lambda: life.stopping)
-        raise RuntimeError
+
+    def fail() -> None:
+        with life.running():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert becomes_true(lambda: life.stopping)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     with life.running():
         assert life.stopping
         assert not life.out_of_patience

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kafka_guarantees import ExactlyOnce, Record
 
 from .evidence import FAIL, INVOKE, OK, OUTPUTS
-from .life import ATTEMPT, ID, ORIGIN, Deliberate
+from .life import ATTEMPT, ID, ORIGIN, TOO_LARGE, Deliberate, content_of, extra
 from .reading import header
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from .life import Life
 
-FAILING = 1 / 300  # of handlings raise
 MAX_BATCH = 100
+TOO_LARGE_INSTEAD = 0.3  # of failing handlings yield what no topic takes
 
 
 class Consuming:
@@ -43,6 +43,9 @@ class Consuming:
         self._life.dice.choice(ways)()
         self._life.stopping = True  # run() takes SIGTERM for itself, and returns
 
+    def closed(self) -> None:
+        """The client was closed, and has raised nothing."""
+
     def _messages(self, client: AtMostOnce | AtLeastOnce) -> None:
         """A loop of one's own."""
         for message in client.messages([self._life.job.source]):
@@ -53,6 +56,8 @@ class Consuming:
         """A loop of one's own over transactions."""
         for transaction in client.transactions([self._life.job.source], max_batch=MAX_BATCH):
             first = self._attempts
+            if len(transaction.messages) > MAX_BATCH:
+                self._life.broken(f"a transaction of {len(transaction.messages)} messages, with max_batch={MAX_BATCH}")
             try:
                 with transaction:
                     for message in transaction.messages:
@@ -64,6 +69,8 @@ class Consuming:
 
     def _handle_batch(self, messages: Sequence[Message]) -> Iterator[Record]:
         """A handler of batches."""
+        if len(messages) > MAX_BATCH:
+            self._life.broken(f"a batch of {len(messages)} messages, with max_batch={MAX_BATCH}")
         for message in messages:
             yield from self._handle(message)
 
@@ -76,26 +83,40 @@ class Consuming:
             "topic": message.topic(),
             "partition": partition,
             "offset": offset,
+            "content": content_of(message),
         }
         self._attempts += 1
         life.history.note("handle", INVOKE, **known)
         slow, life.slow = life.slow, 0.0
         time.sleep(slow + life.dice.expovariate(1 / life.job.handling))
-        failing = life.dice.random() < FAILING
+        failing = life.dice.random() < life.failing
         for number in range(self._outputs):
-            yield Record(
-                life.job.sink,
-                message.value(),
-                message.key(),
-                headers={ID: f"{known['id']}/{number}", ATTEMPT: known["attempt"], ORIGIN: f"{partition}:{offset}"},
-                partition=(partition + number) % life.job.partitions,
-            )
-            if failing:
+            if failing and number:
                 break
+            yield self._output(message, known["attempt"], number)
         if failing:
             life.history.note("handle", FAIL, **known)
+            yield from self._fail()
+        else:
+            life.history.note("handle", OK, **known)
+
+    def _output(self, message: Message, attempt: str, number: int) -> Record:
+        partition, sink = message.partition() or 0, self._life.job.sink
+        ours = [(ID, f"{header(message, ID)}/{number}"), (ATTEMPT, attempt), (ORIGIN, f"{partition}:{message.offset()}")]
+        return Record(
+            sink,
+            message.value(),
+            message.key(),
+            headers=[*extra(message), *ours],
+            partition=(partition + number) % self._life.job.partitions,
+        )
+
+    def _fail(self) -> Iterator[Record]:
+        """Raise; or return something that cannot be written, and say nothing: then it is for the library to fail."""
+        if self._outputs and self._life.dice.random() < TOO_LARGE_INSTEAD:
+            yield Record(self._life.job.sink, TOO_LARGE)
+        else:
             raise Deliberate
-        life.history.note("handle", OK, **known)
 
     def _name(self, attempt: int) -> str:
         return f"{self._life.job.who}.{self._life.job.life}.{attempt}"

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import kafka_guarantees
 
 from .life import CRASHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from typing_extensions import Self
 
     from .life import Job
 
 COMMAND: Sequence[str] = (sys.executable, "-X", "faulthandler", "-m", "kafka_guarantees.prove.worker")
-STOPPING = 30.0  # seconds that a worker may take to finish what is in hand and leave its group
+PACKAGE = str(Path(kafka_guarantees.__file__).parents[1])
+STOPPING = 45.0  # seconds that a worker may take to finish what is in hand and leave its group
 _LOG_LINES = 12
 
 
@@ -43,7 +48,11 @@ class Crew:
         self._folder = folder
         self._command = command
         self._lock = threading.RLock()
+        self._closed = False
+        # a worker dies with the thread that started it (PR_SET_PDEATHSIG): this one lasts as long as the crew
+        self._spawner = ThreadPoolExecutor(1, "spawner")
         self._workers: dict[str, subprocess.Popen[str]] = {}
+        self._leaving: list[subprocess.Popen[str]] = []
         self._paused: set[str] = set()
         self.ended: Counter[str] = Counter()  # how lives ended that nobody ended
         self.troubles: list[str] = []
@@ -52,9 +61,12 @@ class Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers.values():
-            worker.kill()
-            worker.communicate()
+        with self._lock:
+            self._closed = True  # a fault that is not over yet starts nobody any more
+            for worker in [*self._workers.values(), *self._leaving]:
+                worker.kill()
+                worker.communicate()
+        self._spawner.shutdown()
 
     @property
     def lives(self) -> int:
@@ -68,22 +80,26 @@ class Crew:
         by a signal of the storm.
         """
         with self._lock:
-            if who in self._workers:
+            if who in self._workers or self._closed:
                 return
             job = self._jobs[who]
             job = replace(job, life=job.life + 1, seed=f"{job.seed.partition('/')[0]}/{who}/{job.life + 1}")
             self._jobs[who] = job
-            with (self._folder / f"{who}.log").open("ab") as log:
-                worker = subprocess.Popen(  # noqa: S603 - our own module, without a shell
-                    self._command,
-                    stdin=subprocess.PIPE,  # its end tells the worker that nobody is there any more
-                    stdout=log,
-                    stderr=log,
-                    text=True,
-                    start_new_session=True,  # Ctrl-C is for the driver, who ends everybody
-                )
-            self._workers[who] = worker
+            worker = self._workers[who] = self._spawner.submit(self._spawn, who).result()
             self._say(worker, str(job))  # not on the command line: its settings may hold a password
+
+    def _spawn(self, who: str) -> subprocess.Popen[str]:
+        with (self._folder / f"{who}.log").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - our own module, without a shell
+                self._command,
+                stdin=subprocess.PIPE,  # its end tells the worker that nobody is there any more
+                stdout=log,
+                stderr=log,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the driver, who ends everybody
+                cwd=self._folder,  # where nothing can be imported from: what is proven is the package that this is part of
+                env={**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE, *filter(None, [os.environ.get("PYTHONPATH")])])},
+            )
 
     def tend(self) -> None:
         """Begin a new life for everybody whose life has ended by itself."""
@@ -97,9 +113,11 @@ class Crew:
 
     def _note(self, who: str, code: int) -> None:
         if code == CRASHED:
-            self.ended["an error of the library ended it"] += 1  # which one is in the history
+            self.ended["ended by an error"] += 1  # which one is in the history
         else:
-            self.troubles.append(f"{who} ended by itself with exit status {code}: {self.last_words(who)}")
+            self.troubles.append(
+                f"{who} ended by itself, with exit status {code} and no fault to explain it: {self.last_words(who)}"
+            )
 
     def names(self, role: str) -> list[str]:
         """Everybody of a role."""
@@ -132,6 +150,11 @@ class Crew:
         with self._lock:
             self._send(who, signal.SIGUSR1)
 
+    def tell_all(self, order: Mapping[str, object]) -> None:
+        """Say something to everybody who is there."""
+        for who in list(self._workers):
+            self.tell(who, order)
+
     def tell(self, who: str, order: Mapping[str, object]) -> None:
         """Say something on its stdin."""
         with self._lock:
@@ -152,6 +175,7 @@ class Crew:
             worker = self._workers.pop(who, None)
             if worker is None:
                 return
+            self._leaving.append(worker)
             if who in self._paused:
                 self._paused.discard(who)
                 worker.send_signal(signal.SIGCONT)
@@ -165,6 +189,8 @@ class Crew:
             if code not in (0, -signal.SIGTERM):  # that comes before it has begun
                 self._note(who, code)
         worker.communicate()
+        with self._lock:
+            self._leaving.remove(worker)
 
     def resume_all(self) -> None:
         """SIGCONT to everybody who is paused, and a life to everybody who has none."""

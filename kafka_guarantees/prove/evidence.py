@@ -35,6 +35,7 @@ class Event(NamedTuple):
                   ``fail`` as it raises
     attempt       ``fail``: a transaction that this attempt was part of is certainly aborted
     log           ``info``: a warning of the library, word for word, for whoever reads the history
+    broken        ``info``: the library did not do what its documentation says, and the worker has seen it
     ============  ===========================================================================================================
 
     Attributes:
@@ -47,6 +48,8 @@ class Event(NamedTuple):
         transaction: of a sender: unique in the run.
         topic, partition, offset: where the record is, once that is known.
         key: of the record.
+        content: of the record, as a checksum of its key, value and headers (without those of the proof): of a send what was
+            given to the library, of a handling what came out of it.
         number: of a send, counted within a life: the order in which a sender called the library.
         detail: for people.
     """
@@ -63,6 +66,7 @@ class Event(NamedTuple):
     partition: int | None = None
     offset: int | None = None
     key: str | None = None
+    content: str | None = None
     number: int | None = None
     detail: str | None = None
 
@@ -76,6 +80,7 @@ class Seen(NamedTuple):
         id: of the record. An output is called after its input: ``<id>/<number>``, counted from 0.
         attempt: of the handler that made it; None in the input topic.
         origin: partition and offset of the message that it was made for; None in the input topic.
+        content: as in Event. An output has the key, the value and the headers of its input.
     """
 
     partition: int
@@ -84,6 +89,7 @@ class Seen(NamedTuple):
     id: str
     attempt: str | None = None
     origin: tuple[int, int] | None = None
+    content: str | None = None
 
 
 class View(NamedTuple):
@@ -118,7 +124,11 @@ class Evidence:
         source: the topic that senders write and both groups read.
         sink: the topic that transformers write. For each message they write ``OUTPUTS`` records: number 0 into the partition
             that the message came from, number 1 into the next, so that half a transaction shows.
-        samples: by group (``transformer``, ``consumer``): all through the run. The last is the state at the end.
+        samples: by group (``transformer``, ``consumer``): all through the run. The last that is known of a
+            partition is the state at the end.
+        calm: from when on nothing was done to anybody, nothing done before had consequences any more, and no handler raised;
+            None if there was no such time. Records were still sent after it.
+        partitions: of each topic.
         troubles: what no fault explains, a sentence each: a worker that did not end when told to, an error that the library
             must not raise.
     """
@@ -128,6 +138,8 @@ class Evidence:
     source: View
     sink: View
     samples: Mapping[str, Sequence[Sample]]
+    calm: int | None = None
+    partitions: int | None = None
     troubles: Sequence[str] = ()
 
 

@@ -148,7 +148,7 @@ class Churn(Fault):
     name, lane, weight = "churn", WORKERS, 2
 
     def aim(self, dice: random.Random, scene: Scene) -> Aim:
-        return Aim(dice.choice(scene.handlers), dice.uniform(1.0, 3.0))
+        return Aim(dice.choice(scene.workers), dice.uniform(1.0, 3.0))
 
     def start(self, stage: Stage, aim: Aim) -> threading.Thread:
         leaving = threading.Thread(target=stage.crew.stop, args=(aim.target,))  # takes as long as what is in hand
@@ -162,12 +162,14 @@ class Churn(Fault):
 
 
 class SlowHandler(Fault):
-    """A handler that takes longer than max.poll.interval.ms (C10)."""
+    """A handler that takes longer than max.poll.interval.ms (C10), or only longer than its transaction may (X07)."""
 
     name, lane = "slow-handler", WORKERS
 
     def aim(self, dice: random.Random, scene: Scene) -> Aim:
-        return Aim(dice.choice(scene.handlers), scene.poll * dice.uniform(1.1, 1.4))
+        shorter = max(scene.transaction, scene.session)
+        seconds = dice.choice((scene.poll * dice.uniform(1.1, 1.4), dice.uniform(shorter, scene.poll)))
+        return Aim(dice.choice(scene.handlers), seconds)
 
     def start(self, stage: Stage, aim: Aim) -> None:
         stage.crew.tell(aim.target, {"slow": aim.seconds})
@@ -262,7 +264,8 @@ class Cut(Fault):
     name, lane = "cut", CONNECTIONS
 
     def aim(self, dice: random.Random, scene: Scene) -> Aim:
-        only, refused = dice.choice(((0.5, 0.0), (1.0, 0.0), (1.0, dice.uniform(0.3, 0.6 * scene.session))))
+        short, long = dice.uniform(0.3, 0.6 * scene.session), 1.3 * max(scene.session, scene.transaction)
+        only, refused = dice.choice(((0.5, 0.0), (1.0, 0.0), (1.0, short), (1.0, long)))
         return Aim("connections", refused, (only, dice.random()))
 
     def start(self, stage: Stage, aim: Aim) -> ExitStack:
@@ -345,7 +348,7 @@ class HoldFrame(_OfRequests):
             started.cancel()
             return "there was none"
         try:
-            answer = started.result(ANSWER).detail
+            answer = started.release(ANSWER).detail  # if the run is over before its time
         except TimeoutError:
             answer = "no answer yet"
         return f"of {started.request.client_id}, {aim.choice:.2f} s late: {answer}"
@@ -358,8 +361,8 @@ def _number(aim: Aim) -> int:
 # -- which ----------------------------------------------------------------------------------------------------------------
 
 REQUESTS = {
-    "at-most-once": ("OffsetCommit", "OffsetCommit", "Produce", "OffsetFetch", "JoinGroup"),
-    "at-least-once": ("Produce", "Produce", "OffsetCommit", "OffsetFetch", "JoinGroup"),
+    "at-most-once": ("OffsetCommit", "OffsetCommit", "Produce", "OffsetFetch", "JoinGroup", "FindCoordinator"),
+    "at-least-once": ("Produce", "Produce", "OffsetCommit", "OffsetFetch", "JoinGroup", "FindCoordinator"),
     "exactly-once": (
         "EndTxn",
         "EndTxn",
@@ -369,6 +372,7 @@ REQUESTS = {
         "Produce",
         "InitProducerId",
         "OffsetFetch",
+        "FindCoordinator",
     ),
 }
 KINDS: dict[str, type[Fault]] = {

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .history import History
 
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+
 CRASHED = 3  # exit status of a life that an exception ended
-ID, ATTEMPT, ORIGIN = "prove-id", "prove-attempt", "prove-origin"  # headers of every record
+ID, ATTEMPT, ORIGIN = "prove-id", "prove-attempt", "prove-origin"  # headers of every record; all others are its content
+FAILING = 1 / 60  # of handlings fail
+TOO_LARGE = b"x" * 2_000_000  # librdkafka itself refuses it
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Life:
         history: what it did.
         dice: its choices.
         stopping: whether it was told to stop.
+        failing: how many of its handlings raise.
         slow: seconds that the next handling takes on top.
         callbacks_raise: whether the user's callbacks are to raise.
     """
@@ -76,5 +83,30 @@ class Life:
         self.history = History(job.history, job.who, job.life)
         self.dice = random.Random(job.seed)  # noqa: S311 - repeatable is the point
         self.stopping = False
+        self.failing = FAILING
         self.slow = 0.0
         self.callbacks_raise = False
+
+    def broken(self, what: str) -> None:
+        """Note that the library did not do what its documentation says."""
+        self.history.note("broken", "info", detail=what)
+
+
+def content(key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes | None]]) -> str:
+    """What must be the same wherever a record is."""
+    return f"{zlib.crc32(repr((key, value, headers)).encode()):08x}"
+
+
+def extra(message: Message) -> list[tuple[str, bytes | None]]:
+    """The headers of a message that are not the proof's."""
+    headers: Any = message.headers() or []  # a list, whatever the stubs say
+    return [(name, _bytes(value)) for name, value in headers if name not in (ID, ATTEMPT, ORIGIN)]
+
+
+def content_of(message: Message) -> str:
+    """The content of a message that was read."""
+    return content(_bytes(message.key()), _bytes(message.value()), extra(message))
+
+
+def _bytes(data: bytes | str | None) -> bytes | None:
+    return data.encode() if isinstance(data, str) else data

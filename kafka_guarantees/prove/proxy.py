@@ -220,6 +220,7 @@ class Proxy:
         self._holds: list[Held] = []
         self._droppings: list[Dropping] = []
         self._requests: Counter[tuple[str, str]] = Counter()
+        self._acks: dict[str, set[int]] = {}
         self._not_understood: Counter[str] = Counter()
 
     def __enter__(self) -> Self:
@@ -258,6 +259,11 @@ class Proxy:
             if _chosen(clients, client_id):
                 found[name] += count
         return found
+
+    @property
+    def acks(self) -> Mapping[str, set[int]]:
+        """With which acks each client has produced, by its ``client.id``: 0, 1 or -1 (all)."""
+        return self._call(lambda: {client: set(acks) for client, acks in self._acks.items()})
 
     @property
     def not_understood(self) -> Mapping[str, int]:
@@ -655,6 +661,8 @@ class _Link:
                     self._kept = held, request, parcel.frame
                     return
                 self._proxy._requests[request.client_id, request.name] += 1
+                if request.acks is not None:
+                    self._proxy._acks.setdefault(request.client_id, set()).add(request.acks)
                 if request.answered:
                     self._asked[request.correlation] = request
             with suppress(OSError):  # the answers end too, after those that the broker gave before it closed

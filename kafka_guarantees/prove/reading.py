@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from contextlib import closing, suppress
@@ -10,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 
 from .evidence import Sample, Seen, View
-from .life import ATTEMPT, ID, ORIGIN
+from .life import ATTEMPT, ID, ORIGIN, content_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from confluent_kafka import Message
     from typing_extensions import Self
+
+log = logging.getLogger(__name__)
 
 READING = 60.0  # seconds that reading a topic to its end may take, without anything new
 ANSWER = 5.0  # seconds that one request may take
@@ -44,6 +47,7 @@ def seen(message: Message) -> Seen:
         id=header(message, ID) or f"a record without id at {message.partition()}:{message.offset()}",
         attempt=header(message, ATTEMPT),
         origin=(int(partition), int(offset)) if origin else None,
+        content=content_of(message),
     )
 
 
@@ -72,9 +76,8 @@ class Reader:
     def _read(self, topic: str, isolation: str) -> tuple[list[Seen], list[int]]:
         found: list[Seen] = []
         unfinished = set(self._partitions)
+        ends = self._ends(topic)
         with closing(Consumer({**_reading(self._config, UNUSED, isolation), "enable.partition.eof": True})) as reader:
-            # the end of what a committed reader may see can lie before the end of the log, for as long as a transaction is open
-            ends = {n: self._end(reader, topic, n) for n in self._partitions}
             reader.assign([TopicPartition(topic, n, OFFSET_BEGINNING) for n in self._partitions])
             deadline = time.monotonic() + READING
             while unfinished and time.monotonic() < deadline:
@@ -89,10 +92,10 @@ class Reader:
                         unfinished.discard(message.partition() or 0)
         return found, sorted(unfinished)
 
-    def _end(self, reader: Consumer, topic: str, partition: int) -> int:
-        """The end of the log itself."""
-        end: int = reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=READING)[1]
-        return end
+    def _ends(self, topic: str) -> list[int]:
+        """The ends of the logs. A reader of committed records is told where the first open transaction begins instead."""
+        with closing(Consumer(_reading(self._config, UNUSED, "read_uncommitted"))) as asker:
+            return [asker.get_watermark_offsets(TopicPartition(topic, n), timeout=READING)[1] for n in self._partitions]
 
 
 class Sampler:
@@ -106,6 +109,7 @@ class Sampler:
     """
 
     def __init__(self, config: Mapping[str, Any], groups: Mapping[str, str], topic: str, partitions: int) -> None:
+        self.trouble: str | None = None
         self.samples: dict[str, list[Sample]] = {name: [] for name in groups}
         # not the admin client's list_consumer_group_offsets(): librdkafka 2.16.0 aborts the process in it (refcnt > 0) where
         # its broker dies. A reader of committed records asks with require_stable as well (H08).
@@ -138,6 +142,13 @@ class Sampler:
             time.sleep(SAMPLING / 2)
 
     def _sample_all(self) -> None:
+        try:
+            self._sample_on()
+        except Exception as error:
+            log.exception("nobody asks for offsets any more")
+            self.trouble = f"offsets could not be asked for: {type(error).__name__}: {error}"
+
+    def _sample_on(self) -> None:
         while not self._end.wait(SAMPLING):
             for name, asker in self._askers.items():
                 with suppress(KafkaException):  # asked again: the coordinator is not there, or busy

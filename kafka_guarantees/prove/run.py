@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from confluent_kafka import libversion
 from kafka_guarantees import __version__
 from kafka_guarantees.testing.local_kafka import LocalKafka
 
-from .checks import figures, judge
+from .checks import verdict_and_figures
 from .crew import COMMAND, Crew
 from .curves import lag, rates
 from .evidence import GROUPS, Evidence, Proof
@@ -44,6 +44,15 @@ if TYPE_CHECKING:
     from .screen import Screen
 
 LOOK = 0.2  # seconds between two looks at everybody
+CALM = 4.0  # seconds that are calm, if at most once is to be proven
+LINGER = 100  # milliseconds that every other worker lets records wait: so that some are in its queue when it is killed
+OTHER_SENDER: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("at-most-once", "sender"): {"acks": 1},  # its answers can be lost
+    ("at-least-once", "sender"): {"delivery.timeout.ms": 6000},  # it gives records up
+}
+MIXED = {"transformer": "classic", "consumer": "cooperative"}
+HANDLING = (0.001, 0.007)  # seconds, of a worker: some are fast, others have much in hand
+ACKS = {"at-most-once": {0, 1}, "at-least-once": {-1}, "exactly-once": {-1}}
 PROTOCOLS: Mapping[str, Mapping[str, Any]] = {
     "classic": {},
     "cooperative": {"partition.assignment.strategy": "cooperative-sticky"},
@@ -61,13 +70,13 @@ class Plan:
         faults: to be done.
         seed: of the schedule, and of what workers choose.
         duration: seconds of faults.
-        workers: transformers. Besides there are a consumer, in a group of its own, and two senders.
+        workers: transformers. Besides there are two consumers, in a group of their own, and two senders.
         partitions: of each topic.
         brokers: of the local cluster that is started; 0 where ``config`` reaches one that runs already.
-        protocol: of the groups: classic, cooperative or consumer.
+        protocol: of the groups: classic, cooperative, consumer; or mixed: transformers classic, consumers cooperative.
         config: librdkafka's properties, for all clients.
         rate: records per second, of each sender.
-        handling: seconds that handling one message takes on average.
+        handling: seconds that handling one message takes on average; None: some workers are fast and some are not.
         patience: seconds without progress, after the faults, until what is not drained counts as stuck.
         session: milliseconds after which a silent member counts as dead.
         folder: for histories and logs.
@@ -82,10 +91,10 @@ class Plan:
     workers: int = 3
     partitions: int = 8
     brokers: int = 3
-    protocol: str = "classic"
+    protocol: str = "mixed"
     config: Mapping[str, Any] = field(default_factory=dict)
     rate: float = 80.0
-    handling: float = 0.002
+    handling: float | None = None
     patience: float = 40.0
     session: int = 3000
     command: Sequence[str] = COMMAND
@@ -98,7 +107,7 @@ class Plan:
     @property
     def transaction(self) -> int:
         """Milliseconds after which an open transaction is aborted."""
-        return self.session + 2000 if self.guarantee == "exactly-once" else 0
+        return 8 * self.session // 5 if self.guarantee == "exactly-once" else 0
 
 
 def prove(plan: Plan, screen: Screen, repeat: Sequence[str] = ()) -> Proof:
@@ -175,6 +184,7 @@ class _Run:
     def whole(self, repeat: Sequence[str]) -> Proof:
         """Everything, in order."""
         self._hurt()
+        calm = self._calm_down()
         source = self._settle()
         for role in GROUPS:
             self._crew.dismiss(role)
@@ -187,8 +197,11 @@ class _Run:
             source=source,
             sink=sink,
             samples=self._sampler.samples,
-            troubles=[*self._crew.troubles, *(lane.trouble for lane in self._lanes if lane.trouble)],
+            calm=calm,
+            partitions=self._plan.partitions,
+            troubles=[],
         )
+        evidence = replace(evidence, troubles=[*self._troubles(), *_promises(evidence)])
         proof = self._proof(evidence, repeat)
         if self._kafka is not None and not proof.held:
             dump([self._kafka.data_dir], [self._topics.source, self._topics.sink], self._plan.folder)
@@ -197,7 +210,10 @@ class _Run:
     def _jobs(self, proxy: Proxy | None) -> list[Job]:
         plan = self._plan
         shared = {**self._config, **({"bootstrap.servers": proxy.bootstrap} if proxy is not None else {})}
-        names = [*(f"transformer-{n}" for n in range(plan.workers)), "consumer-0", "sender-0", "sender-1"]
+        names = [
+            *(f"transformer-{n}" for n in range(plan.workers)),
+            *(f"{role}-{n}" for role in ("consumer", "sender") for n in (0, 1)),
+        ]
         return [
             Job(
                 guarantee=plan.guarantee,
@@ -207,10 +223,10 @@ class _Run:
                 source=self._topics.source,
                 sink=self._topics.sink,
                 partitions=plan.partitions,
-                history=str(plan.folder / f"{who}.history"),
+                history=str((plan.folder / f"{who}.history").resolve()),
                 seed=str(plan.seed),
                 rate=plan.rate,
-                handling=plan.handling,
+                handling=HANDLING[_number(who) % 2] if plan.handling is None else plan.handling,
             )
             for who in names
         ]
@@ -219,10 +235,13 @@ class _Run:
         """The properties of one worker: short time-outs, so that a short run meets all of them."""
         plan, role = self._plan, who.rpartition("-")[0]
         config: dict[str, Any] = {"socket.timeout.ms": plan.session}
+        if _number(who) % 2:
+            config |= {"linger.ms": LINGER, **OTHER_SENDER.get((plan.guarantee, role), {})}
         if role in self._topics.groups:
-            if plan.protocol != "consumer":
+            protocol = MIXED[role] if plan.protocol == "mixed" else plan.protocol
+            if protocol != "consumer":
                 config["session.timeout.ms"] = plan.session
-            config |= {"max.poll.interval.ms": plan.poll, **PROTOCOLS[plan.protocol]}
+            config |= {"max.poll.interval.ms": plan.poll, **PROTOCOLS[protocol]}
         if plan.transaction:
             config["transaction.timeout.ms"] = plan.transaction
         config |= {**shared, "client.id": who}
@@ -254,6 +273,39 @@ class _Run:
             for lane in self._lanes:
                 lane.end()
         self._heal()
+
+    def _calm_down(self) -> int | None:
+        """Only at most once may lose, and only where something is wrong: some records are sent while nothing is."""
+        self._crew.tell_all({"failing": 0})
+        if self._plan.guarantee != "at-most-once":
+            return None
+        self._wait((self._plan.session + self._plan.poll) / 1000 + 1)  # until the last member is forgotten, or back
+        calm = time.monotonic_ns()
+        self._wait(CALM)
+        return calm
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self._look("calming down")
+
+    def _troubles(self) -> Iterator[str]:
+        """What no fault explains."""
+        yield from self._crew.troubles
+        yield from (lane.trouble for lane in self._lanes if lane.trouble)
+        if self._sampler.trouble:
+            yield self._sampler.trouble
+        if self._proxy is None:
+            return
+        for what, count in self._proxy.not_understood.items():
+            yield f"the proxy did not understand {count} times {what}: a client may have gone past it"
+        for who in (who for role in (*GROUPS, "sender") for who in self._crew.names(role)):
+            if not self._proxy.requests(lambda client, who=who: client == who):  # type: ignore[misc]
+                yield f"{who} never came through the proxy: no fault of connections has hit it"
+        if "acks" not in self._config and "request.required.acks" not in self._config:
+            for who, acks in self._proxy.acks.items():
+                if not acks <= ACKS[self._plan.guarantee]:
+                    yield f"{who} has produced with acks {sorted(acks)}: {self._plan.guarantee} is {ACKS[self._plan.guarantee]}"
 
     def _heal(self) -> None:
         """Undo what a fault that failed has left behind."""
@@ -305,6 +357,7 @@ class _Run:
 
     def _proof(self, evidence: Evidence, repeat: Sequence[str]) -> Proof:
         plan, began = self._plan, int(self._began * 1e9)
+        verdicts, counts = verdict_and_figures(evidence)
         return Proof(
             guarantee=plan.guarantee,
             version=f"{__version__} on confluent-kafka {confluent_kafka.__version__}, librdkafka {libversion()[0]}",
@@ -313,7 +366,7 @@ class _Run:
             seconds=time.monotonic() - self._began,
             setting={
                 "cluster": f"{plan.brokers} local brokers" if plan.brokers else str(self._config["bootstrap.servers"]),
-                "workers": f"{plan.workers} transformers, 1 consumer, 2 senders",
+                "workers": f"{plan.workers} transformers, 2 consumers, 2 senders",
                 "partitions": str(plan.partitions),
                 "group protocol": plan.protocol,
                 "faults": ", ".join(fault.text for fault in plan.faults) or "none",
@@ -322,14 +375,23 @@ class _Run:
                 "max.poll.interval.ms": str(plan.poll),
                 **({"transaction.timeout.ms": str(plan.transaction)} if plan.transaction else {}),
             },
-            figures={**figures(evidence), **{f"lives: {how}": n for how, n in self._crew.ended.items()}},
-            verdicts=judge(evidence),
+            figures={**counts, **{f"lives: {how}": n for how, n in self._crew.ended.items()}},
+            verdicts=verdicts,
             faults=sorted(self._faults, key=lambda fault: fault.began),
             rates=rates(evidence, self._audience.times, began),
             lag=lag(evidence, began),
             troubles=evidence.troubles,
             kept_in=str(plan.folder),
         )
+
+
+def _number(who: str) -> int:
+    return int(who.rpartition("-")[2])
+
+
+def _promises(evidence: Evidence) -> Iterator[str]:
+    """What a worker has seen the library do against its word."""
+    return (f"{event.who} (life {event.life}): {event.detail}" for event in evidence.events if event.what == "broken")
 
 
 class _Counted:

@@ -7,6 +7,7 @@ import logging
 import random
 import threading
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from .evidence import Fault as Done
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from .faults import Aim, Fault, Scene, Stage
 
-BREAKS = {WORKERS: (0.2, 1.8), BROKERS: (7.0, 12.0), CONNECTIONS: (0.2, 1.6)}  # seconds between two faults of a lane
+BREAKS = {WORKERS: (0.2, 1.4), BROKERS: (7.0, 12.0), CONNECTIONS: (0.2, 1.6)}  # seconds between two faults of a lane
 WAVE, CALM = 12.0, 4.0  # seconds: each wave begins with a calm, in which what is left over is worked off
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class Lane(threading.Thread):
         self._began = began
         self._done = done
         self._over = threading.Event()
+        self._going: list[_Going] = []  # by when they stop
         self.current: set[str] = set()  # names of the faults that go on at the moment
         self.trouble: str | None = None
 
@@ -97,9 +99,12 @@ class Lane(threading.Thread):
         except Exception as error:
             log.exception("a fault could not be done")
             self.trouble = f"a fault could not be done: {type(error).__name__}: {error}"
+            for going in self._going:
+                with suppress(Exception):
+                    self._undo(going)
 
     def _carry_out(self) -> None:
-        going: list[_Going] = []  # by when they stop
+        going = self._going
         for number, step in enumerate([*self._steps, None]):
             while going and (step is None or going[0].until <= step.at or self._in_the_way(going, step)):
                 self._wait(going[0].until)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PREFIX = "kafka-guarantees-prove-"
 ANSWER = 30.0  # seconds
+LARGEST = 300_000  # bytes that these topics take: so that some records fail at the brokers
 LEAVING = 30.0  # seconds that members who were killed may count as members: their session
 GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
 
@@ -53,7 +54,7 @@ class Topics:
         names = [self.source, self.sink]
         replication = min(3, len(self._admin.list_topics(timeout=ANSWER).brokers))
         # as on every cluster that is meant to keep what it acknowledges
-        settings = {"min.insync.replicas": str(max(1, replication - 1))}
+        settings = {"min.insync.replicas": str(max(1, replication - 1)), "max.message.bytes": str(LARGEST)}
         topics = [NewTopic(name, self._partitions, replication, config=settings) for name in names]
         try:
             for created in self._admin.create_topics(topics, request_timeout=ANSWER).values():

@@ -94,14 +94,19 @@ class Request(NamedTuple):
         version: of the API.
         correlation: what comes back in the answer.
         client_id: of the client that sent it.
-        answered: whether the broker answers it: all but Produce with acks=0.
+        acks: of Produce.
     """
 
     api: int
     version: int
     correlation: int
     client_id: str
-    answered: bool = True
+    acks: int | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the broker answers it: all but Produce with acks=0."""
+        return self.acks != 0
 
     @property
     def name(self) -> str:
@@ -157,14 +162,14 @@ def read_request(frame: bytes) -> Request:
     if api < 0 or version < 0:
         raise WireError(f"a request with API key {api} and version {version}")
     client_id = reader.string() or ""
-    answered = True
+    acks = None
     if api == API["Produce"]:
         reader.flexible = version >= _FLEXIBLE[api]
         reader.tags()
         if version >= 3:  # noqa: PLR2004 - transactional.id
             reader.string()
-        answered = reader.int16() != 0
-    return Request(api, version, correlation, client_id, answered)
+        acks = reader.int16()
+    return Request(api, version, correlation, client_id, acks)
 
 
 def correlation_id(frame: bytes) -> int:

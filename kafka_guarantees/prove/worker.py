@@ -11,6 +11,7 @@ A worker goes on after the exceptions that it makes itself; any other ends this 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
@@ -19,7 +20,18 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, HandlerError
+import kafka_guarantees
+from kafka_guarantees import (
+    AtLeastOnce,
+    AtMostOnce,
+    BrokerError,
+    DeliveryError,
+    DeliveryUnknown,
+    ExactlyOnce,
+    FencedError,
+    HandlerError,
+    TransactionAborted,
+)
 
 from .consuming import Consuming
 from .evidence import INFO, INVOKE, OK
@@ -30,6 +42,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 CLASSES: dict[str, Any] = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
+EXPLAINED = (BrokerError, DeliveryError, DeliveryUnknown, FencedError, Storm)  # by brokers that come and go, and by storms
+PR_SET_PDEATHSIG = 1
 CALLBACK_RAISES = 0.3  # of the calls of a callback that is to raise
 
 log = logging.getLogger(__name__)
@@ -49,12 +63,13 @@ def serve(life: Life) -> None:
         while not life.stopping:
             try:
                 work.run(client)
-            except (Storm, Deliberate):
+            except (Storm, Deliberate, DeliveryError, TransactionAborted):  # the last two: what cannot be written was to be
                 continue
             except HandlerError as error:
                 if not isinstance(error.__cause__, (Storm, Deliberate)):
                     raise
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        _no_more_storms()
+    work.closed()
 
 
 def _client(life: Life) -> Any:
@@ -78,6 +93,7 @@ def _obey(life: Life) -> NoReturn:
     for line in sys.stdin:
         order = json.loads(line)
         life.slow = order.get("slow", life.slow)
+        life.failing = order.get("failing", life.failing)
         life.callbacks_raise = order.get("callbacks raise", life.callbacks_raise)
     os._exit(1)
 
@@ -94,20 +110,41 @@ class _ToHistory(logging.Handler):
 
 
 def main() -> None:
-    """Serve the job on stdin. Exit status 0: in order; CRASHED: an exception ended it, which is in the history."""
+    """Serve the job on stdin.
+
+    Exit status 0: in order. CRASHED: an error ended it that a fault explains. Any other: an error that none explains. Both are
+    in the history.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     job = Job(**json.loads(sys.stdin.readline()))
+    _die_with_the_driver()
     life = Life(job)
     threading.Thread(target=_obey, args=(life,), daemon=True).start()
     logging.getLogger("kafka_guarantees").addHandler(_ToHistory(life))
-    life.history.note("life", INVOKE, detail=f"pid {os.getpid()}")
+    life.history.note("life", INVOKE, detail=f"pid {os.getpid()}, {kafka_guarantees.__file__}")
     try:
         serve(life)
     except Exception as error:
+        _no_more_storms()
         life.history.note("life", INFO, detail=f"{type(error).__name__}: {error}")
         log.exception("this life is over")
-        sys.exit(CRASHED)
+        sys.exit(CRASHED if isinstance(error, EXPLAINED) else 1)
     life.history.note("life", OK)
+
+
+def _die_with_the_driver() -> None:
+    """The end of stdin does not reach a process that is stopped."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _no_more_storms() -> None:
+    while True:
+        try:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        except Storm:
+            continue
+        return
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 The names of the checks are those of Jepsen's Kafka workload, where it has them. All checks look at one ``Story``, which is told
 once, so that a run of a million events is judged in seconds. ``writes`` has the laws about what is in the topics, ``handling``
-those about who handled what, and when, ``offsets`` those about what the groups have committed.
+those about who handled what, and when, ``offsets`` those about what the groups have committed, ``contents`` that about what is
+in the records, ``calm`` that about a time in which nothing was wrong.
 
 Not checked, since Kafka allows it: G0, G1c with ww edges, internal send skips.
 """
@@ -12,7 +13,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from .figures import figures
+from .calm import calm_loss
+from .contents import altered_record
+from .figures import count
 from .handling import handled_more_than_once, non_monotonic_poll, poll_skip, precommitted_read, unseen
 from .law import Check
 from .offsets import drained, offset_regression
@@ -23,14 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..evidence import Evidence, Verdict
+    from .story import Story
 
-__all__ = ["LAWS", "Check", "figures", "judge"]
+__all__ = ["LAWS", "Check", "figures", "judge", "verdict_and_figures"]
 
-_ALL = (aborted_read, inconsistent_offset, offset_regression, non_monotonic_poll, drained)
+_ALL = (altered_record, aborted_read, inconsistent_offset, offset_regression, non_monotonic_poll, drained)
 
 LAWS: Mapping[str, tuple[Check, ...]] = MappingProxyType(
     {
-        "at-most-once": (duplicate, handled_more_than_once, *_ALL),
+        "at-most-once": (duplicate, handled_more_than_once, calm_loss, *_ALL),
         "at-least-once": (lost_write, lost_output, unseen, poll_skip, order_per_key, *_ALL),
         "exactly-once": (
             lost_write,
@@ -48,5 +52,19 @@ LAWS: Mapping[str, tuple[Check, ...]] = MappingProxyType(
 
 def judge(evidence: Evidence) -> list[Verdict]:
     """What every check of the guarantee has found."""
+    return _judge(tell(evidence))
+
+
+def figures(evidence: Evidence) -> dict[str, int]:
+    """How much happened: counts, by names for people."""
+    return count(tell(evidence))
+
+
+def verdict_and_figures(evidence: Evidence) -> tuple[list[Verdict], dict[str, int]]:
+    """Both at once, for which the evidence is sorted out once."""
     story = tell(evidence)
-    return [check.on(story) for check in LAWS[evidence.guarantee]]
+    return _judge(story), count(story)
+
+
+def _judge(story: Story) -> list[Verdict]:
+    return [check.on(story) for check in LAWS[story.guarantee]]

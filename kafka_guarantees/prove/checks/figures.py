@@ -6,15 +6,15 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from ..evidence import FAIL, INFO, INVOKE, OK
-from .story import tell, where
+from .story import where
 
 if TYPE_CHECKING:
-    from ..evidence import Evidence
+    from .story import Story
 
 
-def figures(evidence: Evidence) -> dict[str, int]:
+def count(story: Story) -> dict[str, int]:
     """Counts, by names for people. What is said of messages is said of the transformers' group."""
-    story = tell(evidence)
+    evidence = story.evidence
     outcomes = Counter(story.outcomes.values())
     transactions = Counter(transaction.outcome for transaction in story.transactions.values())
     steps = Counter(step.type for step in story.steps["transformer"])

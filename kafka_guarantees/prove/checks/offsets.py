@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..evidence import GROUPS, INVOKE
+from ..evidence import GROUPS, INVOKE, OUTPUTS
 from .law import Found, check
 from .story import few, spot
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 STALE = 1_000_000_000  # ns: a broker that is just waking may answer once from the past; what lasts longer is not that
 ENOUGH = 100  # records: fewer prove nothing (H10)
-AT_MOST_ONCE_HANDLES = 0.8  # of the records: a library that does nothing never does it twice (H10)
+AT_MOST_ONCE_HANDLES = 0.8  # of the records, and writes of the outputs: a library that does nothing never does it twice (H10)
+AT_MOST_ONCE_WRITES = 0.5  # of what was sent: acks=0 loses whatever is on its way to a broker that dies
 
 
 @check("offset regression")
@@ -82,3 +83,13 @@ def _idle(story: Story) -> Iterator[str]:
         handled = len(story.handled(group, INVOKE) & story.source.keys())
         if handled < AT_MOST_ONCE_HANDLES * len(story.source):
             yield f"{handled} of {len(story.source)} records were handled by the group {group}: too few to prove anything"
+    done = story.handled("transformer")
+    made = sum(OUTPUTS - len(story.missing(place)) for place in done)
+    if made < AT_MOST_ONCE_HANDLES * OUTPUTS * len(done):
+        yield (
+            f"{made} of {OUTPUTS * len(done)} outputs of what the transformers have handled are in the output topic: too few "
+            "to prove anything"
+        )
+    written = len(story.sends.keys() & story.copies.keys())
+    if written < AT_MOST_ONCE_WRITES * len(story.sends):
+        yield f"{written} of {len(story.sends)} records that were sent are in the input topic: too few to prove anything"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..evidence import FAIL, GROUPS, INFO, INVOKE, OK
+from ..evidence import FAIL, GROUPS, INFO, INVOKE, OK, OUTPUTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Place = tuple[int, int]  # partition and offset
 Life = tuple[str, int]  # a worker, and the number of its process
+
+NUMBERS = frozenset(range(OUTPUTS))  # of the outputs of a message
 
 
 class Step(NamedTuple):
@@ -30,6 +32,7 @@ class Step(NamedTuple):
     place: Place
     id: str
     attempt: str | None
+    content: str | None
 
 
 @dataclass
@@ -65,7 +68,7 @@ class Story:
         source: place -> record of the input topic, committed, in the order of places.
         copies: id -> its places in the input topic, committed.
         outputs: place of a message -> its outputs, committed, in the order of places.
-        committed: group -> partition -> offset, in the last sample.
+        committed: group -> partition -> offset, as it was last known: not every sample has every partition (H08).
     """
 
     evidence: Evidence
@@ -94,6 +97,10 @@ class Story:
     def handled(self, group: str, kind: str = OK) -> set[Place]:
         """The places with which a handler of a group has ended in order; with INVOKE: has begun."""
         return {step.place for step in self.steps[group] if step.type == kind}
+
+    def missing(self, place: Place) -> list[int]:
+        """The numbers of the outputs that the message at a place does not have."""
+        return sorted(NUMBERS - {named(output.id)[1] for output in self.outputs.get(place, ())})
 
     def below(self, place: Place) -> bool:
         """Whether the transformers have committed the message at a place."""
@@ -200,7 +207,8 @@ class _Handlers:
         if began.partition is None or began.offset is None:
             raise ValueError(f"a handler that does not say with which message it began: {event}")
         place, id_ = (began.partition, began.offset), began.id or "a record without id"
-        self.steps[group_of(event.who)].append(Step(event.at, (event.who, event.life), event.type, place, id_, event.attempt))
+        step = Step(event.at, (event.who, event.life), event.type, place, id_, event.attempt, event.content)
+        self.steps[group_of(event.who)].append(step)
 
 
 def _copies(source: Iterable[Seen]) -> dict[str, list[Place]]:
@@ -219,8 +227,10 @@ def _outputs(sink: Iterable[Seen]) -> dict[Place, list[Seen]]:
 
 
 def _last(evidence: Evidence, group: str) -> Mapping[int, int]:
-    samples = evidence.samples.get(group)
-    return samples[-1].offsets if samples else {}
+    known: dict[int, int] = {}
+    for sample in evidence.samples.get(group, ()):
+        known.update(sample.offsets)
+    return known
 
 
 # -- words for sentences --------------------------------------------------------------------------------------------------

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..evidence import FAIL, INVOKE, OK, OUTPUTS
+from ..evidence import FAIL, INVOKE, OK
 from .law import Found, check
-from .story import by, few, named, spot, where
+from .story import NUMBERS, by, few, named, spot, where
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..evidence import Seen
     from .story import Life, Place, Story
-
-_NUMBERS = frozenset(range(OUTPUTS))
 
 
 @check("lost write")
@@ -109,17 +107,13 @@ def _torn_handlings(story: Story) -> Iterator[str]:
         outputs = story.outputs.get(place, ())
         attempts = sorted({str(output.attempt) for output in outputs})
         what = f"{seen.id} at {spot(place)}"
-        missing = _missing(outputs)
+        missing = story.missing(place)
         if outputs and not story.below(place):
             yield f"{what} is not committed by the transformers, and has outputs: {_listed(outputs)}"
         elif story.below(place) and missing:
             yield f"{what} is committed by the transformers, without {_absent(seen.id, missing)}; it has: {_listed(outputs)}"
         if len(attempts) > 1:
             yield f"{what} has outputs of {len(attempts)} attempts: {_listed(outputs)}"
-
-
-def _missing(outputs: Sequence[Seen]) -> list[int]:
-    return sorted(_NUMBERS - {named(output.id)[1] for output in outputs})
 
 
 def _absent(id_: str, numbers: Sequence[int]) -> str:
@@ -139,7 +133,7 @@ def lost_output(story: Story) -> Found:
     below = [(place, seen) for place, seen in story.source.items() if story.below(place)]
     anomalies = []
     for place, seen in below:
-        missing = _missing(story.outputs.get(place, ()))
+        missing = story.missing(place)
         if missing:
             anomalies.append(
                 f"{seen.id} at {spot(place)} is committed by the transformers, without {_absent(seen.id, missing)}"
@@ -191,7 +185,7 @@ def _differs(found: dict[Place, tuple[str, str]], place: Place, id_: str, who: s
 def _stray(story: Story, inputs: Mapping[Place, tuple[str, str]], seen: Seen) -> Iterator[str]:
     what = f"output {seen.id} at {spot(where(seen))}"
     id_, number = named(seen.id)
-    if number not in _NUMBERS or id_ not in story.sends:
+    if number not in NUMBERS or id_ not in story.sends:
         yield f"{what} belongs to no record that was sent"
     elif seen.origin is None or seen.origin not in inputs:
         yield f"{what} is said to come from {spot(seen.origin) if seen.origin else 'nowhere'}, where no record is"
@@ -205,7 +199,7 @@ def order_per_key(story: Story) -> Found:
 
     P02, X13. Input topic: in one life of a sender, the records of one key are in one partition, in order. Output topic: the
     outputs with one number, for the messages of one partition, are in the order of these. Where repeats are allowed, the first
-    of them counts.
+    of them counts, and messages whose handling failed are left out: their outputs may come after those of later messages.
     """
     anomalies = [*_disorder_of_sends(story), *_disorder_of_outputs(story)]
     return Found(len(story.source) + len(story.evidence.sink.committed), anomalies)
@@ -229,9 +223,10 @@ def _disorder_of_sends(story: Story) -> Iterator[str]:
 def _disorder_of_outputs(story: Story) -> Iterator[str]:
     last: dict[tuple[int, int, int | None], tuple[int, Seen]] = {}
     done: set[tuple[Place, int | None]] = set()
+    failed = set() if story.exactly_once else {step.place for step in story.steps["transformer"] if step.type == FAIL}
     for seen in sorted(story.evidence.sink.committed, key=where):
         number = named(seen.id)[1]
-        if seen.origin is None or (not story.exactly_once and (seen.origin, number) in done):
+        if seen.origin is None or seen.origin in failed or (not story.exactly_once and (seen.origin, number) in done):
             continue
         done.add((seen.origin, number))
         partition, offset = seen.origin
