@@ -640,7 +640,7 @@ def amo_sends_again() -> None:
     faults=["hold commits"],
     handling=0.001,
     rate=200.0,
-    duration=14.0,
+    duration=24.0,
 )
 def eos_keeps_a_producer_in_doubt() -> None:
     """A producer goes on after whatever has happened to its connections (X01)."""

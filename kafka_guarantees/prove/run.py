@@ -102,12 +102,12 @@ class Plan:
     @property
     def poll(self) -> int:
         """Milliseconds after which a member that does not poll loses its partitions."""
-        return 2 * self.session
+        return 5 * self.session // 2
 
     @property
     def transaction(self) -> int:
         """Milliseconds after which an open transaction is aborted."""
-        return 8 * self.session // 5 if self.guarantee == "exactly-once" else 0
+        return 2 * self.session if self.guarantee == "exactly-once" else 0
 
 
 def prove(plan: Plan, screen: Screen, repeat: Sequence[str] = ()) -> Proof:
