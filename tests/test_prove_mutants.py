@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
     from kafka_guarantees.prove.evidence import Proof
     from kafka_guarantees.prove.faults import Scene, Stage
-    from kafka_guarantees.prove.proxy import Held
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
@@ -205,17 +204,6 @@ class _LostRequest(Fault):
         return held.result(30.0).detail
 
 
-class _HoldCommits(HoldFrame):
-    """The end of a sender's transaction arrives once more, a moment later: in its next transaction (X01)."""
-
-    def aim(self, dice: random.Random, scene: Scene) -> Aim:
-        late = dice.uniform(0.05, 0.4)
-        return Aim("EndTxn", self.within + late, late)
-
-    def start(self, stage: Stage, aim: Aim) -> Held:
-        return stage.connections.hold([API["EndTxn"]], aim.choice, clients=lambda name: name.startswith("sender"))
-
-
 FAULTS: Mapping[str, Callable[[], Fault]] = {
     "kill transformers": lambda: _Kill("transformer"),
     "kill handlers at work": lambda: _KillAtWork("transformer", "consumer", slow=0.8),
@@ -234,7 +222,7 @@ FAULTS: Mapping[str, Callable[[], Fault]] = {
     "lose acknowledgements": lambda: DropResponse(["Produce"]),
     "lost commit": _LostCommit,
     "lost request": _LostRequest,
-    "hold commits": lambda: _HoldCommits(["EndTxn"]),
+    "hold commits": lambda: HoldFrame(["EndTxn"]),
 }
 
 # -- those who do not lie, under what brings liars to light -----------------------------------------------------------------

@@ -10,14 +10,14 @@ from __future__ import annotations
 import random
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .proxy import API
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kafka_guarantees.testing.local_kafka import LocalKafka
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .proxy import Dropping, Held, Proxy
 
 WORKERS, BROKERS, CONNECTIONS = "workers", "brokers", "connections"
-SOON = 0.8  # of the held requests arrive in the next transaction or two, the others any time later
+AIMED = 0.8  # of the held requests arrive in the next transaction, the others at any time
+NEXT = 2.0  # seconds that the next transaction is waited for
 ANSWER = 2.0  # seconds that the answer to a late request is waited for
 
 
@@ -305,6 +306,7 @@ class _OfRequests(Fault):
     """A fault of single requests. A kind that is named twice is chosen twice as often."""
 
     kinds: Sequence[str]
+    clients: Callable[[str], bool] | None = None
     lane = CONNECTIONS
 
     @property
@@ -331,27 +333,54 @@ class DropResponse(_OfRequests):
 
 
 class HoldFrame(_OfRequests):
-    """A request is held back and its connection cut, so that it is sent again; the held one arrives later (X01)."""
+    """A request is held back and its connection cut, so that it is sent again; the held one arrives later (X01).
+
+    Mostly it arrives in the middle of the next transaction: once the client has sent it again and then produced. Else at any
+    time.
+    """
 
     name, weight = "hold-frame", 4
     within = 1.5
 
     def aim(self, dice: random.Random, scene: Scene) -> Aim:
-        late = dice.uniform(0.1, 0.6) if dice.random() < SOON else dice.uniform(0.6, 2 * scene.session)
-        return Aim(dice.choice(self.kinds), self.within + late, late)
+        late = None if dice.random() < AIMED else dice.uniform(0.1, 2 * scene.session)
+        return Aim(dice.choice(self.kinds), self.within + (NEXT if late is None else late), late)
 
     def start(self, stage: Stage, aim: Aim) -> Held:
-        return stage.connections.hold([API[aim.target]], aim.choice)
+        held = stage.connections.hold([API[aim.target]], aim.choice, clients=self.clients)
+        if aim.choice is None:
+            threading.Thread(target=self._release_in_the_next, args=(stage.connections, held), daemon=True).start()
+        return held
+
+    def _release_in_the_next(self, proxy: Proxy, held: Held) -> None:
+        """Let it arrive in what comes after what it belongs to."""
+        with suppress(TimeoutError):
+            request = held.wait(self.within)
+            for name in (request.name, "Produce"):
+                _wait_for_more(proxy, request.client_id, name)
+            held.release(ANSWER)
 
     def stop(self, stage: Stage, aim: Aim, started: Held) -> str:
         if started.request is None:
             started.cancel()
             return "there was none"
         try:
-            answer = started.release(ANSWER).detail  # if the run is over before its time
+            answer = started.release(ANSWER).detail  # if the run is over before its time, or the next did not come
         except TimeoutError:
             answer = "no answer yet"
-        return f"of {started.request.client_id}, {aim.choice:.2f} s late: {answer}"
+        late = (started.released_at or time.monotonic()) - (started.held_at or 0)
+        return f"of {started.request.client_id}, {late:.2f} s late: {answer}"
+
+
+def _wait_for_more(proxy: Proxy, client: str, name: str) -> None:
+    """Wait until a client has sent another such request, or for NEXT seconds."""
+
+    def count() -> int:
+        return proxy.requests(lambda who: who == client).get(name, 0)
+
+    before, until = count(), time.monotonic() + NEXT
+    while count() == before and time.monotonic() < until:
+        time.sleep(0.001)
 
 
 def _number(aim: Aim) -> int:
