@@ -126,6 +126,18 @@ def test_with_tls_connections_are_left_alone(capsys: pytest.CaptureFixture[str],
     assert "TLS" in capsys.readouterr().err
 
 
+def test_without_the_extra_it_says_how_to_install_it(tmp_path: Path) -> None:
+    """Before anything is started: not after ten minutes, when the report is due."""
+    code = "import sys; sys.modules['jinja2'] = None; from kafka_guarantees.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "prove", "exactly-once"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "jinja2" in done.stderr
+    assert "pip install 'kafka-guarantees[prove]'" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 # -- on a cluster that runs -----------------------------------------------------------------------------------------------
 
 
