@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -116,6 +117,15 @@ def test_a_configuration_that_breaks_the_guarantee_is_refused(capsys: pytest.Cap
     assert main(["prove", "exactly-once", "--config", str(file), "--report", str(tmp_path / "out.html")]) == 2
     assert "acks='1' is refused" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["client.properties"]
+
+
+def test_two_proofs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Their histories would be mixed, and accuse the library of everything."""
+    (tmp_path / "out-files").mkdir()
+    with (tmp_path / "out-files" / "driver.log").open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert main(["prove", "exactly-once", "--report", str(tmp_path / "out.html")]) == 2
+    assert "another proof writes into" in capsys.readouterr().err
 
 
 def test_with_tls_connections_are_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import random
 import warnings
@@ -65,25 +66,26 @@ def run_proof(asked: Asked) -> bool:
     faults = _faults(asked)
     seed = random.SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
     _refuse_weaker(asked)
-    folder = _folder(asked.report)
-    plan = Plan(
-        guarantee=asked.guarantee,
-        faults=faults,
-        seed=seed,
-        folder=folder,
-        duration=asked.duration,
-        workers=asked.workers,
-        partitions=asked.partitions,
-        brokers=(asked.brokers or 3) if asked.local else 0,
-        protocol=asked.protocol,
-        config={key: value for key, value in asked.config.items() if key not in OF_EACH},
-        session=_session(asked),
-    )
-    with _log_to(folder / "driver.log"), Screen() as screen:
-        screen.say(_opening(asked, faults, seed))
-        proof = prove(plan, screen, _command(asked, faults, seed))
-    asked.report.write_text(as_html(proof), encoding="utf-8")
-    asked.report.with_suffix(".json").write_text(as_json(proof), encoding="utf-8")
+    session = _session(asked)
+    with _own_folder(asked.report) as folder:
+        plan = Plan(
+            guarantee=asked.guarantee,
+            faults=faults,
+            seed=seed,
+            folder=folder,
+            duration=asked.duration,
+            workers=asked.workers,
+            partitions=asked.partitions,
+            brokers=(asked.brokers or 3) if asked.local else 0,
+            protocol=asked.protocol,
+            config={key: value for key, value in asked.config.items() if key not in OF_EACH},
+            session=session,
+        )
+        with _log_to(folder / "driver.log"), Screen() as screen:
+            screen.say(_opening(asked, faults, seed))
+            proof = prove(plan, screen, _command(asked, faults, seed))
+        asked.report.write_text(as_html(proof), encoding="utf-8")
+        asked.report.with_suffix(".json").write_text(as_json(proof), encoding="utf-8")
     print(f"{as_text(proof)}\nThe report: {asked.report}. Histories, logs and dumps: {folder}")  # noqa: T201 - a command prints
     return outcome(proof) == "held"
 
@@ -121,14 +123,25 @@ def _session(asked: Asked) -> int:
     return SESSION if asked.local else max(SESSION, shortest_session(asked.config))
 
 
-def _folder(report: Path) -> Path:
-    """An empty folder beside the report. What an earlier run has left in it is removed, and nothing else."""
+@contextmanager
+def _own_folder(report: Path) -> Iterator[Path]:
+    """An empty folder beside the report, for this run alone. What an earlier run has left in it is removed, and nothing else.
+
+    Raises:
+        ValueError: another run writes into it: their histories would be mixed.
+    """
     folder = report.with_name(f"{report.stem}-files")
     folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.suffix in OURS:
-            path.unlink()
-    return folder
+    with (folder / "driver.log").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the process is gone, however it went
+        except BlockingIOError:
+            raise ValueError(f"another proof writes into {folder}: choose another --report, or wait until it is over") from None
+        lock.truncate(0)
+        for path in folder.iterdir():
+            if path.suffix in OURS and path.name != "driver.log":
+                path.unlink()
+        yield folder
 
 
 def _command(asked: Asked, faults: Sequence[Fault], seed: int) -> list[str]:
