@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kafka_guarantees.testing.local_kafka import LocalKafka
 
     from .crew import Crew
-    from .proxy import Dropping, Held, Proxy
+    from .proxy import Dropping, Held, Proxy, Request
 
 WORKERS, BROKERS, CONNECTIONS = "workers", "brokers", "connections"
 AIMED = 0.8  # of the held requests arrive in the next transaction, the others at any time
@@ -372,6 +372,68 @@ class HoldFrame(_OfRequests):
         return f"of {started.request.client_id}, {late:.2f} s late: {answer}"
 
 
+class KillInCall(_OfRequests):
+    """SIGKILL while a request is on its way: before it reaches its broker, or before its answer is back (M01, X09, X14)."""
+
+    name, weight = "kill-in-call", 4
+    within = 1.5
+
+    def aim(self, dice: random.Random, scene: Scene) -> Aim:
+        role = dice.choice(("transformer", "transformer", "consumer", "sender"))
+        return Aim(dice.choice(self.kinds), self.within, (role, dice.random() < 0.5))  # noqa: PLR2004 - a coin
+
+    def start(self, stage: Stage, aim: Aim) -> _Killing:
+        role, before = aim.choice
+        killing = _Killing(stage, API[aim.target], role, self.within, before=before)
+        killing.start()
+        return killing
+
+    def stop(self, stage: Stage, aim: Aim, started: _Killing) -> str:
+        started.join()
+        if started.who is None:
+            return "there was none"
+        stage.crew.start(started.who)
+        return f"of {started.who}, {'before it arrived' if aim.choice[1] else 'before its answer came'}"
+
+
+class _Killing(threading.Thread):
+    """Waits for a request of a role, and kills whoever sent it. ``who``: whom it has killed."""
+
+    def __init__(self, stage: Stage, api: int, role: str, within: float, *, before: bool) -> None:
+        super().__init__(daemon=True)
+        self.who: str | None = None
+        self._stage, self._api, self._role, self._within, self._before = stage, api, role, within, before
+
+    def run(self) -> None:
+        """Wait, and kill."""
+        if self._before:
+            self._before_it_arrives()
+        else:
+            self._before_its_answer_comes()
+
+    def _ours(self, client: str) -> bool:
+        return client.startswith(self._role)
+
+    def _before_it_arrives(self) -> None:
+        held = self._stage.connections.hold([self._api], clients=self._ours)
+        with suppress(TimeoutError):
+            self._kill(held.wait(self._within))
+        held.cancel()  # it never arrives
+
+    def _before_its_answer_comes(self) -> None:
+        dropping = self._stage.connections.drop_responses([self._api], clients=self._ours, cut_after=None)
+        until = time.monotonic() + self._within
+        while not dropping.dropped and time.monotonic() < until:
+            time.sleep(0.001)
+        dropping.cancel()
+        for request in dropping.dropped:
+            self._kill(request)
+
+    def _kill(self, request: Request) -> None:
+        self._stage.crew.kill(request.client_id)
+        self.who = request.client_id
+
+
 def _wait_for_more(proxy: Proxy, client: str, name: str) -> None:
     """Wait until a client has sent another such request, or for NEXT seconds."""
 
@@ -404,6 +466,11 @@ REQUESTS = {
         "FindCoordinator",
     ),
 }
+CALLS = {
+    "at-most-once": ("OffsetCommit", "OffsetCommit", "Produce"),
+    "at-least-once": ("OffsetCommit", "OffsetCommit", "Produce"),
+    "exactly-once": ("EndTxn", "EndTxn", "EndTxn", "TxnOffsetCommit", "Produce"),
+}
 KINDS: dict[str, type[Fault]] = {
     kind.name: kind
     for kind in (
@@ -420,6 +487,7 @@ KINDS: dict[str, type[Fault]] = {
         Delay,
         DropResponse,
         HoldFrame,
+        KillInCall,
     )
 }
 
@@ -449,7 +517,8 @@ def fault(text: str, guarantee: str) -> Fault:
     if issubclass(kind, _OfRequests):
         if request and request not in API:
             raise ValueError(f"there is no request {request!r}: choose from {', '.join(API)}")
-        return kind((request,) if request else REQUESTS[guarantee])
+        usual = CALLS if kind is KillInCall else REQUESTS
+        return kind((request,) if request else usual[guarantee])
     if request:
         raise ValueError(f"{name} is not a fault of requests: {text!r} means nothing")
     return kind()

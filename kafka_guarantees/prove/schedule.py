@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from .faults import Aim, Fault, Scene, Stage
 
-BREAKS = {WORKERS: (0.2, 1.4), BROKERS: (7.0, 12.0), CONNECTIONS: (0.2, 1.6)}  # seconds between two faults of a lane
-WAVE, CALM = 12.0, 4.0  # seconds: each wave begins with a calm, in which what is left over is worked off
+BREAKS = {WORKERS: (0.2, 1.4), BROKERS: (9.0, 16.0), CONNECTIONS: (0.2, 1.6)}  # seconds between two faults of a lane
+WAVE, CALM = 12.0, 5.0  # seconds: each wave begins with a calm, in which what is left over is worked off
 
 log = logging.getLogger(__name__)
 
