@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 CALL = 0.5  # seconds that a transactional call waits at a time
+HUNG = 10.0  # seconds after which a call that was to wait for CALL counts as one that never returns
+STOPPING = 1.0  # the same, while the client is to stop and has waited for a while already
 CALLER = "kafka-guarantees-offsets"  # name of a thread
 TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
@@ -206,28 +208,18 @@ class TransactionalProducer(Handle):
     def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
         """Make the offsets part of the transaction. A repeated call has the same arguments (X11).
 
-        librdkafka does not keep to the timeout of this call, but waits for socket.timeout.ms; and where brokers come and go
-        while it asks for the coordinator, it never returns at all. So it is left alone once the transaction's time is up: the
-        coordinator aborts it then, if no new producer has.
+        librdkafka does not keep to the timeout of this call, but waits for socket.timeout.ms. Once the transaction's time is up
+        it is left alone: the coordinator aborts it then, if no new producer has.
 
         Raises:
             AbortNeeded, InDoubt, FencedError, AuthorizationError: see there.
         """
-        try:
-            self._call(
-                "sending offsets to the transaction",
-                lambda: self._caller.call(
-                    lambda: self.raw.send_offsets_to_transaction(offsets, metadata, CALL),
-                    lambda: not self._patient(0),
-                    "sending offsets",
-                ),
-            )
-        except Abandoned as exc:
-            self._caller.end()  # once it returns, if ever
-            self._caller = Caller(CALLER)
-            if self._lifecycle.out_of_patience:
-                raise
-            raise InDoubt(str(exc)) from exc
+        doing = "sending offsets to the transaction"
+
+        def send() -> None:
+            self.raw.send_offsets_to_transaction(offsets, metadata, CALL)
+
+        self._call(doing, lambda: self._left_alone(doing, send, lambda: not self._patient(0)))
 
     def commit(self) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).
@@ -271,11 +263,13 @@ class TransactionalProducer(Handle):
         """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""
         if self.raw is not None and self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             try:
-                self.raw.abort_transaction(CALL)
+                self._within_time("aborting the transaction", lambda: self.raw.abort_transaction(CALL))
                 self._state.on(Event.ABORT, time.monotonic())
                 self._aborted()
             except KafkaException as exc:
                 log.warning("an open transaction is left to the brokers: %s", describe(kafka_error(exc)))
+            except (InDoubt, Abandoned) as exc:
+                log.warning("an open transaction is left to the brokers: %s", exc)
         if self._state.state is not State.READY:
             self._lose()
 
@@ -337,9 +331,36 @@ class TransactionalProducer(Handle):
                 self._callbacks.raise_interrupt()
                 return calls
 
+    def _within_time(self, doing: str, call: Callable[[], object]) -> None:
+        """Make a call that has a timeout, and leave it alone where it does not keep to it."""
+        started = time.monotonic()
+
+        def late() -> bool:
+            return time.monotonic() - started > (STOPPING if self._lifecycle.out_of_patience else HUNG)
+
+        self._left_alone(doing, call, late)
+
+    def _left_alone(self, doing: str, call: Callable[[], object], give_up: Callable[[], bool]) -> None:
+        """Make a C call, and leave it to its thread once ``give_up()``: where brokers come and go, some never return.
+
+        Seen with librdkafka 2.16.0 in send_offsets_to_transaction() and in abort_transaction().
+
+        Raises:
+            InDoubt: it was left. Its producer cannot be used any more.
+            Abandoned: likewise, and the client is to stop.
+        """
+        try:
+            self._caller.call(call, give_up, doing)
+        except Abandoned as exc:
+            self._caller.end()  # once it returns, if ever
+            self._caller = Caller(CALLER)
+            if self._lifecycle.out_of_patience:
+                raise
+            raise InDoubt(str(exc)) from exc
+
     def _end(self, doing: str, call: Callable[[], object]) -> None:
         started = time.monotonic()
-        calls = self._call(doing, call)
+        calls = self._call(doing, lambda: self._within_time(doing, call))
         self._state.ended(calls=calls, seconds=time.monotonic() - started)
 
     def _give_up(self, verdict: Verdict, error: KafkaError, doing: str, exc: KafkaException) -> NoReturn:
@@ -394,9 +415,12 @@ class TransactionalProducer(Handle):
         deadline = time.monotonic() + max(60.0, 2 * self._settings.transaction_timeout)
         while True:
             try:
-                self.raw.init_transactions(CALL)
+                self._within_time("init_transactions", lambda: self.raw.init_transactions(CALL))
             except KafkaException as exc:
                 self._init_failed(kafka_error(exc), deadline, exc)
+            except InDoubt as exc:
+                self._lose()
+                raise BrokerError(f"{exc} Nothing was consumed or sent.") from exc
             except BaseException:
                 self._lose()
                 raise

@@ -22,6 +22,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import (
+    BrokerError,
     DeliveryError,
     DeliveryUnknown,
     ExactlyOnce,
@@ -586,26 +587,42 @@ def test_x11_send_offsets_is_repeated_with_the_same_arguments(world: Callable[..
     assert here.output() == written
 
 
-def test_send_offsets_that_never_returns(
-    world: Callable[..., World], scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch
+CALLS = ("init_transactions", "send_offsets_to_transaction", "commit_transaction", "abort_transaction")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_that_never_returns_is_left_behind(
+    world: Callable[..., World], scripted: type[Scripted], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
-    """Seen with librdkafka 2.16.0 while brokers came and went: the call is left behind with its producer, and work goes on."""
+    """Seen with librdkafka 2.16.0 while brokers came and went: work goes on with a new producer, exactly once."""
     here = world()
     written = here.fill(3)
     hanging, returned = threading.Event(), threading.Event()
-    sending = scripted.send_offsets_to_transaction
+    before, failed = getattr(scripted, call), False
 
     def hangs_once(self: Scripted, *args: object) -> Any:
         if not hanging.is_set():
             hanging.set()
             returned.wait(DEADLINE)
-        return sending(self, *args)
+        return before(self, *args)
 
-    monkeypatch.setattr(scripted, "send_offsets_to_transaction", hangs_once)
+    def handler(message: Message) -> Iterator[Record]:
+        nonlocal failed
+        yield from here.copy(message)
+        if not failed:  # so that there is something to abort
+            failed = True
+            raise ValueError
+
+    monkeypatch.setattr(scripted, call, hangs_once)
+    monkeypatch.setattr("kafka_guarantees._transactional.HUNG", 1.0)
     try:
         with here.client(commit_interval=0.1, **{"transaction.timeout.ms": 2000, "socket.timeout.ms": 1500}) as kafka:
-            here.run(kafka)
-            assert kafka._producer.renewals == 1
+            with pytest.raises(BrokerError if call == "init_transactions" else HandlerError):
+                here.run(kafka, handler)
+            with suppress(HandlerError):  # of a run that had not begun before
+                here.run(kafka, handler)
+            if here.committed() != here.ends:
+                here.run(kafka, handler)
     finally:
         returned.set()
     assert hanging.is_set()
