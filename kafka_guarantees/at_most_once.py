@@ -8,6 +8,8 @@ What happens to one message::
 * A process that dies after the commit loses what it had not handled of the portion: a portion is at most ``max_batch``
   messages, and grows only while it is handled in PORTION seconds (M07). What was fetched but not committed is not lost.
 * A commit whose outcome is unknown is not followed by handling: the brokers are asked what is committed (M02).
+* A commit that may have been sent twice, or whose outcome is unknown, is the last of its member: it leaves the group, so that
+  the one that comes late is refused, and joins as another.
 * A handler that raises is not called again for that message (M04).
 """
 
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from ._consumer import GroupConsumer, check_run
@@ -27,7 +29,7 @@ from .errors import AuthorizationError, BrokerError
 from .records import Record, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -75,6 +77,7 @@ class AtMostOnce:
         self._producer: PlainProducer | None = None
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._seen: set[Partition] = set()
+        self._stray: str | None = None  # why a commit of this member may still be on its way
 
     # -- consuming ----------------------------------------------------------------------------------------------------
 
@@ -136,18 +139,33 @@ class AtMostOnce:
     def _portions(
         self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself | None = None
     ) -> Generator[Sequence[Message], None, None]:
-        """The loop: fetch, commit a portion, and hand it out if it is still ours."""
+        """The loop: as a member of the group, fetch, commit a portion, and hand it out if it is still ours."""
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        with self._lifecycle.running(itself):
+            while True:
+                self._stray = None
+                with closing(GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)) as consumer:
+                    yield from self._portions_of(consumer, max_batch, until_idle)
+                if self._stray is None or self._lifecycle.stopping:
+                    return
+                log.info("a new member of the group takes over, because %s", self._stray)
+
+    def _portions_of(
+        self, consumer: GroupConsumer, max_batch: int, until_idle: float | None
+    ) -> Generator[Sequence[Message], None, None]:
+        """The portions of one member, until it is to end, or a commit of it may still be on its way."""
         size = 1
-        with self._consuming(topics, max_batch, itself) as consumer:
-            for batch in consumer.batches(max_batch, until_idle):
-                rest = not_before(batch.messages, self._handled)
-                while rest and not self._lifecycle.stopping:
-                    portion, rest = rest[:size], rest[size:]
-                    if not self._committed(consumer, batch, portion):
-                        break
-                    started = time.monotonic()
-                    yield portion
-                    size = next_size(len(portion), size, time.monotonic() - started, max_batch)
+        for batch in consumer.batches(max_batch, until_idle):
+            rest = not_before(batch.messages, self._handled)
+            while rest and not self._lifecycle.stopping and self._stray is None:
+                portion, rest = rest[:size], rest[size:]
+                if not self._committed(consumer, batch, portion):
+                    break
+                started = time.monotonic()
+                yield portion
+                size = next_size(len(portion), size, time.monotonic() - started, max_batch)
+            if self._stray is not None:
+                return
 
     def _committed(self, consumer: GroupConsumer, batch: Batch, portion: Sequence[Message]) -> bool:
         """Commit a portion. True: it is committed, and this member may handle it."""
@@ -157,30 +175,24 @@ class AtMostOnce:
             consumer.rewind(batch.messages)
             return False
         offsets = next_offsets(portion)
+        began = time.monotonic()
         try:
             consumer.commit(offsets.values())
         except AuthorizationError:
             raise
         except BrokerError as exc:
             log.warning("%s Nothing of this batch was handled; the brokers are asked what is committed.", exc)
-            consumer.rewind(batch.messages)
+            self._stray = "a commit may or may not have arrived"
             return False
+        if time.monotonic() - began > self._settings.retry_backoff / 2:
+            # M02: librdkafka may have sent it twice. The first one may still be on its way, and would set the group back
+            self._stray = f"a commit took {time.monotonic() - began:.1f} s"
         if not consumer.still_ours(batch, within=self._settings.session_timeout):
             log.warning("%d messages are dropped: the group gave them away while they were committed", len(portion))
             consumer.rewind(batch.messages)
             return False
         self._handled.update((partition, offset.offset) for partition, offset in offsets.items())
         return True
-
-    @contextmanager
-    def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        check_run(self._settings, self._lifecycle, topics, max_batch)
-        with self._lifecycle.running(itself):
-            consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)
-            try:
-                yield consumer
-            finally:
-                consumer.close()
 
     def _dropped(self, messages: Sequence[Message], error: Exception) -> None:
         for message in messages:

@@ -172,16 +172,15 @@ def amo_commits_by_the_clock() -> None:
 def amo_commits_after_handling() -> None:
     """A portion is committed once it is handled, not before (M01)."""
 
-    @instead(AtMostOnce, "_portions")
-    def _(_original: Any, self: Any, topics: Any, max_batch: int, until_idle: Any, itself: Any = None) -> Iterator[Any]:
-        with self._consuming(topics, max_batch, itself) as consumer:
-            for batch in consumer.batches(max_batch, until_idle):
-                rest = not_before(batch.messages, self._handled)
-                while rest and not self._lifecycle.stopping:
-                    portion, rest = rest[:50], rest[50:]
-                    yield portion
-                    if not self._committed(consumer, batch, portion):
-                        break
+    @instead(AtMostOnce, "_portions_of")
+    def _(_original: Any, self: Any, consumer: Any, max_batch: int, until_idle: Any) -> Iterator[Any]:
+        for batch in consumer.batches(max_batch, until_idle):
+            rest = not_before(batch.messages, self._handled)
+            while rest and not self._lifecycle.stopping:
+                portion, rest = rest[:50], rest[50:]
+                yield portion
+                if not self._committed(consumer, batch, portion):
+                    break
 
 
 @mutant(AMO, "handled more than once", "offset regression", faults=["freeze in hand"], **IN_HAND)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from kafka_guarantees import AtMostOnce, BrokerError, Record
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees.at_most_once import PORTION, next_size
+from kafka_guarantees.prove.proxy import API, Proxy
 
 from .conftest import committed, fill, read_all, values
 from .test_at_least_once import IDLE, PROTOCOLS, config, numbers
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["config"]
 pytestmark = pytest.mark.broker
+ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID = 22, 25
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -203,3 +206,45 @@ def test_portions_are_as_large_as_their_time_allows() -> None:
     assert next_size(3, 8, 0.01, 500) == 8
     assert next_size(100, 100, 10 * PORTION, 500) == 10
     assert next_size(1, 1, 100 * PORTION, 500) == 1
+
+
+def test_m02_a_commit_that_arrives_late_does_not_set_the_group_back(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """A commit is held up and its connection lost, so that librdkafka sends it again; after later commits it arrives after all.
+
+    It is refused: the member that sent it has left the group. Accepted, it would have whoever gets the partition next handle
+    again what lies between.
+    """
+    topic, group = kafka_topic(), fresh("group")
+    handled: list[int] = []
+
+    def handler(message: Message) -> None:
+        handled.append(message.offset() or 0)
+        time.sleep(0.002)
+
+    def until(count: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(handled) < count:
+            assert time.monotonic() < deadline, f"{len(handled)} of {count} were handled"
+            time.sleep(0.02)
+
+    with Proxy(kafka.bootstrap) as proxy:
+        client = AtMostOnce({"bootstrap.servers": proxy.bootstrap, "group.id": group}, start="earliest")
+        running = threading.Thread(target=client.run, args=([topic], handler))
+        running.start()
+        try:
+            fill(kafka.bootstrap, topic, [b"x"] * 200)
+            until(50)
+            held = proxy.hold([API["OffsetCommit"]])
+            held.wait(10)
+            until(200)
+            fill(kafka.bootstrap, topic, [b"x"] * 200)
+            until(400)
+            outcome = held.release()
+        finally:
+            client.close()
+            running.join()
+    assert outcome.error in (ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID)
+    assert committed(kafka.bootstrap, group, topic) == [400]
+    assert handled == list(range(400))

@@ -170,7 +170,7 @@ _COMMITTED = {"isolation.level": "read_committed", "check.crcs": "true"}
 WHOLE = {
     AMO: (
         {**_PRODUCER, "acks": 0, "retries": 0, "enable.idempotence": "false", "delivery.report.only.error": True},
-        _CONSUMER,
+        {**_CONSUMER, "retry.backoff.ms": 500},
     ),
     ALO: (
         {

@@ -61,6 +61,7 @@ class Settings:
         transactional_id: the id that fences older instances (exactly-once).
         max_poll_interval: seconds until the group gives a silent member's partitions away.
         session_timeout: seconds without a heartbeat until the group counts a member as dead.
+        retry_backoff: seconds after which librdkafka sends a request again, at first.
         delivery_timeout: seconds a record is tried; infinite if the user asked for 0.
         transaction_timeout: seconds until the coordinator aborts a transaction; 0 without transactions.
         callbacks: what the user gave of ``USER_CALLBACKS``; only ``oauth_cb`` is also in the two dicts.
@@ -74,6 +75,7 @@ class Settings:
     transactional_id: str | None
     max_poll_interval: float
     session_timeout: float
+    retry_backoff: float
     delivery_timeout: float
     transaction_timeout: float
     callbacks: Mapping[str, Callable[..., Any]] = field(repr=False)
@@ -168,6 +170,7 @@ class _Merged:
             session_timeout=_DEFAULT_SESSION_MS / 1000 if self.kip_848 else self._seconds("session.timeout.ms"),
             delivery_timeout=self._seconds("delivery.timeout.ms"),
             transaction_timeout=self._seconds("transaction.timeout.ms") if transactions else 0.0,
+            retry_backoff=self._seconds("retry.backoff.ms"),
             callbacks=self.callbacks,
         )
 

@@ -120,6 +120,15 @@ PRESETS = (
         "delivery.timeout.ms ends the attempts, not their number",
         "P05",
     ),
+    Preset(
+        AMO,
+        "retry.backoff.ms",
+        500,
+        Kind.DEFAULT,
+        CONSUMER,
+        "a commit that took half as long may have been sent twice: its member leaves the group, so that a late one is refused",
+        "M02",
+    ),
     Preset(ALO, "retry.backoff.ms", 100, Kind.DEFAULT, BOTH, "pause before a request is repeated", "P16"),
     Preset(
         AMO,
