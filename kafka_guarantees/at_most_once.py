@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from .errors import AuthorizationError, BrokerError
 from .records import Record, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
+RECENT = 3  # commits by which the next one is judged
 PORTION = 0.1  # seconds that the handling of one committed portion should take
 
 
@@ -78,6 +80,7 @@ class AtMostOnce:
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._seen: set[Partition] = set()
         self._stray: str | None = None  # why a commit of this member may still be on its way
+        self._commits: deque[float] = deque(maxlen=RECENT)  # how long the last commits took, in seconds
 
     # -- consuming ----------------------------------------------------------------------------------------------------
 
@@ -184,9 +187,10 @@ class AtMostOnce:
             log.warning("%s Nothing of this batch was handled; the brokers are asked what is committed.", exc)
             self._stray = "a commit may or may not have arrived"
             return False
-        if time.monotonic() - began > self._settings.retry_backoff / 2:
-            # M02: librdkafka may have sent it twice. The first one may still be on its way, and would set the group back
-            self._stray = f"a commit took {time.monotonic() - began:.1f} s"
+        seconds = time.monotonic() - began
+        if sent_twice(seconds, self._commits, self._settings.retry_backoff):
+            self._stray = f"a commit took {seconds:.1f} s: the first try may still be on its way"
+        self._commits.append(seconds)
         if not consumer.still_ours(batch, within=self._settings.session_timeout):
             log.warning("%d messages are dropped: the group gave them away while they were committed", len(portion))
             consumer.rewind(batch.messages)
@@ -280,6 +284,14 @@ def next_size(handled: int, size: int, seconds: float, limit: int) -> int:
     if seconds > PORTION:
         return max(1, min(limit, int(handled * PORTION / seconds)))
     return min(limit, 2 * size) if handled == size else size
+
+
+def sent_twice(seconds: float, recent: Collection[float], backoff: float) -> bool:
+    """Whether a commit took so long that librdkafka may have sent it again (M02).
+
+    It does so after ``backoff`` seconds, more or less a fifth. The quickest of the recent commits tells what the network needs.
+    """
+    return seconds > min(recent, default=0.0) + backoff / 2
 
 
 def _log_dropped(message: Message, error: Exception) -> None:

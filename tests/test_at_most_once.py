@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtMostOnce, BrokerError, Record
 from kafka_guarantees._consumer import GroupConsumer
-from kafka_guarantees.at_most_once import PORTION, next_size
+from kafka_guarantees.at_most_once import PORTION, next_size, sent_twice
 from kafka_guarantees.prove.proxy import API, Proxy
 
 from .conftest import committed, fill, read_all, values
@@ -248,3 +248,12 @@ def test_m02_a_commit_that_arrives_late_does_not_set_the_group_back(
     assert outcome.error in (ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID)
     assert committed(kafka.bootstrap, group, topic) == [400]
     assert handled == list(range(400))
+
+
+def test_m02_a_slow_network_is_no_reason_to_leave_the_group() -> None:
+    """A commit is judged by those before it: where all take long, one that takes as long was sent once."""
+    assert not sent_twice(0.004, [], 0.5)
+    assert sent_twice(0.41, [], 0.5)
+    assert sent_twice(0.41, [0.003, 0.004, 0.005], 0.5)
+    assert not sent_twice(0.41, [0.4, 0.38, 0.5], 0.5)
+    assert sent_twice(0.8, [0.4, 0.38, 0.5], 0.5)

@@ -126,7 +126,7 @@ PRESETS = (
         500,
         Kind.DEFAULT,
         CONSUMER,
-        "a commit that took half as long may have been sent twice: its member leaves the group, so that a late one is refused",
+        "a commit slower by half of it may have been sent twice: its member leaves the group, so that a late one is refused",
         "M02",
     ),
     Preset(ALO, "retry.backoff.ms", 100, Kind.DEFAULT, BOTH, "pause before a request is repeated", "P16"),
