@@ -128,7 +128,7 @@ def main() -> None:
         _no_more_storms()
         life.history.note("life", INFO, detail=f"{type(error).__name__}: {error}")
         log.exception("this life is over")
-        sys.exit(CRASHED if isinstance(error, EXPLAINED) else 1)
+        sys.exit(CRASHED if _explained(error) else 1)
     life.history.note("life", OK)
 
 
@@ -136,6 +136,13 @@ def _die_with_the_driver() -> None:
     """The end of stdin does not reach a process that is stopped."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _explained(error: BaseException | None) -> bool:
+    """Whether a fault explains it. A storm that hits a call of C comes as SystemError, with the storm as its cause."""
+    if isinstance(error, SystemError):
+        return isinstance(error.__cause__ or error.__context__, Storm)
+    return isinstance(error, EXPLAINED)
 
 
 def _no_more_storms() -> None:
