@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees.prove.checks import LAWS, Check, figures, judge, verdict_and_figures
+from kafka_guarantees.prove.checks.calm import ALLOWED
 from kafka_guarantees.prove.checks.law import SHOWN
 from kafka_guarantees.prove.evidence import (
     FAIL,
@@ -1345,12 +1346,17 @@ def sink_elsewhere(made: Made, dice: random.Random) -> None:
 
 
 def calm_without(made: Made, dice: random.Random) -> None:
-    """Something of what was sent in the calm is lost: the record with all that came of it, a handling, or an output."""
-    seen = dice.choice(in_calm(made))
+    """Some of what was sent in the calm is lost: the records with all that came of them, handlings, or outputs."""
+    calm = in_calm(made)
     what = dice.choice(["source", "output", *GROUPS])
-    if what == "output":
-        made.sink.remove(dice.choice(outputs_of(made, seen)))
-        return
+    for seen in dice.sample(calm, int(2 * ALLOWED * len(calm)) + 1):
+        if what == "output":
+            made.sink.remove(dice.choice(outputs_of(made, seen)))
+        else:
+            _lose(made, seen, what)
+
+
+def _lose(made: Made, seen: Seen, what: str) -> None:
     made.source = [other for other in made.source if other != seen or what != "source"]
     made.sink = [output for output in made.sink if output.origin != seen[:2] or what == "consumer"]
     made.events = [

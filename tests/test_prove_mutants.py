@@ -289,7 +289,7 @@ def settled(name: str, proof: Proof) -> bool:
 
 
 def carry_out(name: str, bootstrap: str, make: Callable[[str], Path], seed: int) -> Proof:
-    """The proof of one mutant, or of one who does not lie: a few short runs, since a busy machine may let little happen in one."""
+    """The proof of one mutant, or of one who does not lie: a few short runs, since a busy machine may do little in one."""
     proof = run_once(name, bootstrap, make(name.replace(" ", "-")), seed)
     for more in range(1, TRIES):
         if settled(name, proof):
