@@ -308,7 +308,15 @@ def run_once(name: str, bootstrap: str, folder: Path, seed: int) -> Proof:
         wanted = dict(HONEST[name])
     faults = [FAULTS[fault]() for fault in wanted.pop("faults")]
     config = {"bootstrap.servers": bootstrap, **wanted.pop("config", {})}
-    usual = {"duration": 8.0, "session": 2500, "patience": 12.0, "workers": 2, "partitions": PARTITIONS, "brokers": 0}
+    usual = {
+        "duration": 8.0,
+        "handling": 0.002,
+        "session": 2500,
+        "patience": 12.0,
+        "workers": 2,
+        "partitions": PARTITIONS,
+        "brokers": 0,
+    }
     plan = Plan(faults=faults, seed=seed, folder=folder, config=config, **{**usual, **wanted})
     with Screen(io.StringIO()) as screen:
         return prove_on(plan, config, screen)
