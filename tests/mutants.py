@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, Producer, TopicPartition
 
 from kafka_guarantees import (
     AtLeastOnce,
@@ -486,21 +486,6 @@ def eos_does_not_go_back() -> None:
     @instead(GroupConsumer, "unplace")
     def _(_original: Any, _self: Any, _messages: Any) -> None:
         pass
-
-
-@mutant(EOS, "duplicate", "torn transaction", faults=["freeze while handling"], session=2100, duration=14.0)
-def eos_asks_for_its_membership_too_early() -> None:
-    """The group metadata is that of before the first join: nobody is fenced; and nobody looks at the membership (X03)."""
-    nobody_looks_at_the_membership()
-
-    @functools.cache
-    def early(bootstrap: str, group: str) -> Any:
-        return Consumer({"bootstrap.servers": bootstrap, "group.id": group}).consumer_group_metadata()
-
-    @instead(ExactlyOnce, "_commit")
-    def _(original: Any, self: Any, consumer: Any, batch: Any, messages: Any) -> None:
-        batch.metadata = early(self._settings.consumer["bootstrap.servers"], self._settings.group_id)
-        original(self, consumer, batch, messages)
 
 
 @mutant(EOS, "aborted read", "duplicate", faults=["kill senders"])
