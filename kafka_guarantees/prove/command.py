@@ -10,19 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, DurabilityWarning, ExactlyOnce
+from kafka_guarantees import DurabilityWarning
 from kafka_guarantees.demo.topics import shortest_session
 
 from .faults import Fault, fault, possible
 from .report import as_html, as_json, as_text, outcome
 from .run import Plan, prove
 from .screen import Screen
+from .worker import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-CLASSES: Mapping[str, Any] = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
 SESSION = 3000  # milliseconds; brokers that other people run may insist on more
 OURS = (".history", ".log", ".dump")  # suffixes of what a run writes into its folder
 OF_EACH = ("group.id", "group.instance.id", "transactional.id", "client.id")  # of each worker; never the user's own

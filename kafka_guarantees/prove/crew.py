@@ -119,9 +119,10 @@ class Crew:
                 f"{who} ended by itself, with exit status {code} and no fault to explain it: {self.last_words(who)}"
             )
 
-    def names(self, role: str) -> list[str]:
-        """Everybody of a role."""
-        return [who for who, job in self._jobs.items() if job.role == role]
+    @property
+    def everybody(self) -> list[str]:
+        """The names of all, whether they are there at the moment or not."""
+        return list(self._jobs)
 
     # -- hurting ------------------------------------------------------------------------------------------------------
 

@@ -103,8 +103,8 @@ class Fault:
     def start(self, stage: Stage, aim: Aim) -> Any:
         raise NotImplementedError
 
-    def stop(self, stage: Stage, aim: Aim, started: Any) -> str:
-        return started or ""
+    def stop(self, stage: Stage, aim: Aim, started: Any) -> str | None:
+        return None
 
 
 # -- workers --------------------------------------------------------------------------------------------------------------
@@ -121,9 +121,8 @@ class KillWorker(Fault):
     def start(self, stage: Stage, aim: Aim) -> None:
         stage.crew.kill(aim.target)
 
-    def stop(self, stage: Stage, aim: Aim, started: None) -> str:
+    def stop(self, stage: Stage, aim: Aim, started: None) -> None:
         stage.crew.start(aim.target)
-        return ""
 
 
 class PauseWorker(Fault):
@@ -138,9 +137,8 @@ class PauseWorker(Fault):
     def start(self, stage: Stage, aim: Aim) -> None:
         stage.crew.pause(aim.target)
 
-    def stop(self, stage: Stage, aim: Aim, started: None) -> str:
+    def stop(self, stage: Stage, aim: Aim, started: None) -> None:
         stage.crew.resume(aim.target)
-        return ""
 
 
 class Churn(Fault):
@@ -156,10 +154,9 @@ class Churn(Fault):
         leaving.start()
         return leaving
 
-    def stop(self, stage: Stage, aim: Aim, started: threading.Thread) -> str:
+    def stop(self, stage: Stage, aim: Aim, started: threading.Thread) -> None:
         started.join()
         stage.crew.start(aim.target)
-        return ""
 
 
 class SlowHandler(Fault):
@@ -202,9 +199,8 @@ class CallbackErrors(Fault):
     def start(self, stage: Stage, aim: Aim) -> None:
         stage.crew.tell(aim.target, {"callbacks raise": True})
 
-    def stop(self, stage: Stage, aim: Aim, started: None) -> str:
+    def stop(self, stage: Stage, aim: Aim, started: None) -> None:
         stage.crew.tell(aim.target, {"callbacks raise": False})
-        return ""
 
 
 # -- brokers, where they are ours -----------------------------------------------------------------------------------------
@@ -221,9 +217,8 @@ class KillBroker(Fault):
     def start(self, stage: Stage, aim: Aim) -> None:
         stage.cluster.kill(_number(aim))
 
-    def stop(self, stage: Stage, aim: Aim, started: None) -> str:
+    def stop(self, stage: Stage, aim: Aim, started: None) -> None:
         stage.cluster.restart(_number(aim))
-        return ""
 
 
 class PauseBroker(Fault):
@@ -237,9 +232,8 @@ class PauseBroker(Fault):
     def start(self, stage: Stage, aim: Aim) -> None:
         stage.cluster.pause(_number(aim))
 
-    def stop(self, stage: Stage, aim: Aim, started: None) -> str:
+    def stop(self, stage: Stage, aim: Aim, started: None) -> None:
         stage.cluster.resume(_number(aim))
-        return ""
 
 
 class RollingRestart(Fault):

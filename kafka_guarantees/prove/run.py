@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .evidence import Event, View
     from .evidence import Fault as Done
-    from .evidence import View
     from .faults import Fault
     from .screen import Screen
 
@@ -191,17 +191,17 @@ class _Run:
         self._look("reading")
         self._sampler.settle()
         sink = self._reader.view(self._topics.sink)
+        events = read(sorted(self._plan.folder.glob("*.history")))
         evidence = Evidence(
             guarantee=self._plan.guarantee,
-            events=read(sorted(self._plan.folder.glob("*.history"))),
+            events=events,
             source=source,
             sink=sink,
             samples=self._sampler.samples,
             calm=calm,
             partitions=self._plan.partitions,
-            troubles=[],
+            troubles=[*self._troubles(), *_promises(events)],
         )
-        evidence = replace(evidence, troubles=[*self._troubles(), *_promises(evidence)])
         proof = self._proof(evidence, repeat)
         if self._kafka is not None and not proof.held:
             dump([self._kafka.data_dir], [self._topics.source, self._topics.sink], self._plan.folder)
@@ -256,7 +256,7 @@ class _Run:
     def _hurt(self) -> None:
         """Everybody works, and is hurt."""
         plan = self._plan
-        workers = [who for role in (*GROUPS, "sender") for who in self._crew.names(role)]
+        workers = self._crew.everybody
         scene = Scene(workers, plan.brokers, plan.session / 1000, plan.transaction / 1000, plan.poll / 1000)
         stage = Stage(self._crew, self._kafka, self._proxy)
         for who in workers:
@@ -299,7 +299,7 @@ class _Run:
             return
         for what, count in self._proxy.not_understood.items():
             yield f"the proxy did not understand {count} times {what}: a client may have gone past it"
-        for who in (who for role in (*GROUPS, "sender") for who in self._crew.names(role)):
+        for who in self._crew.everybody:
             if not self._proxy.requests(lambda client, who=who: client == who):  # type: ignore[misc]
                 yield f"{who} never came through the proxy: no fault of connections has hit it"
         if "acks" not in self._config and "request.required.acks" not in self._config:
@@ -389,9 +389,9 @@ def _number(who: str) -> int:
     return int(who.rpartition("-")[2])
 
 
-def _promises(evidence: Evidence) -> Iterator[str]:
+def _promises(events: Sequence[Event]) -> Iterator[str]:
     """What a worker has seen the library do against its word."""
-    return (f"{event.who} (life {event.life}): {event.detail}" for event in evidence.events if event.what == "broken")
+    return (f"{event.who} (life {event.life}): {event.detail}" for event in events if event.what == "broken")
 
 
 class _Counted:

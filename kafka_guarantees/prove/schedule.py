@@ -125,7 +125,7 @@ class Lane(threading.Thread):
 
     def _undo(self, going: _Going) -> None:
         fault, aim = going.step.fault, going.step.aim
-        detail = fault.stop(self._stage, aim, going.started)
+        detail = fault.stop(self._stage, aim, going.started) or ""
         self.current.discard(f"{fault.name} {aim.target}")
         self._done(Done(fault.name, aim.target, going.began, self._now(), detail))
 
