@@ -30,6 +30,8 @@ COMMAND: Sequence[str] = (sys.executable, "-X", "faulthandler", "-m", "kafka_gua
 PACKAGE = str(Path(kafka_guarantees.__file__).parents[1])
 STOPPING = 45.0  # seconds that a worker may take to finish what is in hand and leave its group
 _LOG_LINES = 12
+_TRACEBACKS = 80  # lines, of all threads of a worker
+_LAST_WORDS_WITHIN = 5.0  # seconds
 
 
 class Crew:
@@ -184,8 +186,11 @@ class Crew:
         try:
             code = worker.wait(within)
         except subprocess.TimeoutExpired:
-            self.troubles.append(f"{who} did not end within {within:.0f} s of SIGTERM: {self.last_words(who)}")
+            worker.send_signal(signal.SIGABRT)  # faulthandler writes where each of its threads is, and it ends
+            with suppress(subprocess.TimeoutExpired):
+                worker.wait(_LAST_WORDS_WITHIN)
             worker.kill()
+            self.troubles.append(f"{who} did not end within {within:.0f} s of SIGTERM: {self.last_words(who, _TRACEBACKS)}")
         else:
             if code not in (0, -signal.SIGTERM):  # that comes before it has begun
                 self._note(who, code)
@@ -210,10 +215,10 @@ class Crew:
         for thread in threads:
             thread.join()
 
-    def last_words(self, who: str) -> str:
-        """The end of what it wrote."""
+    def last_words(self, who: str, count: int = _LOG_LINES) -> str:
+        """The end of what it wrote, in lines."""
         path = self._folder / f"{who}.log"
-        lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:] if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines()[-count:] if path.exists() else []
         return "\n".join(lines) or "it said nothing"
 
     def _send(self, who: str, number: int) -> None:
