@@ -8,8 +8,13 @@
     ├── TransactionAborted     nothing of the transaction is visible; the consumer is rewound already
     ├── FencedError            another instance has this transactional.id: stop this one
     ├── OffsetsLost            the committed position no longer exists in the log
+    │   ├── TopicRecreated     an inbox has the offset of an earlier topic of the same name
+    │   └── OffsetBeyondEnd    an inbox has an offset that the topic has not reached
     ├── AuthorizationError     the brokers refuse it; names the ACL that is missing
-    ├── StoreUnavailable       a deduplication store did not answer
+    ├── MessageIdMissing       a message has no id, where every message must have one
+    ├── MessageIdReused        a message has the id of another message that was handled
+    ├── PartitionFenced        another member handles this partition: its offset in the inbox moved
+    ├── StoreUnavailable       a deduplication store or inbox did not answer
     ├── BrokerError            the brokers refused or did not answer in time
     └── ForkedClientError      a client used in a child process of the one that made it
 
@@ -77,12 +82,32 @@ class OffsetsLost(KafkaGuaranteesError):
     """The group's committed position does not exist in the log: going on would lose or repeat messages."""
 
 
+class TopicRecreated(OffsetsLost):
+    """The topic was deleted and created again: the offset in the inbox belongs to the topic that was. Nothing was handled."""
+
+
+class OffsetBeyondEnd(OffsetsLost):
+    """The inbox has an offset that the partition has not reached: records that were handled are gone. Nothing was handled."""
+
+
 class AuthorizationError(KafkaGuaranteesError):
     """The brokers refuse this client something it needs. The message names the ACL."""
 
 
+class MessageIdMissing(KafkaGuaranteesError):
+    """A message has no id. It was not handled, and nothing is committed past it."""
+
+
+class MessageIdReused(KafkaGuaranteesError):
+    """A message has the id of another one, which was handled. It was not handled, and nothing is committed past it (D08)."""
+
+
+class PartitionFenced(KafkaGuaranteesError):
+    """Another member advanced the partition's offset in the inbox. What this one did there was rolled back."""
+
+
 class StoreUnavailable(KafkaGuaranteesError):
-    """A deduplication store did not answer: nothing was committed."""
+    """A deduplication store or inbox did not answer: nothing was committed."""
 
 
 class BrokerError(KafkaGuaranteesError):

@@ -25,6 +25,7 @@ APART = ("testing", "demo", "prove")  # they play the user, or another program: 
 FLOORS: list[set[str]] = [
     {"errors"},
     {"records"},
+    {"dedup"},
     {"_settings"},
     {"_lifecycle", "_client", "_offsets", "_transaction_state"},
     {"_producer", "_consumer"},
