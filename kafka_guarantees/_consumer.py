@@ -7,12 +7,14 @@ Rules.
 * A rebalance while messages are taken drops them, and the brokers say where to go on.
 * After anything unusual the position is what the *group has committed*, asked of the brokers; never a memory of ours, never
   ``position()``. Where the group has none, ``start`` decides, and the decision is committed at once (M05).
+* Where offsets are stored elsewhere, beside the effects, that place is asked instead of the group.
 * A consumer lives for one run. Whatever ends the run closes it, and with it every doubt about positions (C01).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from typing import TYPE_CHECKING, Literal
 
@@ -20,10 +22,20 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 
 from ._client import Callbacks, Caller, Handle
 from ._offsets import Membership, Partition, membership, next_offsets
-from .errors import MISSING_ACL, BrokerError, OffsetsLost, UnsafeConfigError, broker_failure, describe, kafka_error
+from .errors import (
+    MISSING_ACL,
+    BrokerError,
+    OffsetBeyondEnd,
+    OffsetsLost,
+    StoreUnavailable,
+    UnsafeConfigError,
+    broker_failure,
+    describe,
+    kafka_error,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from confluent_kafka import Message
 
@@ -78,6 +90,7 @@ class GroupConsumer(Handle):
         topics: names, or patterns that begin with ``^``.
         start: where a group without committed offsets begins.
         seen: partitions that had a committed offset before in this process; shared by the runs of one client.
+        stored: the offsets that are stored elsewhere, of those partitions that have one there. May raise StoreUnavailable.
     """
 
     def __init__(
@@ -87,8 +100,11 @@ class GroupConsumer(Handle):
         topics: Sequence[str],
         start: Start,
         seen: set[Partition],
+        *,
+        stored: Callable[[Iterable[Partition]], Mapping[Partition, int]] | None = None,
     ) -> None:
         self._settings = settings
+        self._stored = stored
         self._lifecycle = lifecycle
         self._start = start
         self._seen = seen
@@ -96,6 +112,7 @@ class GroupConsumer(Handle):
         self._caller = Caller("kafka-guarantees-consumer")
         self._owned: set[Partition] = set()
         self._waiting: set[Partition] = set()  # owned, but not fetched yet: nobody knows from where
+        self._resting: dict[Partition, float] = {}  # given back, and not fetched again before this time
         self._unplaced: set[Partition] = set()  # fetched, but from the wrong place: to be put right before the next message
         self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
         self._reached: dict[Partition, int] = {}  # up to where messages were handed out
@@ -133,7 +150,7 @@ class GroupConsumer(Handle):
     def _drained(self) -> bool:
         """Whether every partition was read to its end, as librdkafka reports it: silence alone may be a slow broker."""
         at_end = all(self._reached.get(p, 0) <= self._ends.get(p, -1) for p in self._owned)
-        return at_end and not self._unplaced and self.membership().active
+        return at_end and not self._unplaced and not self._resting and self.membership().active
 
     def fetch(self, max_batch: int) -> Batch | None:
         """Wait a moment for a first message and take what is there with it. None: nothing came, or it was not ours.
@@ -141,8 +158,9 @@ class GroupConsumer(Handle):
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
+        self._wake()
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
-        fetched, before = self._take(max_batch)
+        fetched, before = self._take(max_batch, WAIT)
         messages = self._without_events(fetched)
         if self._rebalances != before:
             self.unplace(messages)  # C03: they may be of an assignment that is over
@@ -159,10 +177,10 @@ class GroupConsumer(Handle):
             return None
         return batch
 
-    def _take(self, max_batch: int) -> tuple[list[Message], int]:
+    def _take(self, max_batch: int, wait: float) -> tuple[list[Message], int]:
         """What librdkafka has, and how many rebalances had been when the first of it was taken."""
         try:
-            first = self.raw.poll(WAIT)
+            first = self.raw.poll(wait)
             fetched = [] if first is None else [first]
             before = self._rebalances  # poll() serves rebalances before it takes a message, consume() also in between
             if first is not None and max_batch > 1:
@@ -257,6 +275,40 @@ class GroupConsumer(Handle):
         """
         return time.monotonic() - batch.fetched < within and self.membership().continues(batch.member)
 
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def keep_alive(self, batch: Batch, seconds: float) -> None:
+        """Wait with ``batch`` in hand, and stay a member: everything is paused, and the group served.
+
+        Returns at once in a client that is to stop. A rebalance meanwhile is served, and may give partitions away: after it the
+        batch is not ``still_ours``.
+        """
+        until = time.monotonic() + seconds
+        rebalances = self._rebalances
+        while not self._lifecycle.stopping and (left := until - time.monotonic()) > 0:
+            self.raw.pause([TopicPartition(*partition) for partition in self._owned])  # the new ones too
+            asked = time.monotonic()
+            fetched, _ = self._take(1, min(left, WAIT))
+            self.unplace(self._without_events(fetched))
+            batch.fetched = asked if self._rebalances == rebalances else -math.inf
+        self.raw.resume([TopicPartition(*partition) for partition in self._owned - self._resting.keys()])
+
+    def rest(self, messages: Iterable[Message], seconds: float) -> None:
+        """Give messages back, and fetch their partitions again, from where the group has committed them, after some time."""
+        partitions = next_offsets(messages).keys() & self._owned
+        self.raw.pause([TopicPartition(*partition) for partition in partitions])
+        self._resting.update(dict.fromkeys(partitions, time.monotonic() + seconds))
+
+    def _wake(self) -> None:
+        """Go on with the partitions whose rest is over."""
+        if self._resting:
+            now = time.monotonic()
+            due = {partition for partition, until in self._resting.items() if until <= now}
+            self.raw.resume([TopicPartition(*partition) for partition in due])
+            self._unplaced |= due
+            for partition in due:
+                del self._resting[partition]
+
     # -- committing ---------------------------------------------------------------------------------------------------
 
     def commit(self, offsets: Iterable[TopicPartition]) -> None:
@@ -318,6 +370,8 @@ class GroupConsumer(Handle):
             if error.code() in MISSING_ACL:
                 raise broker_failure(error, "asking for committed offsets", _SAFE) from exc
             log.info("where to go on is not known yet: %s", describe(error))
+        except (StoreUnavailable, BrokerError) as exc:
+            log.warning("where to go on is not known yet: %s", exc)
 
     def _fetch_waiting(self) -> None:
         if self._incremental:
@@ -342,7 +396,26 @@ class GroupConsumer(Handle):
             if partition.error is not None:
                 raise KafkaException(partition.error)
         self._seen.update((p.topic, p.partition) for p in committed if p.offset >= 0)
-        return committed
+        return committed if self._stored is None else self._stored_or(committed, self._stored)
+
+    def _stored_or(
+        self, committed: list[TopicPartition], stored: Callable[[Iterable[Partition]], Mapping[Partition, int]]
+    ) -> list[TopicPartition]:
+        """The offsets that are stored beside the effects, and the group's where nothing is stored."""
+        offsets = stored((place.topic, place.partition) for place in committed)
+        return [self._at(place, offsets.get((place.topic, place.partition))) for place in committed]
+
+    def _at(self, place: TopicPartition, offset: int | None) -> TopicPartition:
+        if offset is None:
+            return place
+        _, end = self.raw.get_watermark_offsets(place, timeout=1)
+        if offset > end:
+            raise OffsetBeyondEnd(
+                f"the inbox is at offset {offset} of topic {place.topic!r} partition {place.partition}, which ends at {end}. "
+                "Records that were handled are not in the topic any more (an unclean leader election, a restored cluster). "
+                "Nothing was handled. Find out what was lost; then set the offset in the inbox's table."
+            )
+        return TopicPartition(place.topic, place.partition, offset)
 
     def _choose_starts(self, fresh: list[TopicPartition]) -> None:
         """Fill in where partitions begin that the group has no committed offset of."""
@@ -393,6 +466,9 @@ class GroupConsumer(Handle):
         except KafkaException as exc:
             log.info("where to begin is not known yet: %s", describe(kafka_error(exc)))
             committed = []
+        except (StoreUnavailable, BrokerError) as exc:
+            log.warning("where to begin is not known yet: %s", exc)
+            committed = []
         placed = [place for place in committed if place.offset >= 0]
         self._waiting |= partitions - {(place.topic, place.partition) for place in placed}
         return placed
@@ -406,6 +482,7 @@ class GroupConsumer(Handle):
             self._owned -= gone
             self._waiting -= gone
             self._unplaced -= gone
+            self._resting = {partition: until for partition, until in self._resting.items() if partition not in gone}
             self._forget(gone)
         except BaseException as problem:  # noqa: BLE001 - raised after the C call
             self._keep(problem)

@@ -6,7 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 from confluent_kafka import KafkaException
 
@@ -70,6 +70,8 @@ class Record:
 
 Handler = Callable[["Message"], Iterable[Record] | None]
 BatchHandler = Callable[["Sequence[Message]"], Iterable[Record] | None]
+InboxHandler = Callable[["Message", Any], Iterable[Record] | None]  # with the connection of the inbox
+InboxBatchHandler = Callable[["Sequence[Message]", Any], Iterable[Record] | None]
 
 
 def records_in(result: Iterable[Record] | None) -> Iterator[Record]:

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 PACKAGE = Path(kafka_guarantees.__file__).parent
 APART = ("testing", "demo", "prove")  # they play the user, or another program: what they do with confluent-kafka is theirs
 
+# Modules of an extra, which nothing imports until a user asks for its store.
+POSTGRES = {"psycopg", "psycopg_pool"}
+EXTRAS = {"kafka_guarantees.dedup.postgres": POSTGRES, "kafka_guarantees.dedup.postgres_inbox": POSTGRES}
+
 # The rooms, lowest first. A room is a module or a folder; one may use only what is below it. A new room is placed here.
 FLOORS: list[set[str]] = [
     {"errors"},
@@ -29,7 +33,7 @@ FLOORS: list[set[str]] = [
     {"_settings"},
     {"_lifecycle", "_client", "_offsets", "_transaction_state"},
     {"_producer", "_consumer"},
-    {"_transactional"},
+    {"_transactional", "_recognition"},
     {"at_most_once", "at_least_once", "exactly_once"},
     {"__init__"},
     {"testing"},
@@ -129,6 +133,7 @@ def test_nothing_inside_imports_the_front_door() -> None:
 def test_nothing_is_imported_beyond_the_three_dependencies(path: Path) -> None:
     """The library needs confluent-kafka, tenacity and typing-extensions, and the rest is in Python."""
     allowed = {*sys.stdlib_module_names, "kafka_guarantees", "confluent_kafka", "tenacity", "typing_extensions"}
+    allowed |= EXTRAS.get(name(path), set())
     for module, line in imports(path):
         assert module.split(".")[0] in allowed, f"{path.name}:{line} imports {module}"
 
@@ -312,7 +317,7 @@ TALKERS = [
     (kind.__name__, method)
     for kind in (AtMostOnce, AtLeastOnce, ExactlyOnce)
     for method in vars(kind)
-    if not method.startswith("_") and method not in {"stop", "close", "explain"}
+    if not method.startswith("_") and method not in {"stop", "close", "explain", "dedup_counts"}
 ]
 
 

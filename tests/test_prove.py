@@ -18,9 +18,11 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees.cli import main
+from kafka_guarantees.prove.crew import Crew
 from kafka_guarantees.prove.curves import lag, rates
 from kafka_guarantees.prove.evidence import Event, Evidence, Sample, Seen, View
 from kafka_guarantees.prove.faults import BROKERS, KINDS, Scene, fault, possible
+from kafka_guarantees.prove.life import Job
 from kafka_guarantees.prove.run import Plan, prove_on, storms_ignored
 from kafka_guarantees.prove.schedule import CALM, WAVE, Step, schedule
 from kafka_guarantees.prove.screen import Screen
@@ -316,3 +318,28 @@ def test_time_outs_fit_together() -> None:
     plan = plan_of(session=6000)
     assert plan.session < plan.transaction
     assert plan.session < plan.poll
+
+
+HANGS = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.stdin.readline()
+print("ready", file=sys.stderr, flush=True)
+def where_it_hangs(): time.sleep(600)
+where_it_hangs()
+"""
+
+
+def test_a_worker_that_does_not_end_says_where_it_is(tmp_path: Path) -> None:
+    """Else nobody can tell in which call it hung."""
+    job = Job("exactly-once", "sender-0", 0, {}, "in", "out", 1, str(tmp_path / "history"), "1", 1.0, 0.0)
+    with Crew([job], tmp_path, (sys.executable, "-X", "faulthandler", "-c", HANGS)) as crew:
+        crew.start("sender-0")
+        deadline = time.monotonic() + 30
+        while "ready" not in crew.last_words("sender-0"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        crew.stop("sender-0", within=0.1)
+        (trouble,) = crew.troubles
+    assert "did not end" in trouble
+    assert "where_it_hangs" in trouble

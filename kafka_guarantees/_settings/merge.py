@@ -56,6 +56,7 @@ class Settings:
         guarantee: which one.
         producer: for ``confluent_kafka.Producer``; the caller adds callbacks.
         consumer: for ``confluent_kafka.Consumer``; the caller adds callbacks.
+        admin: for ``confluent_kafka.admin.AdminClient``: what reaches the cluster.
         explanation: who set what, and why.
         group_id: the consumer group, if there is one.
         transactional_id: the id that fences older instances (exactly-once).
@@ -64,12 +65,13 @@ class Settings:
         retry_backoff: seconds after which librdkafka sends a request again, at first.
         delivery_timeout: seconds a record is tried; infinite if the user asked for 0.
         transaction_timeout: seconds until the coordinator aborts a transaction; 0 without transactions.
-        callbacks: what the user gave of ``USER_CALLBACKS``; only ``oauth_cb`` is also in the two dicts.
+        callbacks: what the user gave of ``USER_CALLBACKS``; only ``oauth_cb`` is also in the dicts.
     """
 
     guarantee: Guarantee
     producer: Mapping[str, object] = field(repr=False)
     consumer: Mapping[str, object] = field(repr=False)
+    admin: Mapping[str, object] = field(repr=False)
     explanation: Explanation
     group_id: str | None
     transactional_id: str | None
@@ -159,10 +161,12 @@ class _Merged:
         """The result for the clients."""
         oauth = {name: value for name, value in self.callbacks.items() if name == "oauth_cb"}
         transactions = self.guarantee is Guarantee.EXACTLY_ONCE
+        consumer = self._side(CONSUMER)
         return Settings(
             guarantee=self.guarantee,
             producer={**self._side(PRODUCER), **oauth},
-            consumer={**self._side(CONSUMER), **oauth},
+            consumer={**consumer, **oauth},
+            admin={**{name: value for name, value in consumer.items() if _side_of(name) == BOTH}, **oauth},
             explanation=self.explanation(),
             group_id=_text(self.given.get("group.id")),
             transactional_id=_text(self.given.get("transactional.id")),

@@ -12,8 +12,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b
-from struct import Struct
 from typing import TYPE_CHECKING, Final, Union
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 KEY_SIZE = 16  # bytes: with 1e10 ids alive the chance that any two meet is 1.5e-19
 FINGERPRINT_SIZE = 8
+_PARTITION_SIZE = 8
 
 
 class Position(Enum):
@@ -111,9 +112,6 @@ def position() -> IdOf:
 
 # -- digests --------------------------------------------------------------------------------------------------------------
 
-_PLACE = Struct(">16siq")
-
-
 def key_of(message_id: str | bytes) -> bytes:
     """The digest of a message id. Text is taken as UTF-8."""
     data = message_id.encode("utf-8", "surrogatepass") if isinstance(message_id, str) else message_id
@@ -121,8 +119,13 @@ def key_of(message_id: str | bytes) -> bytes:
 
 
 def position_of(topic_id: bytes, partition: int, offset: int) -> bytes:
-    """The digest of a place."""
-    return blake2b(_PLACE.pack(topic_id, partition, offset), digest_size=KEY_SIZE, person=b"position").digest()
+    """What stands for a place: a digest of the partition, and the offset."""
+    return _partition_of(topic_id, partition) + offset.to_bytes(KEY_SIZE - _PARTITION_SIZE, "big")
+
+
+@lru_cache(4096)
+def _partition_of(topic_id: bytes, partition: int) -> bytes:
+    return blake2b(b"%b%d" % (topic_id, partition), digest_size=_PARTITION_SIZE).digest()
 
 
 def fingerprint_of(message: Message) -> bytes:
@@ -130,9 +133,9 @@ def fingerprint_of(message: Message) -> bytes:
     key, value = message.key(), message.value()
     digest = blake2b(digest_size=FINGERPRINT_SIZE)
     digest.update(b"%d:" % (-1 if key is None else len(key)))
-    digest.update(key or b"")
+    digest.update(b"" if key is None else key)
     digest.update(b"%d:" % (-1 if value is None else len(value)))
-    digest.update(value or b"")
+    digest.update(b"" if value is None else value)
     return digest.digest()
 
 
@@ -153,7 +156,8 @@ def _header(message: Message, name: str) -> bytes | None:
 
 def _json(message: Message) -> object:
     try:
-        return json.loads(message.value() or b"")
+        value = message.value()
+        return None if value is None else json.loads(value)
     except (ValueError, RecursionError):
         return None
 

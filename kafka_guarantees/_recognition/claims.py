@@ -1,0 +1,282 @@
+"""Which messages of a batch are handled, left out, or wait: what stands between a store and the at-least-once loop.
+
+    ids -> one claim for the batch -> NEW, TAKEN_OVER  handle
+                                      DUPLICATE        leave out, and count as finished
+                                      IN_PROGRESS      give back with everything after it in its partition (D09)
+                                      MISMATCH         stop before it (D08)
+
+Rules.
+* Of an id that comes twice in a batch the first is handled. The second is finished when the first is, so it stands behind it.
+* Every claim of a batch is completed or released before the next batch; what a crash leaves is taken over by its position.
+* One token for each run: what an earlier run, or another member, still believes to own is fenced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ..dedup.contract import Item, Outcome
+from ..dedup.ids import fingerprint_of
+from ..errors import MessageIdMissing, StoreUnavailable
+from .message_ids import place, reused_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from confluent_kafka import Message
+
+    from .._offsets import Partition
+    from ..dedup.contract import DedupStore, Inbox, Takeover
+    from ..errors import KafkaGuaranteesError
+    from .message_ids import MessageIds
+
+log = logging.getLogger("kafka_guarantees")
+
+OnStoreError = Literal["wait", "process"]
+
+LEASE_MARGIN = 60.0  # seconds that a claim lasts beyond max.poll.interval.ms: by then its owner has lost the partition
+TIDY_EVERY = 60.0  # seconds between two removals of expired ids
+TIDY_AT_ONCE = 10_000  # ids
+_FIRST_REST, _LONGEST_REST = 0.1, 5.0  # seconds until an id that somebody handles is claimed again
+
+
+class Work:
+    """Messages of a batch that are in hand, and which of them are to be handled; the others are left out.
+
+    Attributes:
+        messages: in their order.
+        fresh: those to handle, in the same order.
+    """
+
+    __slots__ = ("_places", "_problem", "fresh", "messages")
+
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        places: Sequence[int] | None = None,
+        problem: KafkaGuaranteesError | None = None,
+    ) -> None:
+        self.messages = messages
+        self._places = places  # of fresh, in messages; None: all are fresh
+        self._problem = problem  # of the message after these
+        self.fresh = messages if places is None else [messages[place] for place in places]
+
+    def finished(self, handled: int) -> Sequence[Message]:
+        """The messages before the first that is not handled, when ``handled`` of ``fresh`` are."""
+        return self.messages[: self._end(handled)]
+
+    def rest(self, handled: int) -> Work:
+        """What is left, when ``handled`` of ``fresh`` are handled."""
+        end = self._end(handled)
+        places = None if self._places is None else [place - end for place in self._places[handled:]]
+        return Work(self.messages[end:], places, self._problem)
+
+    def end(self) -> None:
+        """Raise why the batch ends here, if the next message must not be handled."""
+        if self._problem is not None:
+            raise self._problem
+
+    def _end(self, handled: int) -> int:
+        if self._places is None:
+            return handled
+        return self._places[handled] if handled < len(self._places) else len(self.messages)
+
+
+class Sorted(NamedTuple):
+    """What a batch comes to, by indexes into it.
+
+    Attributes:
+        kept: in hand.
+        fresh: of these, to be handled.
+        held: to be given back, since an id is being handled elsewhere.
+        stop: the first that must not be handled at all, and why; None if there is none.
+    """
+
+    kept: list[int]
+    fresh: list[int]
+    held: list[int]
+    stop: int | None
+
+
+def sort_out(partitions: Sequence[Partition], items: Sequence[Item | None], outcomes: Mapping[bytes, Outcome]) -> Sorted:
+    """Decide what becomes of each message of a batch. Pure.
+
+    Args:
+        partitions: of each message.
+        items: of each message; None where it has no id and is handled without.
+        outcomes: of the claims, by key.
+    """
+    result = Sorted([], [], [], None)
+    closed: set[Partition] = set()  # an earlier message of these is given back: the offset must not pass it
+    waiting: set[bytes] = set()
+    before: dict[bytes, bytes] = {}  # fingerprints of the ids in hand
+    for index, (partition, item) in enumerate(zip(partitions, items, strict=True)):
+        if partition in closed or (item and (item.key in waiting or outcomes[item.key] is Outcome.IN_PROGRESS)):
+            closed.add(partition)
+            if item:
+                waiting.add(item.key)
+            result.held.append(index)
+            continue
+        if item:
+            earlier = before.get(item.key)
+            if outcomes[item.key] is Outcome.MISMATCH or (earlier and item.fingerprint and earlier != item.fingerprint):
+                return result._replace(stop=index)
+            before.setdefault(item.key, item.fingerprint)
+        if item is None or (earlier is None and outcomes[item.key] is not Outcome.DUPLICATE):
+            result.fresh.append(index)
+        result.kept.append(index)
+    return result
+
+
+class Claims:
+    """The claims of one run.
+
+    Args:
+        store: where they are.
+        ids: of the messages.
+        scope: whose ids these are.
+        max_poll_interval: seconds.
+        takeover: whether a record that comes again is taken over at once, or when the lease is over.
+        fingerprint: whether to notice an id that is used for another message.
+        counts: to count in.
+    """
+
+    def __init__(
+        self,
+        store: DedupStore,
+        ids: MessageIds,
+        scope: str,
+        *,
+        max_poll_interval: float,
+        takeover: Takeover,
+        fingerprint: bool,
+        counts: Counter[str],
+    ) -> None:
+        self._store = store
+        self._ids = ids
+        self._scope = scope
+        self._lease = max_poll_interval + LEASE_MARGIN
+        self._takeover: Takeover = takeover
+        self._fingerprint = fingerprint
+        self._counts = counts
+        self._token = os.urandom(16)
+        self._open: list[Item | None] = []  # of what is fresh and not finished, in its order
+        self._rests: Counter[Partition] = Counter()  # how often a partition was given back in a row
+        self._tidy_at = time.monotonic() + TIDY_EVERY
+
+    def claim(self, messages: Sequence[Message]) -> tuple[Work, Sequence[Message]]:
+        """Claim a batch, in one call of the store. Returns what is in hand, and what must be given back for a while.
+
+        Raises:
+            StoreUnavailable: whether anything was claimed is unknown. The same call may be made again.
+        """
+        items, missing = self._items(messages)
+        first = {item.key: item for item in reversed(items) if item is not None}
+        asked = list(first.values())
+        outcomes = self._store.claim(self._scope, asked, token=self._token, lease=self._lease, takeover=self._takeover)
+        answers = dict(zip(first, map(Outcome, outcomes), strict=True))
+        partitions = [place(message)[:2] for message in messages[: len(items)]]
+        sorted_out = sort_out(partitions, items, answers)
+        self._open = [items[index] for index in sorted_out.fresh]
+        self._let_go(asked, answers)
+        self._count(sorted_out, answers)
+        problem = missing if sorted_out.stop is None else reused_id(messages[sorted_out.stop])
+        kept = [messages[index] for index in sorted_out.kept]
+        where = {index: number for number, index in enumerate(sorted_out.kept)}
+        work = Work(kept, [where[index] for index in sorted_out.fresh], problem)
+        return work, [messages[index] for index in sorted_out.held]
+
+    def _items(self, messages: Sequence[Message]) -> tuple[list[Item | None], MessageIdMissing | None]:
+        """The items of the messages before the first that has no id and must have one."""
+        items: list[Item | None] = []
+        ids, fingerprint = self._ids, self._fingerprint
+        for message in messages:
+            try:
+                key = ids.key(message)
+            except MessageIdMissing as error:
+                return items, error
+            if key is None:
+                items.append(None)
+            else:
+                items.append(Item(key, ids.place_of(message), fingerprint_of(message) if fingerprint else b""))
+        return items, None
+
+    def _let_go(self, asked: Sequence[Item], answers: Mapping[bytes, Outcome]) -> None:
+        """Release what was claimed and is not in hand: it stands behind a message that is given back."""
+        in_hand = {item.key for item in self._open if item is not None}
+        mine = (Outcome.NEW, Outcome.TAKEN_OVER)
+        unwanted = [item for item in asked if answers[item.key] in mine and item.key not in in_hand]
+        if unwanted:
+            self._store.release(self._scope, unwanted, token=self._token)
+
+    def _count(self, sorted_out: Sorted, answers: Mapping[bytes, Outcome]) -> None:
+        left_out = len(sorted_out.kept) - len(sorted_out.fresh)
+        taken_over = sum(item is not None and answers[item.key] is Outcome.TAKEN_OVER for item in self._open)
+        unprotected = sum(item is None for item in self._open)
+        self._counts["duplicate"] += left_out
+        self._counts["taken over"] += taken_over
+        self._counts["waited for"] += len(sorted_out.held)
+        self._counts["unprotected"] += unprotected
+
+    def rest_for(self, held: Sequence[Message]) -> float:
+        """Seconds until these may be claimed again: longer each time, until something of their partitions is finished."""
+        self._rests.update({place(message)[:2] for message in held})
+        times = max(self._rests[place(message)[:2]] for message in held)
+        return float(min(_LONGEST_REST, _FIRST_REST * 2 ** (times - 1)))
+
+    def complete(self, handled: int, finished: Sequence[Message]) -> None:
+        """Complete the ids of the next ``handled`` fresh messages.
+
+        Raises:
+            StoreUnavailable: they are handled, and perhaps not completed. The same call may be made again.
+        """
+        items = [item for item in self._open[:handled] if item is not None]
+        if items:
+            completed = self._store.complete(self._scope, items, token=self._token)
+            lost = len(items) - sum(completed)
+            if lost:
+                self._counts["lost"] += lost
+                log.warning("%d ids were taken over by another member while they were handled: handled twice", lost)
+        self._open = self._open[handled:]
+        for message in finished if self._rests else ():
+            self._rests.pop(place(message)[:2], None)
+
+    def unprotected(self, messages: Sequence[Message]) -> Work:
+        """A batch that is handled without its store."""
+        self._open = [None] * len(messages)
+        self._counts["unprotected"] += len(messages)
+        return Work(messages)
+
+    def skip(self, handled: int) -> None:
+        """Forget the ids of the next ``handled`` fresh messages, which cannot be completed."""
+        self._open = self._open[handled:]
+
+    def release(self) -> None:
+        """Release what is claimed and not completed, so that nobody has to wait for it. Does nothing if the store is down."""
+        items = [item for item in self._open if item is not None]
+        self._open = []
+        if items:
+            try:
+                self._store.release(self._scope, items, token=self._token)
+            except StoreUnavailable as error:
+                log.info("claims are left to be taken over: %s", error)
+
+    def tidy(self) -> None:
+        """Remove expired ids, a few at a time."""
+        self._tidy_at = tidy(self._store, self._tidy_at)
+
+
+def tidy(store: DedupStore | Inbox[object], due: float) -> float:
+    """Remove some of what is expired, if it is time to. Returns when to do so again."""
+    if time.monotonic() < due:
+        return due
+    try:
+        removed = store.purge(limit=TIDY_AT_ONCE)
+    except StoreUnavailable as error:
+        log.info("expired ids were not removed: %s", error)
+        removed = 0
+    return time.monotonic() + (0 if removed >= TIDY_AT_ONCE else TIDY_EVERY)

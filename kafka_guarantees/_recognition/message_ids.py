@@ -1,0 +1,102 @@
+"""The ids of messages as stores and inboxes need them, by an extractor that nobody vouches for (S04)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ..dedup.contract import Entry, Source
+from ..dedup.ids import POSITION, key_of, position_of
+from ..errors import MessageIdMissing, MessageIdReused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from confluent_kafka import Message
+
+    from ..dedup.ids import Id, IdOf
+
+OnMissingId = Literal["raise", "position", "process"]
+
+
+class MessageIds:
+    """The ids of messages, by an extractor that nobody vouches for.
+
+    Args:
+        extractor: of the user. None: messages have no ids, only places.
+        on_missing: what a message without an id is: an error, the record at its place, or a message without protection.
+        topic_id: asks the brokers for the id of a topic.
+    """
+
+    def __init__(self, extractor: IdOf | None, on_missing: OnMissingId, topic_id: Callable[[str], bytes]) -> None:
+        self._extractor = extractor
+        self._on_missing = on_missing
+        self.topic_id = topic_id
+
+    def place_of(self, message: Message) -> bytes:
+        """What stands for the place of a record."""
+        topic, partition, offset = place(message)
+        return position_of(self.topic_id(topic), partition, offset)
+
+    def key(self, message: Message) -> bytes | None:
+        """The key of a message; None: it is handled without protection.
+
+        Raises:
+            MessageIdMissing: it has no id, and must have one.
+        """
+        if self._extractor is None:
+            return None
+        try:
+            found: Id = self._extractor(message)
+        except Exception as error:
+            raise _without_id(message, f"message_id raised {type(error).__name__}: {error}.") from error
+        if found is not None and not isinstance(found, (str, bytes)) and found is not POSITION:
+            raise _without_id(message, f"message_id returned {type(found).__name__}, not str or bytes.")
+        if not found:
+            if self._on_missing == "process":
+                return None
+            if self._on_missing == "raise":
+                raise _without_id(
+                    message,
+                    'Correct its producer; or say with on_missing_id that such a message is the record at its "position", or '
+                    'is to be handled ("process") without protection from repeats.',
+                )
+            found = POSITION
+        return self.place_of(message) if found is POSITION else key_of(found)
+
+
+_NOT_HANDLED = "It was not handled, and nothing is committed past it."
+
+
+def _without_id(message: Message, more: str) -> MessageIdMissing:
+    return MessageIdMissing(f"{_where(message)} has no id. {_NOT_HANDLED} {more}")
+
+
+def place(message: Message) -> tuple[str, int, int]:
+    """Topic, partition and offset of a message that was consumed."""
+    return message.topic(), message.partition(), message.offset()  # type: ignore[return-value]  # it has all of them
+
+
+def _where(message: Message) -> str:
+    topic, partition, offset = place(message)
+    return f"the message at topic {topic!r} partition {partition} offset {offset}"
+
+
+def reused_id(message: Message) -> MessageIdReused:
+    """The error for a message that has the id of another one."""
+    return MessageIdReused(
+        f"{_where(message)} has the id of another message, with another key or value. {_NOT_HANDLED} Two messages must not "
+        "have one id: correct the producer, or take the id from somewhere else (message_id). Where the same message may come "
+        "with another value, say fingerprint=False: only the first is handled then."
+    )
+
+
+def entries_of(messages: Sequence[Message], ids: MessageIds) -> tuple[list[Entry], MessageIdMissing | None]:
+    """The messages as an inbox sees them, before the first that has no id and must have one."""
+    entries: list[Entry] = []
+    for message in messages:
+        topic, partition, offset = place(message)
+        try:
+            entries.append(Entry(Source(topic, ids.topic_id(topic), partition), offset, ids.key(message)))
+        except MessageIdMissing as error:
+            return entries, error
+    return entries, None

@@ -1,0 +1,140 @@
+"""How a client recognises what was handled before: by a store, by an inbox, or not at all: options, and what they come to."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+from ..dedup.contract import Source, Takeover
+from ..dedup.ids import header
+from ..errors import DurabilityWarning, UnsafeConfigError
+from .claims import Claims, OnStoreError
+from .message_ids import MessageIds, OnMissingId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from .._offsets import Partition
+    from .._settings import Settings
+    from ..dedup.contract import DedupStore, Entry, Inbox, InboxTransaction
+    from ..dedup.ids import IdOf
+
+MESSAGE_ID = "message-id"  # the header that carries the id of a logical message through every retry (D06)
+BY_HEADER: Final = header(MESSAGE_ID)
+COUNTED = ("duplicate", "taken over", "waited for", "unprotected", "lost")  # see AtLeastOnce.dedup_counts
+SHORT = timedelta(hours=1)  # a relay that starts again, or a worker that was down, repeats older messages than that
+
+
+class Recognition:
+    """The options, checked. See ``AtLeastOnce`` for what they mean.
+
+    Attributes:
+        inbox: the inbox, if there is one.
+        waits: whether nothing is handled while the store is down.
+        counts: of messages, by what became of them.
+
+    Raises:
+        TypeError, ValueError: they contradict each other.
+        UnsafeConfigError: they would lose messages.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dedup: DedupStore | None,
+        inbox: Inbox[Any] | None,
+        message_id: IdOf | None,
+        *,
+        on_missing_id: OnMissingId,
+        on_store_error: OnStoreError,
+        takeover: Takeover,
+        scope: str | None,
+        fingerprint: bool,
+    ) -> None:
+        _one_of("on_missing_id", on_missing_id, OnMissingId)
+        _one_of("on_store_error", on_store_error, OnStoreError)
+        _one_of("takeover", takeover, Takeover)
+        if scope is not None and not (isinstance(scope, str) and scope):
+            raise ValueError(f"scope is a str that is not empty, not {scope!r}")
+        if dedup is not None and inbox is not None:
+            raise ValueError("dedup and inbox are two ways to the same end: give one of them")
+        if dedup is None and inbox is None and message_id is not BY_HEADER:
+            raise ValueError("message_id has no use without a store (dedup) or an inbox")
+        if message_id is None and dedup is not None:
+            raise ValueError("a store needs ids: give message_id; position() is the record itself")
+        if message_id is not None and not callable(message_id):
+            raise TypeError(f"message_id is a function of a message, such as header({message_id!r}), not {message_id!r}")
+        if inbox is not None and on_store_error == "process":
+            raise UnsafeConfigError(
+                "on_store_error",
+                "process",
+                "the inbox is the handler's own database: without it nothing can be handled",
+                'leave on_store_error at "wait"',
+            )
+        memory = dedup if inbox is None else inbox
+        if memory is not None and memory.retention < SHORT and message_id is not None:
+            warnings.warn(
+                f"retention={memory.retention}: an id is forgotten before a relay or a worker that was down repeats it. "
+                "Then it is handled again. A day is usual; longer than the longest outage is right",
+                DurabilityWarning,
+                stacklevel=3,
+            )
+        self.inbox = inbox
+        self.waits = on_store_error == "wait"
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
+        self._settings = settings
+        self._dedup = dedup
+        self._message_id = message_id
+        self._on_missing: OnMissingId = on_missing_id
+        self._takeover: Takeover = takeover
+        self._scope = scope
+        self._fingerprint = fingerprint
+
+    @property
+    def scope(self) -> str:
+        """Whose ids these are. A run without ``group.id`` is refused before it is asked for."""
+        return self._scope or self._settings.group_id or ""
+
+    def ids(self, topic_id: Callable[[str], bytes]) -> MessageIds:
+        """The ids of messages, for one run."""
+        return MessageIds(self._message_id, self._on_missing, topic_id)
+
+    def claims(self, topic_id: Callable[[str], bytes]) -> Claims | None:
+        """The claims of one run; None without a store."""
+        if self._dedup is None:
+            return None
+        return Claims(
+            self._dedup,
+            self.ids(topic_id),
+            self.scope,
+            max_poll_interval=self._settings.max_poll_interval,
+            takeover=self._takeover,
+            fingerprint=self._fingerprint,
+            counts=self.counts,
+        )
+
+    def transaction(self, entries: Sequence[Entry]) -> AbstractContextManager[InboxTransaction[Any]]:
+        """A transaction of the inbox."""
+        assert self.inbox is not None  # noqa: S101 - for the type checker
+        return self.inbox.transaction(self.scope, entries)
+
+    def stored(self, topic_id: Callable[[str], bytes]) -> Callable[[Iterable[Partition]], Mapping[Partition, int]] | None:
+        """Where partitions are read from, if that is stored beside the effects."""
+        inbox = self.inbox
+        if inbox is None:
+            return None
+
+        def offsets(partitions: Iterable[Partition]) -> Mapping[Partition, int]:
+            sources = [Source(topic, topic_id(topic), number) for topic, number in partitions]
+            found = inbox.start_offsets(self.scope, sources)
+            return {(source.topic, source.partition): offset for source, offset in found.items() if offset is not None}
+
+        return offsets
+
+
+def _one_of(name: str, value: object, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ValueError(f"{name} is one of {', '.join(map(repr, get_args(allowed)))}, not {value!r}")

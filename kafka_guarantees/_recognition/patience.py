@@ -1,0 +1,37 @@
+"""Calls of a store or an inbox that does not answer, made again until it does, by a member of a group that stays one (D16)."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, TypeVar
+
+from tenacity import Retrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
+
+from ..errors import BrokerError, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .._consumer import Batch, GroupConsumer
+
+log = logging.getLogger("kafka_guarantees")
+
+T = TypeVar("T")
+
+LONGEST = 5.0  # seconds between two calls
+
+
+def patiently(call: Callable[[], T], consumer: GroupConsumer, batch: Batch, give_up: Callable[[], bool]) -> T:
+    """Make a call until it is answered, with a batch in hand.
+
+    Raises:
+        StoreUnavailable, BrokerError: it was not, and ``give_up()`` says so.
+    """
+    return Retrying(
+        retry=retry_if_exception_type((StoreUnavailable, BrokerError)),
+        wait=wait_random_exponential(multiplier=0.1, max=LONGEST),
+        stop=lambda _state: give_up(),
+        sleep=lambda seconds: consumer.keep_alive(batch, seconds),
+        before_sleep=before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )(call)

@@ -1,0 +1,496 @@
+"""At least once with a store or an inbox, on a real Kafka: what is handled, left out, waits, and where a run ends."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+
+from kafka_guarantees import AtLeastOnce, DurabilityWarning, HandlerError, StoreUnavailable, UnsafeConfigError
+from kafka_guarantees.dedup import (
+    MemoryDedupStore,
+    MessageIdMissing,
+    MessageIdReused,
+    Outcome,
+    SqliteDedupStore,
+    SqliteInbox,
+    TopicRecreated,
+    header,
+    json_field,
+    position,
+)
+from kafka_guarantees.dedup.contract import Item
+from kafka_guarantees.dedup.ids import key_of
+
+from .conftest import committed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from confluent_kafka import Message
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+pytestmark = pytest.mark.broker
+
+FOREIGN = b"f" * 16  # the token of somebody else
+
+
+@pytest.fixture
+def config(kafka: RunningKafka, fresh: Callable[[str], str]) -> dict[str, Any]:
+    return {
+        "bootstrap.servers": kafka.bootstrap,
+        "group.id": fresh("group"),
+        "session.timeout.ms": 6000,
+        "max.poll.interval.ms": 6000,
+        "partition.assignment.strategy": "cooperative-sticky",
+    }
+
+
+def send(
+    config: dict[str, Any], topic: str, ids: Sequence[str | None], partitions: int = 1, value: bytes | None = None
+) -> None:
+    """Each id as a record, round robin over partitions; its value is the id."""
+    with AtLeastOnce({"bootstrap.servers": config["bootstrap.servers"]}) as producer:
+        for number, name in enumerate(ids):
+            content = value if value is not None else f"value of {name}".encode()
+            producer.produce(topic, content, partition=number % partitions, message_id=name)
+
+
+class Down:
+    """A store in front of another, that does not answer while it is told so, and counts the calls."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.calls: Counter[str] = Counter()
+        self.fails: Callable[[str], bool] = lambda _verb: False
+        self.capabilities, self.retention = store.capabilities, store.retention
+
+    def __getattr__(self, verb: str) -> Any:
+        def call(*args: Any, **named: Any) -> Any:
+            self.calls[verb] += 1
+            if self.fails(verb):
+                raise StoreUnavailable("the store is down, says the test")
+            return getattr(self._store, verb)(*args, **named)
+
+        return call
+
+
+class Handled(list[str]):
+    """A handler that notes the values that it was given."""
+
+    def __call__(self, message: Message, *_connection: object) -> None:
+        self.append((message.value() or b"").decode().removeprefix("value of "))
+
+    def all(self, batch: Sequence[Message]) -> None:
+        for message in batch:
+            self(message)
+
+
+@pytest.fixture
+def store() -> Iterator[Down]:
+    with MemoryDedupStore() as memory:
+        yield Down(memory)
+
+
+# -- stores ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["run", "run_batches", "messages"])
+def test_an_event_that_was_sent_three_times_is_handled_once(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down, how: str
+) -> None:
+    """D06: within a batch, across batches and across partitions; and every offset is committed."""
+    topic, handled = kafka_topic(partitions=3), Handled()
+    ids = [str(n) for n in range(200)]
+    send(config, topic, ids + ids[::-1] + ids, partitions=3)
+    with AtLeastOnce(config, dedup=store) as kafka:
+        if how == "run":
+            kafka.run([topic], handled, max_batch=70, until_idle=1)
+        elif how == "run_batches":
+            kafka.run_batches([topic], handled.all, max_batch=70, until_idle=1)
+        else:
+            for message in kafka.messages([topic], max_batch=70, until_idle=1):
+                handled(message)
+        counts = kafka.dedup_counts
+    assert sorted(handled) == sorted(ids)
+    assert sum(committed(config["bootstrap.servers"], config["group.id"], topic, 3)) == 600
+    assert counts["duplicate"] == 400
+    assert store.calls["complete"] <= store.calls["claim"]
+    assert store.calls["release"] == 0
+
+
+def test_a_message_that_failed_is_handled_by_the_next_run(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
+) -> None:
+    """D09: its id is released with those behind it; what came before is finished, and stays so."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, [str(n) for n in range(10)])
+    with AtLeastOnce(config, dedup=store) as kafka:
+
+        def failing(message: Message) -> None:
+            if message.value() == b"value of 4":
+                raise RuntimeError("not now")
+            handled(message)
+
+        with pytest.raises(HandlerError, match="offset 4"):
+            kafka.run([topic], failing, until_idle=1)
+        assert committed(config["bootstrap.servers"], config["group.id"], topic) == [4]
+        assert store.claim(config["group.id"], [Item(key_of("4"), b"p" * 16)], token=FOREIGN, lease=60) == [Outcome.NEW]
+        store.release(config["group.id"], [Item(key_of("4"), b"p" * 16)], token=FOREIGN)
+        kafka.run([topic], handled, until_idle=1)
+    assert handled == [str(n) for n in range(10)]
+
+
+def test_an_id_that_somebody_handles_is_waited_for(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
+) -> None:
+    """D09: its partition rests, in order, the other goes on; nothing is left out."""
+    topic, handled = kafka_topic(partitions=2), Handled()
+    send(config, topic, ["a", "x", "busy", "y", "c", "z"], partitions=2)  # a busy c | x y z
+    claim = Item(key_of("busy"), b"elsewhere at all")
+    store.claim(config["group.id"], [claim], token=FOREIGN, lease=60)
+    seen: list[list[str]] = []
+
+    def let_go() -> None:
+        time.sleep(3)
+        seen.append(list(handled))
+        store.release(config["group.id"], [claim], token=FOREIGN)
+
+    other = threading.Thread(target=let_go)
+    with AtLeastOnce(config, dedup=store) as kafka:
+        other.start()
+        kafka.run([topic], handled, until_idle=1)
+        counts = kafka.dedup_counts
+    other.join()
+    assert sorted(seen[0]) == ["a", "x", "y", "z"]
+    assert [name for name in handled if name in ["a", "busy", "c"]] == ["a", "busy", "c"]
+    assert len(handled) == 6
+    assert counts["waited for"] >= 2
+    assert sum(committed(config["bootstrap.servers"], config["group.id"], topic, 2)) == 6
+
+
+def test_one_that_was_completed_elsewhere_meanwhile_is_left_out(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
+) -> None:
+    """The other position handled it: this one is finished without."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a", "busy", "c"])
+    claim = Item(key_of("busy"), b"elsewhere at all")
+    store.claim(config["group.id"], [claim], token=FOREIGN, lease=60)
+    threading.Timer(1, lambda: store.complete(config["group.id"], [claim], token=FOREIGN)).start()
+    with AtLeastOnce(config, dedup=store) as kafka:
+        kafka.run([topic], handled, until_idle=1)
+    assert handled == ["a", "c"]
+    assert committed(config["bootstrap.servers"], config["group.id"], topic) == [3]
+
+
+@pytest.mark.parametrize("verb", ["claim", "complete"])
+def test_a_store_that_is_down_stops_handling_and_not_the_membership(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down, verb: str
+) -> None:
+    """D16, D17: longer than max.poll.interval.ms; then everything is handled once, by the same member."""
+    topic, handled = kafka_topic(partitions=2), Handled()
+    send(config, topic, [str(n) for n in range(20)], partitions=2)
+    back = time.monotonic() + 10
+    store.fails = lambda called: called == verb and time.monotonic() < back
+    with AtLeastOnce(config, dedup=store) as kafka:
+        kafka.run([topic], handled, until_idle=1)
+        counts = kafka.dedup_counts
+    assert time.monotonic() > back
+    assert Counter(handled) == Counter(str(n) for n in range(20))
+    assert counts["taken over"] == 0
+    assert sum(committed(config["bootstrap.servers"], config["group.id"], topic, 2)) == 20
+
+
+def test_a_stop_does_not_wait_for_a_store_that_is_down(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
+) -> None:
+    """Nothing is handled or committed, and the run returns."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a"])
+    store.fails = lambda verb: verb == "claim"
+    with AtLeastOnce(config, dedup=store) as kafka:
+        threading.Timer(4, kafka.stop).start()
+        began = time.monotonic()
+        kafka.run([topic], handled)
+        assert time.monotonic() - began < 8
+    assert store.calls["claim"] > 3
+    assert handled == []
+    assert committed(config["bootstrap.servers"], config["group.id"], topic)[0] <= 0
+
+
+def test_without_its_store_it_goes_on_if_told_so(config: dict[str, Any], kafka_topic: Callable[..., str], store: Down) -> None:
+    """D16: on_store_error="process" is plain at-least-once, and counted."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a", "a", "b"])
+    store.fails = lambda _verb: True
+    with AtLeastOnce(config, dedup=store, on_store_error="process") as kafka:
+        kafka.run([topic], handled, until_idle=1)
+        counts = kafka.dedup_counts
+    assert handled == ["a", "a", "b"]
+    assert counts["unprotected"] == 3
+    assert committed(config["bootstrap.servers"], config["group.id"], topic) == [3]
+
+
+def test_a_message_without_an_id_ends_the_run(config: dict[str, Any], kafka_topic: Callable[..., str], store: Down) -> None:
+    """It says where, what came before is committed, and a policy for such messages goes on."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a", None, "b", None])
+    with AtLeastOnce(config, dedup=store) as kafka, pytest.raises(MessageIdMissing, match="offset 1"):
+        kafka.run([topic], handled, until_idle=1)
+    assert handled == ["a"]
+    assert committed(config["bootstrap.servers"], config["group.id"], topic) == [1]
+    with AtLeastOnce(config, dedup=store, on_missing_id="position") as kafka:
+        kafka.run([topic], handled, until_idle=1)
+    assert handled == ["a", "None", "b", "None"]
+
+
+def test_without_protection_is_counted(config: dict[str, Any], kafka_topic: Callable[..., str], store: Down) -> None:
+    """on_missing_id="process" handles what has no id each time it comes."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, [None, "a", None, "a"])
+    with AtLeastOnce(config, dedup=store, on_missing_id="process") as kafka:
+        kafka.run([topic], handled, until_idle=1)
+        assert kafka.dedup_counts["unprotected"] == 2
+    assert handled == ["None", "a", "None"]
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_one_id_for_two_messages_ends_the_run(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down, batch: int
+) -> None:
+    """D08: within a batch and against the store; where the user allows it the second is left out."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a", "b"])
+    send(config, topic, ["a"], value=b"something else")
+    send(config, topic, ["c"])
+    with AtLeastOnce(config, dedup=store) as kafka, pytest.raises(MessageIdReused, match="offset 2"):
+        kafka.run([topic], handled, max_batch=batch, until_idle=1)
+    assert committed(config["bootstrap.servers"], config["group.id"], topic) == [2]
+    with AtLeastOnce(config, dedup=store, fingerprint=False) as kafka:
+        kafka.run([topic], handled, until_idle=1)
+    assert handled == ["a", "b", "c"]
+
+
+def test_groups_do_not_take_each_other_s_messages(
+    config: dict[str, Any], kafka_topic: Callable[..., str], fresh: Callable[[str], str], store: Down
+) -> None:
+    """D07: two groups with one store both handle everything."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a", "a"])
+    for group in (config["group.id"], fresh("group")):
+        with AtLeastOnce({**config, "group.id": group}, dedup=store) as kafka:
+            kafka.run([topic], handled, until_idle=1)
+    assert handled == ["a", "a"]
+
+
+def test_a_record_is_recognised_by_its_place_in_a_topic_that_exists(
+    kafka: RunningKafka, config: dict[str, Any], fresh: Callable[[str], str], store: Down
+) -> None:
+    """D06: a topic that is created again under its name begins at offset 0, and these are other records."""
+    topic, handled = fresh("again"), Handled()
+    for _ in range(2):
+        kafka.create_topic(topic, 1)
+        send(config, topic, ["a", "b"])
+        for _again in range(2):
+            group = {**config, "group.id": fresh("group")}
+            with AtLeastOnce(group, dedup=store, message_id=position(), scope="one") as client:
+                client.run([topic], handled, until_idle=1)
+        recreate(kafka, topic)
+    assert handled == ["a", "b", "a", "b"]
+
+
+def recreate(kafka: RunningKafka, topic: str) -> None:
+    """Delete a topic, and wait until it is gone."""
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.delete_topics([topic])[topic].result(30)
+    deadline = time.monotonic() + 30
+    while topic in admin.list_topics(timeout=10).topics:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# -- inboxes ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[tuple[SqliteInbox, Path]]:
+    path = tmp_path / "effects.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE effects (name TEXT)")
+    connection.close()
+    with SqliteInbox(path) as inbox:
+        yield inbox, path
+
+
+def effect(message: Message, connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT INTO effects VALUES (?)", [(message.value() or b"").decode().removeprefix("value of ")])
+
+
+def all_effects(batch: Sequence[Message], connection: sqlite3.Connection) -> None:
+    for message in batch:
+        effect(message, connection)
+
+
+def effects(path: Path) -> list[str]:
+    connection = sqlite3.connect(path)
+    try:
+        return [name for (name,) in connection.execute("SELECT name FROM effects ORDER BY rowid")]
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("how", ["run", "run_batches"])
+def test_an_inbox_has_one_effect_for_each_id(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path], how: str
+) -> None:
+    """Within a batch, across batches and partitions; the group shows how far it is."""
+    inbox, path = database
+    topic, ids = kafka_topic(partitions=3), [str(n) for n in range(100)]
+    send(config, topic, ids + ids[::-1] + ids, partitions=3)
+    with AtLeastOnce(config, inbox=inbox) as kafka:
+        if how == "run":
+            kafka.run([topic], effect, max_batch=40, until_idle=1)
+        else:
+            kafka.run_batches([topic], all_effects, max_batch=40, until_idle=1)
+        assert kafka.dedup_counts["duplicate"] == 200
+    assert Counter(effects(path)) == Counter(ids)
+    assert sum(committed(config["bootstrap.servers"], config["group.id"], topic, 3)) == 300
+
+
+def test_the_inbox_decides_where_to_go_on(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path], fresh: Callable[[str], str]
+) -> None:
+    """The group's own offset may be lost, behind or ahead: what is in the database counts."""
+    inbox, path = database
+    topic = kafka_topic()
+    send(config, topic, ["a", "b"])
+    for _ in range(3):  # a new group each time, with the same scope
+        group = {**config, "group.id": fresh("group")}
+        with AtLeastOnce(group, inbox=inbox, message_id=None, scope="ledger") as kafka:
+            kafka.run([topic], effect, until_idle=1)
+            assert kafka.dedup_counts["duplicate"] == 0  # it went to its place, and did not read from the start
+    send(config, topic, ["c"])
+    with AtLeastOnce(config, inbox=inbox, message_id=None, scope="ledger") as kafka:
+        kafka.run([topic], effect, until_idle=1)
+    assert effects(path) == ["a", "b", "c"]
+
+
+def test_a_failing_handler_leaves_no_effect(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path]
+) -> None:
+    """What it wrote before it raised is gone; what came before is there, once; the next run goes on."""
+    inbox, path = database
+    topic = kafka_topic()
+    send(config, topic, [str(n) for n in range(8)])
+
+    def failing(message: Message, connection: sqlite3.Connection) -> None:
+        effect(message, connection)
+        if message.offset() == 5:
+            raise RuntimeError("not now")
+
+    with AtLeastOnce(config, inbox=inbox) as kafka:
+        with pytest.raises(HandlerError, match="offset 5"):
+            kafka.run([topic], failing, until_idle=1)
+        assert effects(path) == ["0", "1", "2", "3", "4"]
+        with pytest.raises(HandlerError, match="offset 5"):
+            kafka.run([topic], failing, until_idle=1)
+        assert effects(path) == ["0", "1", "2", "3", "4"]
+        kafka.run([topic], effect, until_idle=1)
+    assert effects(path) == [str(n) for n in range(8)]
+
+
+def test_a_long_batch_is_several_transactions(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path]
+) -> None:
+    """A transaction ends after a second of handling: a crash repeats no more, and others get at the database."""
+    inbox, path = database
+    topic, counts = kafka_topic(), []
+    send(config, topic, [str(n) for n in range(12)])
+
+    def slow(message: Message, connection: sqlite3.Connection) -> None:
+        counts.append(len(effects(path)))
+        time.sleep(0.3)
+        effect(message, connection)
+
+    with AtLeastOnce(config, inbox=inbox) as kafka:
+        kafka.run([topic], slow, until_idle=1)
+    assert effects(path) == [str(n) for n in range(12)]
+    assert len(counts) == 12
+    assert len(set(counts)) >= 3
+
+
+def test_a_topic_that_was_created_again_is_refused(
+    kafka: RunningKafka, config: dict[str, Any], fresh: Callable[[str], str], database: tuple[SqliteInbox, Path]
+) -> None:
+    """D06: its offsets mean something else; going on would leave out what was never handled."""
+    inbox, path = database
+    topic = fresh("again")
+    kafka.create_topic(topic, 1)
+    send(config, topic, ["a", "b"])
+    with AtLeastOnce(config, inbox=inbox) as client:
+        client.run([topic], effect, until_idle=1)
+    recreate(kafka, topic)
+    kafka.create_topic(topic, 1)
+    send(config, topic, ["c", "d", "e"])
+    with AtLeastOnce(config, inbox=inbox) as client, pytest.raises(TopicRecreated, match=topic):
+        client.run([topic], effect, until_idle=1)
+    assert effects(path) == ["a", "b"]
+
+
+# -- options ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"message_id": header("id")}, ValueError, "no use without"),
+        ({"dedup": MemoryDedupStore(), "message_id": None}, ValueError, "needs ids"),
+        ({"dedup": MemoryDedupStore(), "message_id": "event-id"}, TypeError, "header"),
+        ({"dedup": MemoryDedupStore(), "on_missing_id": "skip"}, ValueError, "on_missing_id"),
+        ({"dedup": MemoryDedupStore(), "on_store_error": "ignore"}, ValueError, "on_store_error"),
+        ({"dedup": MemoryDedupStore(), "takeover": "never"}, ValueError, "takeover"),
+        ({"dedup": MemoryDedupStore(), "scope": ""}, ValueError, "scope"),
+        ({"dedup": MemoryDedupStore(), "inbox": object()}, ValueError, "one of them"),
+        ({"inbox": object(), "on_store_error": "process"}, UnsafeConfigError, "inbox"),
+        ({"dedup": MemoryDedupStore(retention=timedelta(seconds=2)), "message_id": json_field("id")}, DurabilityWarning, "day"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    """Before anything is connected; a retention that is short is a warning, at the line of the user (D05)."""
+    if issubclass(error, Warning):
+        with pytest.warns(error, match=says) as warned:
+            AtLeastOnce({"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}, **options)
+        assert warned[0].filename == __file__
+    else:
+        with pytest.raises(error, match=says):
+            AtLeastOnce({"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}, **options)
+
+
+def test_messages_is_refused_with_an_inbox(database: tuple[SqliteInbox, Path]) -> None:
+    """A loop of the user's own has no place where its transaction could end."""
+    with (
+        AtLeastOnce({"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}, inbox=database[0]) as kafka,
+        pytest.raises(TypeError, match="run"),
+    ):
+        kafka.messages(["topic"])
+
+
+def test_the_sqlite_store_recognises_across_processes(
+    config: dict[str, Any], kafka_topic: Callable[..., str], tmp_path: Path
+) -> None:
+    """What one client handled the next leaves out, with the same file."""
+    topic, handled = kafka_topic(), Handled()
+    for _ in range(2):
+        send(config, topic, ["a", "b"])
+        with SqliteDedupStore(tmp_path / "ids.db") as store, AtLeastOnce(config, dedup=store) as kafka:
+            kafka.run([topic], handled, until_idle=1)
+    assert handled == ["a", "b"]
