@@ -275,6 +275,14 @@ class GroupConsumer(Handle):
         """
         return time.monotonic() - batch.fetched < within and self.membership().continues(batch.member)
 
+    def alone(self) -> bool:
+        """Whether this member owns all partitions of the topics that it has partitions of. True as well if nobody answers."""
+        try:
+            known = [self.raw.list_topics(topic, timeout=1).topics[topic].partitions for topic in {t for t, _ in self._owned}]
+        except KafkaException:
+            return True
+        return len(self._owned) >= sum(map(len, known))
+
     # -- waiting ------------------------------------------------------------------------------------------------------
 
     def keep_alive(self, batch: Batch, seconds: float) -> None:

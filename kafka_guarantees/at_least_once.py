@@ -164,10 +164,11 @@ class AtLeastOnce:
             MessageIdMissing, MessageIdReused: it has no id, or that of another one. What came before is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        if self._recognition.inbox is not None:
+        inbox = self._recognition.inbox
+        if inbox is not None:
             with_connection = cast("InboxHandler", handler)
             handle: Handling = lambda messages, c: self._handle(lambda m: with_connection(m, c), messages)  # noqa: E731
-            self._run_inbox(topics, max_batch, until_idle, handle)
+            self._run_inbox(inbox, topics, max_batch, until_idle, handle)
             return
         with self._consuming(topics, max_batch) as consumer:
             for batch in consumer.batches(max_batch, until_idle):
@@ -214,10 +215,11 @@ class AtLeastOnce:
         until_idle: float | None = None,
     ) -> None:
         """Like ``run``, with a handler that takes a whole batch. Where it raises, nothing of the batch is committed."""
-        if self._recognition.inbox is not None:
+        inbox = self._recognition.inbox
+        if inbox is not None:
             with_connection = cast("InboxBatchHandler", handler)
             handle: Handling = lambda messages, c: self._handle_all(lambda m: with_connection(m, c), messages)  # noqa: E731
-            self._run_inbox(topics, max_batch, until_idle, handle)
+            self._run_inbox(inbox, topics, max_batch, until_idle, handle)
             return
         with self._consuming(topics, max_batch) as consumer:
             for batch in consumer.batches(max_batch, until_idle):
@@ -303,7 +305,7 @@ class AtLeastOnce:
     def _claim(self, consumer: GroupConsumer, batch: Batch, claims: Claims) -> Work:
         try:
             work, held = patiently(partial(claims.claim, batch.messages), consumer, batch, self._no_more)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, BrokerError) as error:
             if not self._recognition.waits:
                 log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
                 return claims.unprotected(batch.messages)
@@ -311,6 +313,7 @@ class AtLeastOnce:
         if work.messages and not consumer.still_ours(batch, within=self._settings.max_poll_interval):
             consumer.rewind(batch.messages)  # the group went on while the store was down
             return Work(())
+        self._recognition.note(alone=consumer.alone)
         if held:
             consumer.rest(held, claims.rest_for(held))
         return work
@@ -321,7 +324,7 @@ class AtLeastOnce:
         """Complete the ids of what was handled. False: they are not, and what was handled is handled again (D17)."""
         try:
             patiently(partial(claims.complete, handled, finished), consumer, batch, self._no_more)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, BrokerError) as error:
             claims.skip(handled)
             log.warning("the ids of %d messages that were handled could not be stored: %s", handled, error)
             return not self._recognition.waits
@@ -331,19 +334,23 @@ class AtLeastOnce:
         """Whether a store that does not answer is not asked again."""
         return self._lifecycle.stopping or not self._recognition.waits
 
-    def _run_inbox(self, topics: Sequence[str], max_batch: int, until_idle: float | None, handle: Handling) -> None:
+    def _run_inbox(
+        self, inbox: Inbox[Any], topics: Sequence[str], max_batch: int, until_idle: float | None, handle: Handling
+    ) -> None:
         """The loop with an inbox: each portion of a batch is one transaction of its database."""
         with self._consuming(topics, max_batch) as consumer:
             portions = Portions(
                 self._settings,
                 self._lifecycle,
-                self._recognition,
                 consumer,
+                inbox=inbox,
+                scope=self._recognition.scope,
+                counts=self._recognition.counts,
                 handle=handle,
                 acknowledged=self._acknowledged,
             )
             for batch in consumer.batches(max_batch, until_idle):
-                entries, problem = entries_of(batch.messages, self._ids)
+                entries, problem = patiently(partial(entries_of, batch.messages, self._ids), consumer, batch, self._no_more)
                 messages = batch.messages[: len(entries)]
                 while messages:
                     done, failure = portions.transact(batch, messages, entries)
@@ -356,6 +363,7 @@ class AtLeastOnce:
                 else:
                     if problem is not None:
                         raise problem
+                portions.tidy()
 
     # -- finishing ------------------------------------------------------------------------------------------------------
 

@@ -292,6 +292,27 @@ def test_groups_do_not_take_each_other_s_messages(
     assert handled == ["a", "a"]
 
 
+def test_a_local_store_says_that_others_do_not_see_it(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down, caplog: pytest.LogCaptureFixture
+) -> None:
+    """D11: as soon as the group has other members, and only then; once."""
+    topic = kafka_topic(partitions=2)
+    send(config, topic, [str(n) for n in range(4)], partitions=2)
+    with AtLeastOnce(config, dedup=store) as first, AtLeastOnce(config, dedup=store) as second:
+        first.run([topic], Handled(), until_idle=1)
+        assert "is local" not in caplog.text
+        other = threading.Thread(target=second.run, args=([topic], Handled()))
+        other.start()
+        deadline = time.monotonic() + 60
+        while "is local" not in caplog.text:
+            assert time.monotonic() < deadline
+            send(config, topic, [str(time.monotonic()), str(-time.monotonic())], partitions=2)
+            first.run([topic], Handled(), until_idle=1)
+        second.stop()
+        other.join()
+    assert caplog.text.count("is local") <= 2  # once for each client
+
+
 def test_a_record_is_recognised_by_its_place_in_a_topic_that_exists(
     kafka: RunningKafka, config: dict[str, Any], fresh: Callable[[str], str], store: Down
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections import Counter
 from datetime import timedelta
@@ -14,13 +15,14 @@ from .claims import Claims, OnStoreError
 from .message_ids import MessageIds, OnMissingId
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Mapping
 
     from .._offsets import Partition
     from .._settings import Settings
-    from ..dedup.contract import DedupStore, Entry, Inbox, InboxTransaction
+    from ..dedup.contract import DedupStore, Inbox
     from ..dedup.ids import IdOf
+
+log = logging.getLogger("kafka_guarantees")
 
 MESSAGE_ID = "message-id"  # the header that carries the id of a logical message through every retry (D06)
 BY_HEADER: Final = header(MESSAGE_ID)
@@ -92,6 +94,17 @@ class Recognition:
         self._takeover: Takeover = takeover
         self._scope = scope
         self._fingerprint = fingerprint
+        self._warns_of_others = dedup is not None and not dedup.capabilities.shared
+
+    def note(self, *, alone: Callable[[], bool]) -> None:
+        """Say, once, that members of the group on other machines do not see what a local store remembers (D11)."""
+        if self._warns_of_others and not alone():
+            self._warns_of_others = False
+            log.warning(
+                "%s is local, and the group has other members. What one of them handled is not recognised on another machine, "
+                "nor is what this one handled once its partitions move: use a shared store, or one machine.",
+                type(self._dedup).__name__,
+            )
 
     @property
     def scope(self) -> str:
@@ -115,11 +128,6 @@ class Recognition:
             fingerprint=self._fingerprint,
             counts=self.counts,
         )
-
-    def transaction(self, entries: Sequence[Entry]) -> AbstractContextManager[InboxTransaction[Any]]:
-        """A transaction of the inbox."""
-        assert self.inbox is not None  # noqa: S101 - for the type checker
-        return self.inbox.transaction(self.scope, entries)
 
     def stored(self, topic_id: Callable[[str], bytes]) -> Callable[[Iterable[Partition]], Mapping[Partition, int]] | None:
         """Where partitions are read from, if that is stored beside the effects."""

@@ -9,6 +9,7 @@ The inbox decides, not the group: a second owner waits for the lock, and finds t
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,16 @@ from confluent_kafka import Message
 
 from .._offsets import next_offsets
 from ..errors import BrokerError, KafkaGuaranteesError, PartitionFenced, StoreUnavailable
-from .claims import Work
+from .claims import TIDY_EVERY, Work, tidy
 from .patience import patiently
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from .._consumer import Batch, GroupConsumer
     from .._lifecycle import Lifecycle
     from .._settings import Settings
-    from ..dedup.contract import Entry
-    from .options import Recognition
+    from ..dedup.contract import Entry, Inbox
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -53,8 +55,10 @@ class Portions:
     Args:
         settings: of the client.
         lifecycle: of the client.
-        recognition: has the inbox.
         consumer: of the run.
+        inbox: whose transactions these are.
+        scope: whose ids and offsets these are.
+        counts: to count in.
         handle: handles messages.
         acknowledged: waits until every record that was produced is acknowledged, or raises.
     """
@@ -63,18 +67,23 @@ class Portions:
         self,
         settings: Settings,
         lifecycle: Lifecycle,
-        recognition: Recognition,
         consumer: GroupConsumer,
         *,
+        inbox: Inbox[Any],
+        scope: str,
+        counts: Counter[str],
         handle: Handling,
         acknowledged: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._lifecycle = lifecycle
-        self._recognition = recognition
         self._consumer = consumer
+        self._inbox = inbox
+        self._scope = scope
+        self._counts = counts
         self._handle = handle
         self._acknowledged = acknowledged
+        self._tidy_at = time.monotonic() + TIDY_EVERY
 
     def transact(
         self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry]
@@ -109,7 +118,7 @@ class Portions:
         """
         if not self._ours(batch):
             raise PartitionFenced("the group gave partitions away.")
-        with self._recognition.transaction(entries) as transaction:
+        with self._inbox.transaction(self._scope, entries) as transaction:
             work = Work(messages, transaction.fresh)
             handled, failure = self._handle(work.fresh, transaction.connection)
             finished = work.finished(handled)
@@ -117,7 +126,7 @@ class Portions:
                 raise _RolledBack(len(finished), failure)
             self._acknowledged()
             transaction.finish(handled)
-        self._recognition.counts["duplicate"] += len(finished) - handled
+        self._counts["duplicate"] += len(finished) - handled
         return finished
 
     def _show(self, batch: Batch, finished: Sequence[Message]) -> None:
@@ -127,6 +136,10 @@ class Portions:
                 self._consumer.commit(next_offsets(finished).values())
             except BrokerError as error:
                 log.info("%s The inbox has them.", error)
+
+    def tidy(self) -> None:
+        """Remove expired ids, a few at a time."""
+        self._tidy_at = tidy(self._inbox, self._tidy_at)
 
     def _ours(self, batch: Batch) -> bool:
         return self._consumer.still_ours(batch, within=self._settings.max_poll_interval)
