@@ -154,10 +154,14 @@ class Handle:
             self.finalizer.detach()
 
     def make(self, client: type, config: dict[str, Any]) -> None:
-        """Make the C client. Raises UnsafeConfigError, without a secret, where librdkafka cannot."""
+        """Make the C client. Raises UnsafeConfigError, without a secret, where librdkafka cannot.
+
+        Not in the main thread: an exception out of a signal handler, as Ctrl-C is, would come as a TypeError about the
+        configuration there.
+        """
         failure = None
         try:
-            self.raw = client(config)
+            self.raw = _maker.call(lambda: client(config), lambda: False, "making a client")
         except (KafkaException, TypeError, ValueError) as error:  # its text may echo a secret
             failure = creation_failure(error, config)
         if failure is not None:
@@ -171,9 +175,12 @@ class Handle:
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+_maker = Caller("kafka-guarantees-make")  # for all clients of the process
 
 
 def _in_child() -> None:
+    global _maker  # noqa: PLW0603 - its thread is the parent's
+    _maker = Caller("kafka-guarantees-make")
     for handle in _handles:
         handle.closed()  # the parent's business
         if handle.raw is not None:

@@ -125,7 +125,9 @@ class GroupConsumer(Handle):
         self.make(Consumer, config)
         try:
             self._require(topics)
-            self.raw.subscribe(list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+            callbacks = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
+            # beside the main thread for the same reason as in make()
+            self._caller.call(lambda: self.raw.subscribe(list(topics), **callbacks), self._given_up, "subscribing")
         except BaseException:
             self.close()
             raise
