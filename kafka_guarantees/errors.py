@@ -107,7 +107,7 @@ class PartitionFenced(KafkaGuaranteesError):
 
 
 class StoreUnavailable(KafkaGuaranteesError):
-    """A deduplication store or inbox did not answer: nothing was committed."""
+    """A deduplication store or inbox did not answer. What became of the call is unknown; the same call may be made again."""
 
 
 class BrokerError(KafkaGuaranteesError):

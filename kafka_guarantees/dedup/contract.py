@@ -44,7 +44,7 @@ class Item(NamedTuple):
 
     Attributes:
         key: digest of the message id, 16 bytes.
-        position: digest of topic id, partition and offset, 16 bytes. The same record that comes again has the same.
+        position: stands for topic id, partition and offset, 16 bytes. The same record that comes again has the same.
         fingerprint: digest of key and value, 8 bytes; empty: not compared.
     """
 
@@ -75,7 +75,8 @@ class DedupStore(Protocol):
 
     Attributes:
         capabilities: what can be expected of it.
-        retention: how long a completed id is remembered at least, from its completion on.
+        retention: how long a completed id is remembered at least, from its completion on. Not for ever: after three times that,
+            and a ``purge()``, it is new.
     """
 
     @property
@@ -107,10 +108,11 @@ class DedupStore(Protocol):
     def complete(self, scope: str, items: Sequence[Item], *, token: bytes) -> list[bool]:
         """Turn claims with this token into completed ids with their fingerprints, for the time of the retention.
 
-        A claim whose lease is over, and that nobody took, is completed too. So is one that is completed already.
+        A claim whose lease is over, and that nobody took, is completed too, unless ``purge()`` removed it.
 
         Returns:
-            For each item, in their order, whether its id is completed now. False: another owner has claimed it, or nobody has.
+            For each item, in their order, whether its id is completed now, by whomever. False: another owner has claimed it, or
+            nobody has.
         """
 
     def release(self, scope: str, items: Sequence[Item], *, token: bytes) -> None:
@@ -164,8 +166,9 @@ class InboxTransaction(Protocol[C_co]):
         """Advance the offsets. Called once, after the handler's writes; at the latest on the way out of ``transaction()``.
 
         Args:
-            handled: how many of ``fresh`` are handled, if not all. The offsets move up to the first that is not, in its
-                partition, and the ids of those that are not handled, and of everything after them there, are forgotten.
+            handled: how many of ``fresh`` are handled, if not all. In each partition the offset moves up to the first entry
+                that is not handled, or repeats the id of one that is not; the ids that this transaction noted for what is
+                not handled are forgotten.
 
         Raises:
             PartitionFenced: another owner advanced an offset since this transaction began.
