@@ -40,16 +40,32 @@ $(STAMP): pyproject.toml requirements-dev.lock
 	$(BIN)/python -m pip install --quiet --require-virtualenv --no-deps --editable .
 	touch $@
 
-# Kafka runs on Java 17 or newer, and its jars come by Maven. As root on Debian both are installed where they are missing.
+# Kafka runs on Java 17 or newer, and its jars come by Maven. As root on Debian both are installed where they are missing, and
+# so are Redis and PostgreSQL; elsewhere the tests on those are skipped. policy-rc.d (101: forbidden) keeps them from being
+# started as services of the machine.
 needs:
 	@command -v java >/dev/null && command -v mvn >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && apt-get install -y -qq --no-install-recommends default-jre-headless maven; \
 	  else echo "Java 17 or newer and Maven are needed: install them (Debian: apt-get install default-jre-headless maven)" >&2; exit 1; \
 	  fi; }
+	@missing=; \
+	command -v redis-server >/dev/null || missing="redis-server"; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	[ -z "$$missing" ] || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    [ -e /usr/sbin/policy-rc.d ] || { \
+	      trap 'rm -f /usr/sbin/policy-rc.d' EXIT; printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d; chmod +x /usr/sbin/policy-rc.d; }; \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing; \
+	  else echo "not installed, so that their tests are skipped: $$missing"; \
+	  fi; }
+
+.PHONY: bench-dedup
+bench-dedup: $(STAMP) needs
+	$(BIN)/python benchmarks/dedup.py build/dedup.json
 
 lock:
-	uv pip compile --universal --python-version 3.10 --group dev --extra prove pyproject.toml --no-header --no-annotate --quiet -o requirements-dev.lock
+	uv pip compile --universal --python-version 3.10 --group dev --extra prove --extra redis --extra postgres pyproject.toml --no-header --no-annotate --quiet -o requirements-dev.lock
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

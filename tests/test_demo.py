@@ -6,8 +6,9 @@ import io
 import mmap
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,9 +16,9 @@ from kafka_guarantees.cli import main
 from kafka_guarantees.demo import process
 from kafka_guarantees.demo.check import History, judge, percentile, verdict
 from kafka_guarantees.demo.effects import LINE, EffectLog, effects_in
-from kafka_guarantees.demo.offers import FLOWS, code
+from kafka_guarantees.demo.offers import FLOWS, INBOX, STORE, code
 from kafka_guarantees.demo.screen import Screen
-from kafka_guarantees.demo.sender import Stream
+from kafka_guarantees.demo.sender import SENDERS, Stream
 from kafka_guarantees.demo.table import WIDTH, notes, table
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from kafka_guarantees.testing import RunningKafka
 
-GUARANTEES = ("at-most-once", "at-least-once", "exactly-once")
+GUARANTEES = ("at-most-once", "at-least-once", STORE, INBOX, "exactly-once")
 OFFERS = tuple(f"offer-{n}" for n in range(10))
 A, B = OFFERS[:2]
 MS = 1_000_000
@@ -42,7 +43,7 @@ def kept(guarantee: str) -> History:
         handled=[(offer, (n + 5) * MS) for n, offer in enumerate(OFFERS)],
         outputs=[(offer, code(offer)) for offer in OFFERS],
         visible={offer: (n + 9) * MS for n, offer in enumerate(OFFERS)},
-        kills=1,
+        killed=(50 * MS,),
         seconds=2.0,
     )
 
@@ -57,6 +58,10 @@ def without_output(history: History, *offers: str) -> History:
 
 def handled_again(history: History, *offers: str) -> History:
     return replace(history, handled=[*history.handled, *((offer, 99 * MS) for offer in offers)])
+
+
+def sent_twice(history: History) -> History:
+    return replace(history, inputs=OFFERS * 2)
 
 
 def with_output(history: History, offer: str, value: str) -> History:
@@ -88,10 +93,13 @@ def test_a_history_without_a_fault_is_kept(guarantee: str) -> None:
         (with_output(kept("at-least-once"), A, code(A)), 0, 0),
         (replace(kept("at-least-once"), inputs=(*OFFERS, A)), 0, 0),
         (handled_again(kept("exactly-once"), A, B), 0, 0),
+        (handled_again(sent_twice(kept(STORE)), A, B), 0, 2),
+        (with_output(sent_twice(kept(STORE)), A, code(A)), 0, 0),
+        (handled_again(sent_twice(kept(INBOX)), A, B), 0, 0),
     ],
 )
 def test_what_a_guarantee_allows_is_counted_and_kept(history: History, lost: int, twice: int) -> None:
-    """Losses at most once, repeats at least once, and repeated handling exactly once are figures, not faults."""
+    """Losses at most once, repeats at least once and, with a store, by kills, and what was rolled back: figures, not faults."""
     figures = judge(history)
     assert (figures.lost, figures.twice, figures.broken) == (lost, twice, ())
 
@@ -108,6 +116,15 @@ BROKEN = [
     (replace(kept("exactly-once"), inputs=OFFERS[1:]), "1 committed and not in the topic (offer-0)"),
     (replace(kept("exactly-once"), inputs=(*OFFERS, A)), "1 in the topic more than once (offer-0)"),
     (replace(kept("exactly-once"), acknowledged=frozenset(OFFERS[1:])), "1 handled and never sent (offer-0)"),
+    (unhandled(kept(STORE), A), "1 acknowledged and never handled (offer-0)"),
+    (without_output(kept(STORE), A), "1 acknowledged and without output (offer-0)"),
+    (replace(kept(STORE), inputs=OFFERS[1:]), "1 acknowledged and not in the topic (offer-0)"),
+    (replace(handled_again(kept(STORE), A), killed=(4 * MS,)), "1 handled again by a worker that lived (offer-0)"),
+    (replace(handled_again(kept(STORE), A), killed=(100 * MS,)), "1 handled again by a worker that lived (offer-0)"),
+    (handled_again(handled_again(kept(STORE), A), A), "1 handled again by a worker that lived (offer-0)"),
+    (without_output(kept(INBOX), A), "1 acknowledged and without a row (offer-0)"),
+    (with_output(kept(INBOX), A, code(A)), "1 with more than one row (offer-0)"),
+    (replace(kept(INBOX), inputs=OFFERS[1:]), "1 acknowledged and not in the topic (offer-0)"),
     *(
         case
         for guarantee in GUARANTEES
@@ -116,7 +133,7 @@ BROKEN = [
             (with_output(kept(guarantee), "x", code("x")), "1 handled and never sent (x)"),
             (unhandled(without_output(kept(guarantee), *OFFERS[4:]), *OFFERS[4:]), "no progress: 4 of 10 handled"),
             (replace(kept(guarantee), tried={}, acknowledged=frozenset(), inputs=[]), "nothing was sent"),
-            (replace(kept(guarantee), kills=0), "nothing was killed"),
+            (replace(kept(guarantee), killed=()), "nothing was killed"),
             (replace(kept(guarantee), troubles=("the worker ended by itself",)), "the worker ended by itself"),
         )
     ),
@@ -143,6 +160,14 @@ def test_at_least_once_may_handle_what_was_not_acknowledged() -> None:
     """An offer without acknowledgement may be in the topic all the same: that is not a fault."""
     figures = judge(replace(kept("at-least-once"), acknowledged=frozenset(OFFERS[1:])))
     assert (figures.sent, figures.unwritten, figures.broken) == (9, 1, ())
+
+
+@pytest.mark.parametrize("guarantee", [STORE, INBOX])
+def test_what_was_sent_twice_and_left_out_is_told(guarantee: str) -> None:
+    """The line says how many records repeat an earlier one: they are in the topic, and have no effect."""
+    figures = judge(sent_twice(kept(guarantee)))
+    assert (figures.sent, figures.repeats, figures.twice, figures.broken) == (10, 10, 0, ())
+    assert ", 10 repeats left out (" in verdict(figures)
 
 
 def test_latency_ends_with_the_first_handling() -> None:
@@ -208,6 +233,41 @@ def test_progress_is_one_line_on_a_terminal_and_lines_elsewhere() -> None:
             screen.progress(lambda text=text: text)  # type: ignore[misc] # likewise
         screen.say("done")
         assert out.getvalue() == expected
+
+
+class _Produced(list[str]):
+    """Stands for the client of a sender."""
+
+    def produce(self, _topic: str, *, key: str, message_id: str) -> Any:
+        assert key == message_id
+        self.append(key)
+        return self
+
+    def result(self, _timeout: float) -> Any:
+        return self
+
+    def flush(self) -> None:
+        pass
+
+    close = flush
+
+
+def test_a_relay_sends_each_offer_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every offer, with its id, once in order and again a while later; at the end of the stream too."""
+    produced = _Produced()
+    monkeypatch.setattr("kafka_guarantees.demo.sender.AtLeastOnce", lambda _config: produced)
+    sender = SENDERS[STORE]("broker", "topic")
+    offers = [f"offer-{n}" for n in range(100)]
+    for n in range(0, 100, 2):
+        sender.send(offers[n : n + 2])
+    assert 100 < len(produced) < 200
+    assert sender.acknowledged() == frozenset(offers)
+    first = list(dict.fromkeys(produced))
+    again = [produced.index(offer, produced.index(offer) + 1) - produced.index(offer) for offer in offers]
+    assert first == offers
+    assert Counter(produced) == Counter(offers * 2)
+    assert min(again) > 1
+    sender.close()
 
 
 class _Notebook:
@@ -287,21 +347,29 @@ def _on(kafka: RunningKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.broker
 @pytest.mark.usefixtures("_on")
 def test_the_demo_keeps_every_guarantee(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Under kills all three classes keep their guarantee: status 0, one row each with figures that fit together."""
+    """Under kills all classes keep their guarantee, with a store and an inbox too: status 0, one row each whose figures fit."""
     status = main(TWO_KILLS)
     out = capsys.readouterr().out
     assert status == 0, out
-    assert re.findall(r"^(kept|BROKEN) +(\S+):", out, re.MULTILINE) == [("kept", guarantee) for guarantee in GUARANTEES]
+    assert re.findall(r"^(kept|BROKEN) +(\S.*?):", out, re.MULTILINE) == [("kept", guarantee) for guarantee in GUARANTEES]
     rows = re.findall(
-        r"^(at-\S+|exactly-once) +(\d+) +(\d+) +(\d+) +(\d+) +\d+ +[\d.]+ +[\d.]+ +(\d+)  acks", out, re.MULTILINE
+        r"^(at-\S+|exactly-once|AtLeastOnce) +(\d+) +(\d+) +(\d+) +(\d+) +\d+ +[\d.]+ +[\d.]+ +(\d+)  \w", out, re.MULTILINE
     )
-    assert [name for name, *_ in rows] == list(GUARANTEES)
+    assert [name for name, *_ in rows] == [guarantee.split(" + ")[0] for guarantee in GUARANTEES]
+    assert re.findall(r"^\+ (\S+ \S+) ", out, re.MULTILINE) == ["SQLite store", "SQLite inbox"]
+    twice_sent = [
+        (int(sent), int(repeats)) for sent, repeats in re.findall(r"of (\d+) (?:lost|has one row), (\d+) repeats", out)
+    ]
+    assert [sent for sent, _ in twice_sent] == [int(sent) for name, sent, *_ in rows if name == "AtLeastOnce"]
+    assert all(repeats == sent for sent, repeats in twice_sent)
     for name, *numbers in rows:
         sent, handled, lost, twice, kills = map(int, numbers)
         assert handled + lost == sent > 250
         assert kills == 2
         assert lost == 0 or name == "at-most-once"
-        assert twice == 0 or name == "at-least-once"
+        assert twice == 0 or name in {"at-least-once", "AtLeastOnce"}
+    [(_, _, _, _, by_inbox, _)] = [row for row, guarantee in zip(rows, GUARANTEES, strict=True) if guarantee == INBOX]
+    assert by_inbox == "0"
     assert "session.timeout.ms=1500" in out
     assert not list(tmp_path.iterdir()), "nothing is left where nothing was broken"
 
@@ -319,7 +387,9 @@ def test_the_demo_fails_with_workers_that_keep_nothing(
     assert re.search(r"^BROKEN  at-most-once: \d+ handled more than once", out, re.MULTILINE), out
     assert re.search(r"^BROKEN  at-least-once: \d+ acknowledged and never handled", out, re.MULTILINE), out
     assert re.search(r"^BROKEN  exactly-once: \d+ with more than one output", out, re.MULTILINE), out
-    assert len(list(tmp_path.glob("*/*.effects"))) == 3, "the evidence is kept"
+    assert re.search(rf"^BROKEN  {re.escape(STORE)}: \d+ handled again by a worker that lived", out, re.MULTILINE), out
+    assert re.search(rf"^BROKEN  {re.escape(INBOX)}: \d+ acknowledged and without a row", out, re.MULTILINE), out
+    assert len(list(tmp_path.glob("*/*.effects"))) == len(FLOWS), "the evidence is kept"
 
 
 @pytest.mark.broker

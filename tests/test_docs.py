@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from kafka_guarantees import dedup
+from kafka_guarantees._recognition.options import COUNTED
 from kafka_guarantees.prove.checks import LAWS
 from kafka_guarantees.prove.faults import KINDS
 
@@ -15,11 +18,12 @@ ROOT = Path(__file__).parent.parent
 
 
 def existing() -> set[str]:
-    """The names of all tests."""
+    """The names of all tests, and of those that a suite for users gives to the classes that inherit from it."""
+    suites = (ROOT / "kafka_guarantees" / "testing" / "conformance").glob("*.py")
     return {
         node.name
-        for path in (ROOT / "tests").glob("test_*.py")
-        for node in ast.parse(path.read_text()).body
+        for path in (*(ROOT / "tests").glob("test_*.py"), *suites)
+        for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
     }
 
@@ -36,11 +40,11 @@ def test_every_row_of_a_table_names_a_test() -> None:
     """docs/guarantees.md: a line without a test is a wish."""
     rows = [line for line in (ROOT / "docs" / "guarantees.md").read_text().splitlines() if line.startswith("| ")]
     headers = [line for line in rows if "held by" in line or line.startswith("| hazard")]
-    assert len(headers) == 2
+    assert len(headers) == 3
     assert not [row for row in rows if row not in headers and "`test_" not in row]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/guarantees.md", "docs/proof.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/guarantees.md", "docs/proof.md"])
 def test_links_lead_somewhere(document: str) -> None:
     """A relative link points at a file of the repository."""
     path = ROOT / document
@@ -48,16 +52,29 @@ def test_links_lead_somewhere(document: str) -> None:
     assert not [target for target in targets if not (path.parent / target).exists()]
 
 
-def test_the_readmes_example_is_valid() -> None:
-    """README: its code parses, and imports only what is public."""
-    import kafka_guarantees  # noqa: PLC0415 - the test is about it
-
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md"])
+def test_examples_in_documents_are_valid(document: str) -> None:
+    """Their code parses, and imports only what is public."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
     assert blocks
     for block in blocks:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom):
-                assert {alias.name for alias in node.names} <= set(kafka_guarantees.__all__)
+                assert {alias.name for alias in node.names} <= set(import_module(node.module or "").__all__)
+
+
+def test_stores_and_inboxes_are_described_as_they_are() -> None:
+    """docs/dedup.md: every store, inbox, extractor, count and error is named, and the table has all stores and inboxes."""
+    text = (ROOT / "docs" / "dedup.md").read_text()
+    contract = {"Capabilities", "DedupStore", "Entry", "Inbox", "InboxTransaction", "Item", "Outcome", "Source"}
+    assert not [name for name in set(dedup.__all__) - contract if name not in text]
+    counted = re.findall(r"^\| `([a-z ]+)` \|", text, re.MULTILINE)
+    assert counted == list(COUNTED)
+    [header] = [line for line in text.splitlines() if line.startswith("| | `")]
+    assert (
+        set(re.findall(r"`(\w+)`", header))
+        == {name for name in dedup.__all__ if name.endswith(("DedupStore", "Inbox"))} - contract
+    )
 
 
 def test_the_proof_is_described_as_it_is() -> None:

@@ -25,7 +25,7 @@ from ..errors import MessageIdMissing, StoreUnavailable
 from .message_ids import place, reused_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from confluent_kafka import Message
 
@@ -96,13 +96,13 @@ class Sorted(NamedTuple):
         stop: the first that must not be handled at all, and why; None if there is none.
     """
 
-    kept: list[int]
-    fresh: list[int]
-    held: list[int]
+    kept: Sequence[int]
+    fresh: Sequence[int]
+    held: Sequence[int]
     stop: int | None
 
 
-def sort_out(partitions: Sequence[Partition], items: Sequence[Item | None], outcomes: Mapping[bytes, Outcome]) -> Sorted:
+def sort_out(partitions: Iterable[Partition], items: Sequence[Item | None], outcomes: Mapping[bytes, Outcome]) -> Sorted:
     """Decide what becomes of each message of a batch. Pure.
 
     Args:
@@ -110,26 +110,32 @@ def sort_out(partitions: Sequence[Partition], items: Sequence[Item | None], outc
         items: of each message; None where it has no id and is handled without.
         outcomes: of the claims, by key.
     """
-    result = Sorted([], [], [], None)
+    if len(outcomes) == len(items) and set(outcomes.values()) <= {Outcome.NEW}:
+        everything = range(len(items))  # the usual batch: no id is known, none is missing, none comes twice
+        return Sorted(everything, everything, (), None)
+    kept: list[int] = []
+    fresh: list[int] = []
+    held: list[int] = []
     closed: set[Partition] = set()  # an earlier message of these is given back: the offset must not pass it
     waiting: set[bytes] = set()
     before: dict[bytes, bytes] = {}  # fingerprints of the ids in hand
     for index, (partition, item) in enumerate(zip(partitions, items, strict=True)):
-        if partition in closed or (item and (item.key in waiting or outcomes[item.key] is Outcome.IN_PROGRESS)):
+        outcome = item and outcomes[item.key]
+        if partition in closed or (item and (item.key in waiting or outcome is Outcome.IN_PROGRESS)):
             closed.add(partition)
             if item:
                 waiting.add(item.key)
-            result.held.append(index)
+            held.append(index)
             continue
         if item:
             earlier = before.get(item.key)
-            if outcomes[item.key] is Outcome.MISMATCH or (earlier and item.fingerprint and earlier != item.fingerprint):
-                return result._replace(stop=index)
+            if outcome is Outcome.MISMATCH or (earlier and item.fingerprint and earlier != item.fingerprint):
+                return Sorted(kept, fresh, held, index)
             before.setdefault(item.key, item.fingerprint)
-        if item is None or (earlier is None and outcomes[item.key] is not Outcome.DUPLICATE):
-            result.fresh.append(index)
-        result.kept.append(index)
-    return result
+        if item is None or (earlier is None and outcome is not Outcome.DUPLICATE):
+            fresh.append(index)
+        kept.append(index)
+    return Sorted(kept, fresh, held, None)
 
 
 class Claims:
@@ -178,13 +184,17 @@ class Claims:
         first = {item.key: item for item in reversed(items) if item is not None}
         asked = list(first.values())
         outcomes = self._store.claim(self._scope, asked, token=self._token, lease=self._lease, takeover=self._takeover)
-        answers = dict(zip(first, map(Outcome, outcomes), strict=True))
-        partitions = [place(message)[:2] for message in messages[: len(items)]]
+        allowed = {outcome: Outcome(outcome) for outcome in set(outcomes)}
+        answers = {key: allowed[outcome] for key, outcome in zip(first, outcomes, strict=True)}
+        partitions = (place(message)[:2] for message in messages[: len(items)])
         sorted_out = sort_out(partitions, items, answers)
         self._open = [items[index] for index in sorted_out.fresh]
-        self._let_go(asked, answers)
+        if len(sorted_out.kept) < len(items):
+            self._let_go(asked, answers)
         self._count(sorted_out, answers)
         problem = missing if sorted_out.stop is None else reused_id(messages[sorted_out.stop])
+        if len(sorted_out.fresh) == len(items):
+            return Work(messages[: len(items)], None, problem), ()
         kept = [messages[index] for index in sorted_out.kept]
         where = {index: number for number, index in enumerate(sorted_out.kept)}
         work = Work(kept, [where[index] for index in sorted_out.fresh], problem)
@@ -214,13 +224,12 @@ class Claims:
             self._store.release(self._scope, unwanted, token=self._token)
 
     def _count(self, sorted_out: Sorted, answers: Mapping[bytes, Outcome]) -> None:
-        left_out = len(sorted_out.kept) - len(sorted_out.fresh)
-        taken_over = sum(item is not None and answers[item.key] is Outcome.TAKEN_OVER for item in self._open)
-        unprotected = sum(item is None for item in self._open)
-        self._counts["duplicate"] += left_out
-        self._counts["taken over"] += taken_over
+        self._counts["duplicate"] += len(sorted_out.kept) - len(sorted_out.fresh)
+        if Outcome.TAKEN_OVER in answers.values():
+            in_hand = [answers[item.key] for item in self._open if item is not None]
+            self._counts["taken over"] += in_hand.count(Outcome.TAKEN_OVER)
         self._counts["waited for"] += len(sorted_out.held)
-        self._counts["unprotected"] += unprotected
+        self._counts["unprotected"] += self._open.count(None)
 
     def rest_for(self, held: Sequence[Message]) -> float:
         """Seconds until these may be claimed again: longer each time, until something of their partitions is finished."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
+    from .._offsets import Partition
     from ..dedup.ids import Id, IdOf
 
 OnMissingId = Literal["raise", "position", "process"]
@@ -49,9 +50,12 @@ class MessageIds:
             found: Id = self._extractor(message)
         except Exception as error:
             raise _without_id(message, f"message_id raised {type(error).__name__}: {error}.") from error
-        if found is not None and not isinstance(found, (str, bytes)) and found is not POSITION:
+        if isinstance(found, (str, bytes)):
+            if found:
+                return key_of(found)
+        elif found is not None and found is not POSITION:
             raise _without_id(message, f"message_id returned {type(found).__name__}, not str or bytes.")
-        if not found:
+        if found is not POSITION:
             if self._on_missing == "process":
                 return None
             if self._on_missing == "raise":
@@ -60,8 +64,7 @@ class MessageIds:
                     'Correct its producer; or say with on_missing_id that such a message is the record at its "position", or '
                     'is to be handled ("process") without protection from repeats.',
                 )
-            found = POSITION
-        return self.place_of(message) if found is POSITION else key_of(found)
+        return self.place_of(message)
 
 
 _NOT_HANDLED = "It was not handled, and nothing is committed past it."
@@ -93,10 +96,14 @@ def reused_id(message: Message) -> MessageIdReused:
 def entries_of(messages: Sequence[Message], ids: MessageIds) -> tuple[list[Entry], MessageIdMissing | None]:
     """The messages as an inbox sees them, before the first that has no id and must have one."""
     entries: list[Entry] = []
+    sources: dict[Partition, Source] = {}
     for message in messages:
         topic, partition, offset = place(message)
+        source = sources.get((topic, partition))
+        if source is None:
+            source = sources[topic, partition] = Source(topic, ids.topic_id(topic), partition)
         try:
-            entries.append(Entry(Source(topic, ids.topic_id(topic), partition), offset, ids.key(message)))
+            entries.append(Entry(source, offset, ids.key(message)))
         except MessageIdMissing as error:
             return entries, error
     return entries, None

@@ -3,17 +3,19 @@
 What is counted differs, since the guarantees promise different things:
 
 * at-most-once and at-least-once promise how often an offer is *handled*: counted in the effect log, where each beginning of a
-  handler has a line.
-* exactly-once promises how often its *output* is there: counted in the output topic, by a reader of committed records.
+  handler has a line. With a store an offer that was sent twice is handled twice only where the worker was killed in between.
+* exactly-once promises how often its *output* is there: counted in the output topic, by a reader of committed records. With an
+  inbox the output is a row of its database.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .offers import code
+from .offers import INBOX, STORE, code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,9 +33,10 @@ class History:
         acknowledged: offers of which the producer knows that they are written; nobody knows it with ``acks=0``.
         inputs: offers in the input topic, read back by a reader of committed records.
         handled: the effect log: offers and times, one for each time that a handler began.
-        outputs: key and value of every record in the output topic, read back by a reader of committed records.
+        outputs: key and value of every record in the output topic, read back by a reader of committed records; of every row
+            with an inbox.
         visible: offer -> when its output was first seen by a reader of committed records.
-        kills: how often the worker was killed.
+        killed: when the worker was killed.
         seconds: from the first offer sent to the last one finished.
         troubles: what no kill explains: a worker that ended by itself, or did not get to the end.
     """
@@ -45,7 +48,7 @@ class History:
     handled: Sequence[tuple[str, int]]
     outputs: Sequence[tuple[str, str]]
     visible: Mapping[str, int]
-    kills: int
+    killed: Sequence[int]
     seconds: float
     troubles: tuple[str, ...] = ()
 
@@ -55,7 +58,7 @@ class Figures:
     """A row of the table, and what was broken: nothing, where the guarantee was kept.
 
     ``again`` is how often a handler ran for an offer that it had run for before; ``unwritten`` is how many offers were tried
-    and do not count as sent.
+    and do not count as sent; ``repeats`` is how many records of the input topic repeat an earlier one.
     """
 
     guarantee: str
@@ -65,6 +68,7 @@ class Figures:
     twice: int
     again: int
     unwritten: int
+    repeats: int
     rate: float
     p50: float | None
     p99: float | None
@@ -87,10 +91,11 @@ def judge(history: History) -> Figures:
         twice=len(_repeated(done)),
         again=began.total() - len(began),
         unwritten=len(history.tried.keys() - sent),
+        repeats=len(history.inputs) - len(set(history.inputs)),
         rate=len(sent & done.keys()) / history.seconds,
         p50=percentile(latencies, 50),
         p99=percentile(latencies, 99),
-        kills=history.kills,
+        kills=len(history.killed),
         broken=(*history.troubles, *_broken(history, sent, began, written)),
     )
 
@@ -107,7 +112,7 @@ def _sent(history: History) -> frozenset[str]:
 
 
 def _effects(history: History, began: Counter[str], written: Counter[str]) -> Counter[str]:
-    return written if history.guarantee == "exactly-once" else began
+    return written if history.guarantee in {"exactly-once", INBOX} else began
 
 
 def _lost(history: History, sent: frozenset[str], began: Counter[str], written: Counter[str]) -> set[str]:
@@ -115,6 +120,8 @@ def _lost(history: History, sent: frozenset[str], began: Counter[str], written: 
     missing = {
         "at-most-once": sent - began.keys(),
         "at-least-once": sent - (began.keys() & written.keys()),
+        STORE: sent - (began.keys() & written.keys()),
+        INBOX: sent - written.keys(),
         "exactly-once": sent - written.keys(),
     }
     return set(missing[history.guarantee])
@@ -122,6 +129,17 @@ def _lost(history: History, sent: frozenset[str], began: Counter[str], written: 
 
 def _repeated(counts: Counter[str]) -> list[str]:
     return [offer for offer, count in counts.items() if count > 1]
+
+
+def _handled_again_without_a_kill(history: History) -> list[str]:
+    """Offers that were handled again while the worker that had handled them lived: it knew them, and so did its store."""
+    last: dict[str, int] = {}
+    found = []
+    for offer, at in history.handled:
+        if offer in last and bisect(history.killed, last[offer]) == bisect(history.killed, at):
+            found.append(offer)
+        last[offer] = at
+    return found
 
 
 def _latencies(history: History, sent: Iterable[str]) -> Iterable[float]:
@@ -148,6 +166,17 @@ def _broken(history: History, sent: frozenset[str], began: Counter[str], written
             "acknowledged and never handled": sent - began.keys(),
             "acknowledged and without output": sent - written.keys(),
         },
+        STORE: {
+            "acknowledged and not in the topic": sent - frozenset(history.inputs),
+            "acknowledged and never handled": sent - began.keys(),
+            "acknowledged and without output": sent - written.keys(),
+            "handled again by a worker that lived": _handled_again_without_a_kill(history),
+        },
+        INBOX: {
+            "acknowledged and not in the topic": sent - frozenset(history.inputs),
+            "acknowledged and without a row": sent - written.keys(),
+            "with more than one row": _repeated(written),
+        },
         "exactly-once": {
             "committed and not in the topic": sent - frozenset(history.inputs),
             "in the topic more than once": _repeated(Counter(history.inputs)),
@@ -172,7 +201,7 @@ def _no_progress(history: History, sent: int, handled: int) -> list[str]:
     """Doing nothing keeps at-most-once to the letter: less than half handled does not count as kept."""
     if not sent:
         return ["nothing was sent"]
-    if not history.kills:
+    if not history.killed:
         return ["nothing was killed"]
     return [] if 2 * handled >= sent else [f"no progress: {handled} of {sent} handled"]
 
@@ -185,6 +214,8 @@ def _complaint(offers: set[str], what: str) -> str:
 PROMISES: Mapping[str, Callable[[Figures], str]] = {
     "at-most-once": lambda f: f"none of {f.handled} handled twice ({f.lost} lost, {f.unwritten} not written: allowed)",
     "at-least-once": lambda f: f"none of {f.sent} lost ({f.twice} handled twice: allowed)",
+    STORE: lambda f: f"none of {f.sent} lost, {f.repeats} repeats left out ({f.twice} twice, by kills: allowed)",
+    INBOX: lambda f: f"each of {f.sent} has one row, {f.repeats} repeats left out ({f.again} more rolled back)",
     "exactly-once": lambda f: f"each of {f.sent} has one output ({f.again} handlings more, in aborted transactions)",
 }
 

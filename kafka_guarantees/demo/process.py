@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,10 +42,12 @@ class WorkerProcess:
                 stderr=log,
             )
 
-    def restart(self) -> None:
-        """SIGKILL, and a new life at once."""
+    def restart(self) -> int:
+        """SIGKILL, and a new life at once. Returns when the old one was over: nanoseconds of the monotonic clock."""
         self._kill()
+        over = time.monotonic_ns()
         self._process = self._start()
+        return over
 
     def ended(self) -> str | None:
         """How it ended by itself, with the last lines of its log; None while it runs, as it should."""

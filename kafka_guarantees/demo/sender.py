@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Protocol
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
+
+from .offers import INBOX, STORE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,6 +63,38 @@ class _AtLeastOnceSender:
         return frozenset(offer for offer, delivery in self._deliveries.items() if delivery.result(0))
 
 
+class _RepeatingSender:
+    """A relay that sends everything again a little later, with the same id at another offset."""
+
+    LATER = 25  # sends in between
+
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        self._kafka = AtLeastOnce({"bootstrap.servers": bootstrap})
+        self._topic = topic
+        self._deliveries: dict[str, Delivery] = {}
+        self._again: deque[Sequence[str]] = deque()
+        self.close = self._kafka.close
+
+    def send(self, offers: Sequence[str]) -> None:
+        self._deliveries.update((offer, self._produce(offer)) for offer in offers)
+        self._again.append(offers)
+        if len(self._again) > self.LATER:
+            self._send_again()
+
+    def acknowledged(self) -> frozenset[str]:
+        while self._again:
+            self._send_again()
+        self._kafka.flush()
+        return frozenset(offer for offer, delivery in self._deliveries.items() if delivery.result(0))
+
+    def _send_again(self) -> None:
+        for offer in self._again.popleft():
+            self._produce(offer)
+
+    def _produce(self, offer: str) -> Delivery:
+        return self._kafka.produce(self._topic, key=offer, message_id=offer)
+
+
 class _ExactlyOnceSender:
     """What is sent together is one transaction: all of it is written, or the block raises."""
 
@@ -82,6 +117,8 @@ class _ExactlyOnceSender:
 SENDERS: dict[str, Callable[[str, str], Sender]] = {
     "at-most-once": _AtMostOnceSender,
     "at-least-once": _AtLeastOnceSender,
+    STORE: _RepeatingSender,
+    INBOX: _RepeatingSender,
     "exactly-once": _ExactlyOnceSender,
 }
 

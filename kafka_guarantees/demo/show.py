@@ -1,4 +1,4 @@
-"""The demo as a program: three flows, one after the other, on one Kafka; then one table and the verdict."""
+"""The demo as a program: all flows, one after the other, on one Kafka; then one table and the verdict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from kafka_guarantees.testing.local_kafka import local_or_running
 
 from .check import judge, verdict
-from .offers import FLOWS
+from .offers import FLOWS, INBOX
 from .screen import Screen
 from .stage import Plan, run_stage
 from .table import notes, table
@@ -39,7 +39,7 @@ WHEN = {"before": "before handling", "after": "after handling", "with": "in the 
 
 
 def run_demo(
-    *, seed: int | None = None, kills: int = 5, rate: int = 400, flows: Sequence[Flow] = FLOWS, screen: Screen | None = None
+    *, seed: int | None = None, kills: int = 3, rate: int = 400, flows: Sequence[Flow] = FLOWS, screen: Screen | None = None
 ) -> bool:
     """Run the demo, and print what came of it.
 
@@ -111,12 +111,13 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 
 def _opening(flows: Sequence[Flow], seed: int, kills: int) -> str:
-    name = max(len(flow.kafka.__name__) for flow in flows)
-    lines = [f"    {flow.kafka.__name__:<{name}}(config).run([{flow.reads!r}], grant)" for flow in flows]
+    made = [f"{flow.kafka.__name__}(config{f', {flow.remembers}(file)' if flow.remembers else ''})" for flow in flows]
+    width = max(map(len, made))
+    lines = [f"    {client:<{width}}.run([{flow.reads!r}], {_handler(flow)})" for flow, client in zip(flows, made, strict=True)]
     return "\n".join(
         [
             f"Keeping user offers consistent while workers die: each is killed (SIGKILL) {kills} times. Seed {seed}.",
-            "The handler is the same function in all of them; only the class name changes:",
+            "The handler is the same function, and only the class changes; with an inbox it writes to the inbox's database:",
             "",
             *lines,
             "",
@@ -124,10 +125,14 @@ def _opening(flows: Sequence[Flow], seed: int, kills: int) -> str:
     )
 
 
+def _handler(flow: Flow) -> str:
+    return "book" if flow.guarantee == INBOX else "grant"
+
+
 def _config(flow: Flow, bootstrap: str, session: int) -> dict[str, str | int]:
     config: dict[str, str | int] = {
         "bootstrap.servers": bootstrap,
-        "group.id": f"{flow.guarantee}-demo",
+        "group.id": f"{flow.name}-demo",
         "session.timeout.ms": session,
         "heartbeat.interval.ms": session // 4,
     }
@@ -137,4 +142,7 @@ def _config(flow: Flow, bootstrap: str, session: int) -> dict[str, str | int]:
 def _settings(flow: Flow, config: Mapping[str, str | int]) -> list[str]:
     """The settings that matter, as ``explain()`` says that they are."""
     values = {row.setting: WHEN.get(row.value, row.value) for row in flow.kafka.explain(config)}
-    return [text.format(values[setting]) for setting, text in MATTER.items() if setting in values]
+    if flow.guarantee == INBOX:
+        values["offsets are committed"] = WHEN["with"]
+    shown = [text.format(values[setting]) for setting, text in MATTER.items() if setting in values]
+    return [flow.remembers, "each offer sent twice", *shown] if flow.remembers else shown

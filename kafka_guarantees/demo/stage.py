@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 import uuid
@@ -14,7 +15,7 @@ from kafka_guarantees.testing.local_kafka import RunningKafka
 
 from .check import History
 from .effects import effects_in
-from .offers import Task
+from .offers import INBOX, Task
 from .process import WorkerProcess
 from .sender import SENDERS, Stream
 from .topics import PARTITIONS, Group, delete_topics, ends, follow, read_back
@@ -34,7 +35,7 @@ TICK = 0.01  # seconds between two looks at everything
 PATIENCE = 30.0  # seconds without a handling, after which nothing is waited for any more
 LIMIT = 180.0  # seconds for a whole stage: a worker that handles the same for ever does not get on either
 AFTERGLOW = 1.0  # seconds of sending after the last kill: the worker must be seen to go on
-BACKLOG, LIFE = 0.15, 3.0  # seconds: the longest life of a worker that dies in its backlog, and of any other
+BACKLOG, LIFE = 0.15, 2.0  # seconds: the longest life of a worker that dies in its backlog, and of any other
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,16 @@ class _Stage:
 
     def __init__(self, flow: Flow, plan: Plan, config: dict[str, str | int]) -> None:
         self._flow, self._plan = flow, plan
-        self._effects = plan.folder / f"{flow.guarantee}.effects"
+        self._effects = plan.folder / f"{flow.name}.effects"
+        self._database = plan.folder / f"{flow.name}.db"
         self._effects.touch()
         self._troubles: list[str] = []
-        self._kills = 0
+        self._killed: list[int] = []
         self._limit = time.monotonic() + LIMIT
         self._visible: dict[str, int] = {}
         with ExitStack() as stack:
-            task = Task(flow.guarantee, config, flow.reads, flow.writes, str(self._effects))
-            self._worker = stack.enter_context(WorkerProcess(task, plan.folder / f"{flow.guarantee}.log"))
+            task = Task(flow.guarantee, config, flow.reads, flow.writes, str(self._effects), str(self._database))
+            self._worker = stack.enter_context(WorkerProcess(task, plan.folder / f"{flow.name}.log"))
             self._group = stack.enter_context(closing(Group(plan.bootstrap, str(config["group.id"]), flow.reads)))
             self._sender = stack.enter_context(closing(SENDERS[flow.guarantee](plan.bootstrap, flow.reads)))
             stack.enter_context(self._audience())
@@ -99,34 +101,43 @@ class _Stage:
         self._until(lambda: self._group.reached(ends(inputs)), "the worker has committed all that was sent")
         seconds = time.monotonic() - began
         self._note(self._worker.stop())
-        outputs = self._read_back(self._flow.writes, "outputs")
+        outputs = self._booked() if self._flow.guarantee == INBOX else self._outputs()
         return History(
             guarantee=self._flow.guarantee,
             tried=self._stream.tried,
             acknowledged=acknowledged,
             inputs=[_text(message.key()) for message in inputs],
             handled=effects_in(self._effects.read_text()),
-            outputs=[(_text(message.key()), _text(message.value())) for message in outputs],
+            outputs=outputs,
             visible=dict(self._visible),
-            kills=self._kills,
+            killed=tuple(self._killed),
             seconds=seconds,
             troubles=tuple(self._troubles),
         )
+
+    def _outputs(self) -> list[tuple[str, str]]:
+        return [(_text(message.key()), _text(message.value())) for message in self._read_back(self._flow.writes, "outputs")]
+
+    def _booked(self) -> list[tuple[str, str]]:
+        """What is in the database of an inbox, and not what its handler says: that may have been rolled back."""
+        with closing(sqlite3.connect(self._database)) as database:
+            try:
+                return database.execute("SELECT offer, code FROM booked").fetchall()
+            except sqlite3.OperationalError:
+                return []  # the worker did not come as far as to make the table
 
     def _read_back(self, topic: str, name: str) -> list[Message]:
         """A topic to its end, with a copy for whoever has to find out why a guarantee was broken."""
         found = read_back(self._plan.bootstrap, topic)
         lines = (f"{message.partition()} {message.offset()} {_text(message.key())}\n" for message in found)
-        (self._plan.folder / f"{self._flow.guarantee}.{name}").write_text("".join(lines))
+        (self._plan.folder / f"{self._flow.name}.{name}").write_text("".join(lines))
         return found
 
     def _send_and_kill(self) -> None:
         """Send at the planned rate, and kill the worker, until it was killed often enough and goes on after it."""
-        while (
-            self._goes_on(AFTERGLOW if self._kills == self._plan.kills else self._moment()) and self._kills < self._plan.kills
-        ):
-            self._worker.restart()
-            self._kills += 1
+        while len(self._killed) < self._plan.kills and self._goes_on(self._moment()):
+            self._killed.append(self._worker.restart())
+        self._goes_on(AFTERGLOW)
 
     def _moment(self) -> float:
         """Seconds from the first handling in a life to its end. Half of the lives end in the backlog that they begin with."""
@@ -161,8 +172,8 @@ class _Stage:
     def _progress(self) -> str:
         handled = self._effects.read_bytes().count(b"\n")
         return (
-            f"{self._flow.guarantee:<13}  {len(self._stream.tried):>5} sent  {handled:>5} handled  "
-            f"{self._kills} of {self._plan.kills} kills"
+            f"{self._flow.guarantee:<26}  {len(self._stream.tried):>5} sent  {handled:>5} handled  "
+            f"{len(self._killed)} of {self._plan.kills} kills"
         )
 
     @contextmanager

@@ -30,14 +30,18 @@ _SETTINGS = len(_COLUMNS) - 1
 NOTES = (
     (
         "sent: at-most-once: in the topic, read back, since with acks=0 nobody acknowledges; at-least-once: acknowledged; "
-        "exactly-once: in a committed transaction."
+        "exactly-once: in a committed transaction. With a store or an inbox each is sent twice, and counted once."
     ),
     (
         "handled, handled twice: at-most-once and at-least-once: offers whose handler began, once or again, by an effect log "
         "that is synced to disk each time; exactly-once: offers with an output, or with two, in the output topic, as a new "
-        "read_committed consumer reads it to the end."
+        "read_committed consumer reads it to the end; with an inbox: offers with a row, or with two, in its database."
     ),
     "lost: sent and not handled; at-least-once: also handled and without output.",
+    (
+        "with a store handled twice: by a worker that was killed between handling and noting it. No store can prevent that; an "
+        "inbox can, since what it notes and what the handler writes are one transaction."
+    ),
     (
         "p50, p99: from sending to the beginning of the handler; exactly-once: to its output being visible. What kills cost "
         "is in them: the group waits session.timeout.ms for a dead member, and what comes meanwhile waits too."
@@ -67,7 +71,7 @@ def notes() -> str:
 def _numbers(figures: Figures) -> tuple[str, ...]:
     counts = (figures.sent, figures.handled, figures.lost, figures.twice)
     return (
-        figures.guarantee,
+        figures.guarantee.replace(" + ", "\n+ "),
         *map(str, counts),
         f"{figures.rate:.0f}",
         _milliseconds(figures.p50),

@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
+from kafka_guarantees import AtLeastOnce
+from kafka_guarantees.dedup import SqliteDedupStore, SqliteInbox
+
 from .effects import EffectLog
-from .offers import FLOWS, Task, grant_to
+from .offers import BOOKED, FLOWS, INBOX, STORE, Task, book_with, grant_to
 
 
 def work(task: Task) -> None:
-    """Handle offers until SIGTERM. The class is the only thing in which the guarantees differ."""
-    guarantee = {flow.guarantee: flow.kafka for flow in FLOWS}[task.guarantee]
-    with EffectLog(Path(task.effects)) as effects, guarantee(task.config) as kafka:
-        kafka.run([task.reads], grant_to(effects, task.writes))
+    """Handle offers until SIGTERM. Without a store and an inbox, the class is the only thing in which the guarantees differ."""
+    with EffectLog(Path(task.effects)) as effects:
+        grant = grant_to(effects, task.writes)
+        if task.guarantee == STORE:
+            with SqliteDedupStore(task.database) as store, AtLeastOnce(task.config, dedup=store) as kafka:
+                kafka.run([task.reads], grant)
+        elif task.guarantee == INBOX:
+            with closing(sqlite3.connect(task.database)) as database:
+                database.execute(BOOKED)
+            with SqliteInbox(task.database) as inbox, AtLeastOnce(task.config, inbox=inbox) as kafka:
+                kafka.run([task.reads], book_with(effects))
+        else:
+            guarantee = {flow.guarantee: flow.kafka for flow in FLOWS}[task.guarantee]
+            with guarantee(task.config) as client:
+                client.run([task.reads], grant)
 
 
 def end_with_driver() -> None:

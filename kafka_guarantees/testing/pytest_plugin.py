@@ -1,4 +1,4 @@
-"""Fixtures for tests on a real Kafka: ``kafka``, ``kafka_cluster`` and ``kafka_topic``.
+"""Fixtures for tests on real servers: ``kafka``, ``kafka_cluster``, ``kafka_topic``, ``redis_server`` and ``postgres_server``.
 
 Installing the package is enough::
 
@@ -7,21 +7,27 @@ Installing the package is enough::
         service = Service({"bootstrap.servers": kafka.bootstrap}, topic)
 
 Nothing is started or imported until a test asks for it. With ``KAFKA_GUARANTEES_BOOTSTRAP`` set, the Kafka that it
-names is used instead of a new one.
+names is used instead of a new one. Tests on a database server are skipped where it is not installed, and fail there when
+``CI`` is set.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from kafka_guarantees.testing.local_kafka import LocalKafka, RunningKafka
+    from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis
+
+S = TypeVar("S")
 
 _BOOTSTRAP_VARIABLE = "KAFKA_GUARANTEES_BOOTSTRAP"
 
@@ -60,3 +66,30 @@ def kafka_topic(kafka: RunningKafka) -> Callable[..., str]:
         return name
 
     return create
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[LocalRedis]:
+    """A Redis for the whole session, with ``.url``. A test that kills or pauses it leaves it running."""
+    from kafka_guarantees.testing.servers import LocalRedis  # noqa: PLC0415 - pytest starts faster
+
+    yield from _installed(LocalRedis())
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[LocalPostgres]:
+    """A PostgreSQL for the whole session, with ``.dsn``. A test that kills or pauses it leaves it running."""
+    from kafka_guarantees.testing.servers import LocalPostgres  # noqa: PLC0415 - pytest starts faster
+
+    yield from _installed(LocalPostgres())
+
+
+def _installed(server: AbstractContextManager[S]) -> Iterator[S]:
+    from kafka_guarantees.testing.servers import ServerNotInstalled  # noqa: PLC0415 - pytest starts faster
+
+    with ExitStack() as stack:
+        try:
+            started = stack.enter_context(server)
+        except ServerNotInstalled as exc:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(str(exc))
+        yield started

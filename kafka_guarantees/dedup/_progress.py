@@ -1,0 +1,157 @@
+"""What an inbox decides without its database: which entries are fresh, and how far the offsets may move.
+
+Rules.
+* An offset passes what was handled, what is behind it, and repeats of what was handled; it never passes anything else (D20).
+* A repeat of an id that is not handled stays as well: passed over, the id would be lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..errors import KafkaGuaranteesError, PartitionFenced, TopicRecreated
+from .ids import KEY_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+    from .contract import Entry, Source
+
+    Offsets = Mapping[Source, int | None]  # where to go on; None: nothing of the partition was handled yet
+
+
+class Batch(NamedTuple):
+    """The entries of one transaction.
+
+    Attributes:
+        entries: as they were given.
+        first: the first offset of each partition, in the order of topics and partitions: locks are taken in it (D13).
+        after: the offset after the last one of each partition.
+        keys: each key once, sorted: ids are inserted in this order (D13).
+        distinct: whether no record and no key comes twice.
+    """
+
+    entries: Sequence[Entry]
+    first: dict[Source, int]
+    after: dict[Source, int]
+    keys: list[bytes]
+    distinct: bool
+
+
+class Advance(NamedTuple):
+    """What is written at the end of a transaction.
+
+    Attributes:
+        offsets: the next offset of each partition whose offset moves, in the order of topics and partitions.
+        forget: the keys of entries that are not handled, sorted.
+    """
+
+    offsets: dict[Source, int]
+    forget: list[bytes]
+
+
+def batch_of(entries: Sequence[Entry]) -> Batch:
+    """Look at the entries once.
+
+    Raises:
+        ValueError: the offsets of a partition do not ascend, a topic has two ids, or a key is not a digest.
+    """
+    first: dict[Source, int] = {}
+    after: dict[Source, int] = {}
+    keys: list[bytes] = []
+    records = len(entries)
+    for source, offset, key in entries:
+        expected = after.get(source)
+        if expected is None:
+            first[source] = offset
+        elif offset < expected:
+            if offset < expected - 1:
+                raise ValueError(f"offset {offset} of {_name(source)} comes after offset {expected - 1}: sort the entries")
+            records -= 1  # the same record again
+        after[source] = offset + 1
+        if key is not None:
+            if len(key) != KEY_SIZE:
+                raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}: it is a digest of the message id")
+            keys.append(key)
+    if len({source[:2] for source in first}) > len({source.topic for source in first}):
+        raise ValueError("a topic comes with two ids: one of them is of a topic that was deleted and created again")
+    distinct = sorted(set(keys))
+    in_order = {source: first[source] for source in sorted(first)}
+    return Batch(entries, in_order, after, distinct, len(distinct) == len(keys) and records == len(entries))
+
+
+def pending(batch: Batch, stored: Offsets) -> Sequence[int]:
+    """The indexes of the entries that are not behind the stored offsets, and of each key only the first of them."""
+    if batch.distinct and all((stored[source] or 0) <= offset for source, offset in batch.first.items()):
+        return range(len(batch.entries))
+    expected = {source: offset or 0 for source, offset in stored.items()}
+    seen: set[bytes] = set()
+    found = []
+    for index, (source, offset, key) in enumerate(batch.entries):
+        if offset >= expected[source]:
+            expected[source] = offset + 1
+            if key is None or key not in seen:
+                found.append(index)
+                if key is not None:
+                    seen.add(key)
+    return found
+
+
+def fresh_of(batch: Batch, waiting: Sequence[int], new: Collection[bytes]) -> Sequence[int]:
+    """Those of ``pending()`` that are to be handled, when the database did not know the keys ``new``."""
+    entries = batch.entries
+    return [index for index in waiting if (key := entries[index].key) is None or key in new]
+
+
+def advance(batch: Batch, stored: Offsets, fresh: Sequence[int], handled: int | None = None) -> Advance:
+    """How far the offsets may move when the first ``handled`` of ``fresh`` are handled; None: all."""
+    count = len(fresh) if handled is None else handled
+    if not 0 <= count <= len(fresh):
+        raise ValueError(f"handled={handled}, but {len(fresh)} entries are fresh")
+    offsets = dict(batch.after)
+    left = set(fresh[count:])
+    forget = {key for index in left if (key := batch.entries[index].key) is not None}
+    if left:
+        for index in range(fresh[count], len(batch.entries)):  # no repeat of what is left comes before its first
+            source, offset, key = batch.entries[index]
+            if (stored[source] or 0) <= offset < offsets[source] and (index in left or key in forget):
+                offsets[source] = offset
+    moved = {source: offsets[source] for source in batch.first if offsets[source] > (stored[source] or 0)}
+    return Advance(moved, sorted(forget))
+
+
+# -- what went wrong ------------------------------------------------------------------------------------------------------
+
+
+def recreated(scope: str, source: Source, stored: bytes, table: str) -> TopicRecreated:
+    """The error for an offset of another topic of the same name (D06)."""
+    return TopicRecreated(
+        f"the inbox has an offset of {_name(source)} for {scope!r}, but for a topic with the id {stored.hex()}; this one has "
+        f"the id {source.topic_id.hex()}: the topic was deleted and created again, or the cluster is another one. Nothing was "
+        f"handled. To begin the new topic at its start, delete the rows of {scope!r} and {source.topic!r} from {table}."
+    )
+
+
+def fenced(scope: str, sources: Collection[Source]) -> PartitionFenced:
+    """The error for an offset that somebody else moved."""
+    return PartitionFenced(
+        f"another member moved the offset of {', '.join(map(_name, sources))} for {scope!r} in the inbox since this "
+        "transaction began. Nothing of it was written. The partition belongs to that member: go on with the others."
+    )
+
+
+def ended(how: str) -> KafkaGuaranteesError:
+    """The error for a handler that meddles with the transaction."""
+    return KafkaGuaranteesError(
+        f"{how}, so what it wrote and the offsets may not belong together any more. What it committed stays, and its messages "
+        "may come again. A handler must leave commit and rollback to the inbox."
+    )
+
+
+def finished_twice() -> KafkaGuaranteesError:
+    """The error for a second ``finish()``."""
+    return KafkaGuaranteesError("finish() was called already: the offsets of this transaction have moved. Call it once.")
+
+
+def _name(source: Source) -> str:
+    return f"{source.topic}[{source.partition}]"

@@ -1,0 +1,519 @@
+"""An inbox in PostgreSQL: message ids, offsets and the handler's own tables, in one transaction.
+
+Rules.
+* READ COMMITTED, always: with a higher level a transaction that waited for another fails instead of seeing what it did (D13).
+* Locks are taken in one order: offsets by topic and partition, then ids by key. Else batches with common ids deadlock (D13).
+* The unique index is the claim: who inserts an id that another open transaction has inserted waits for the end of that one.
+* What is handed to a log or an exception never contains the conninfo (S01).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import IsolationLevel
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool
+
+from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._progress import advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
+from .ids import KEY_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ._progress import Batch, Offsets
+    from .contract import Entry, Source
+
+    Connection = psycopg.Connection[Any]
+    Cursor = psycopg.Cursor[tuple[Any, ...]]
+
+VERSION = 1
+PATIENCE = "10s"  # that a transaction waits for a lock of another one, or for a connection
+CONNECT_TIMEOUT = 10  # seconds
+
+_PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}", re.ASCII)  # S03; PostgreSQL cuts names off at 63
+
+_SCHEMA = (
+    # The rows are few and updated all the time: room in the page makes that cheap.
+    """CREATE TABLE IF NOT EXISTS "{p}_offset" (
+        scope text COLLATE "C" NOT NULL, topic text COLLATE "C" NOT NULL, partition int NOT NULL,
+        topic_id bytea NOT NULL, next_offset bigint, PRIMARY KEY (scope, topic, partition)) WITH (fillfactor = 50)""",
+    # Not partitioned by time: a unique index covers only one partition, so an id would be new again the next day.
+    """CREATE TABLE IF NOT EXISTS "{p}_id" (
+        expires timestamptz NOT NULL, key bytea NOT NULL, scope text COLLATE "C" NOT NULL, PRIMARY KEY (scope, key))""",
+    # Rows come in the order of time, so ranges of pages are enough to find those that are expired.
+    """CREATE INDEX IF NOT EXISTS "{p}_id_expires" ON "{p}_id" USING brin (expires)""",
+    """CREATE TABLE IF NOT EXISTS "{p}_version" (version int NOT NULL)""",
+    """INSERT INTO "{p}_version" SELECT {version} WHERE NOT EXISTS (SELECT FROM "{p}_version")""",
+)
+
+
+class _Statements:
+    """What is sent to the server, with the names of the tables filled in."""
+
+    def __init__(self, prefix: str) -> None:
+        def named(statement: str) -> bytes:
+            return statement.format(p=prefix, version=VERSION, size=KEY_SIZE).encode()
+
+        self.schema = [named(statement) for statement in _SCHEMA]
+        self.version = named('SELECT version FROM "{p}_version"')
+        self.read = named(
+            'SELECT topic, partition, topic_id, next_offset FROM "{p}_offset" '
+            "WHERE scope = %s AND (topic, partition) IN (SELECT * FROM unnest(%s::text[], %s::int[]))"
+        )
+        self.rows = named(
+            'INSERT INTO "{p}_offset" (scope, topic, partition, topic_id) '
+            "SELECT %s, * FROM unnest(%s::text[], %s::int[], %s::bytea[]) ON CONFLICT DO NOTHING"
+        )
+        # VALUES, not arrays: with one partition the planner makes it a plain look-up in the index.
+        self._lock = named(
+            'SELECT o.topic, o.partition, o.topic_id, o.next_offset, pg_current_xact_id()::text FROM "{p}_offset" AS o '
+            "JOIN (VALUES @) AS m(topic, partition) ON o.topic = m.topic AND o.partition = m.partition "
+            "WHERE o.scope = %s ORDER BY o.topic, o.partition FOR UPDATE OF o"
+        )
+        # One parameter with all keys, one after the other, is read twice as fast as an array. They are sorted already.
+        self.remember = named(
+            'WITH added AS (INSERT INTO "{p}_id" (expires, key, scope) '
+            "SELECT statement_timestamp() + %(retention)s, substring(%(keys)b FROM i * {size} + 1 FOR {size}), %(scope)s "
+            "FROM generate_series(0, %(count)s - 1) AS i ON CONFLICT DO NOTHING RETURNING key) "
+            "SELECT string_agg(key, '') FROM added"
+        )
+        # FOR UPDATE in the order of the keys comes first: UPDATE alone locks in any order.
+        self.refresh = named(
+            'WITH old AS (SELECT key FROM "{p}_id" WHERE scope = %(scope)s AND key = ANY(%(keys)s) '
+            "AND expires <= statement_timestamp() ORDER BY key FOR UPDATE) "
+            'UPDATE "{p}_id" AS known SET expires = statement_timestamp() + %(retention)s FROM old '
+            "WHERE known.scope = %(scope)s AND known.key = old.key RETURNING known.key"
+        )
+        self.forget = named('DELETE FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
+        # The number of the transaction: that of the locks and the ids. Another one: the handler ended that.
+        self._move = named(
+            'UPDATE "{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after '
+            "FROM (VALUES @) AS m(topic, partition, topic_id, before, after) "
+            "WHERE o.scope = %s AND o.topic = m.topic AND o.partition = m.partition "
+            "AND o.next_offset IS NOT DISTINCT FROM m.before AND pg_current_xact_id() = %s::xid8"
+        )
+        self.purge = named(
+            'DELETE FROM "{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM "{p}_id" '
+            "WHERE expires <= statement_timestamp() LIMIT %s FOR UPDATE SKIP LOCKED))"
+        )
+
+    def lock(self, partitions: int) -> bytes:
+        return self._lock.replace(b"@", b", ".join([b"(%s::text, %s::int)"] * partitions))
+
+    def move(self, partitions: int) -> bytes:
+        return self._move.replace(b"@", b", ".join([b"(%s::text, %s::int, %s::bytea, %s::bigint, %s::bigint)"] * partitions))
+
+
+# How long to wait for a lock is ours to say for our own statements only: the handler gets its own setting back.
+# D04: an owner that is stopped (SIGSTOP, a lost host) must not keep its locks. A limit that the user has set is left alone.
+_LIMITS = (
+    "SELECT set_config('kg_inbox.lock_timeout', current_setting('lock_timeout'), true), "
+    f"set_config('lock_timeout', '{PATIENCE}', true), set_config('idle_in_transaction_session_timeout', "
+    "CASE current_setting('idle_in_transaction_session_timeout') WHEN '0' THEN %s "
+    "ELSE current_setting('idle_in_transaction_session_timeout') END, true)"
+).encode()
+_AS_BEFORE = b"SELECT set_config('lock_timeout', current_setting('kg_inbox.lock_timeout'), true)"
+
+
+class PostgresInbox:
+    """An inbox in a PostgreSQL database (14 or newer).
+
+    The handler writes into the same database, with the connection that it is given; its effects happen once, whichever
+    member handles the partition, on whichever host.
+
+    Attributes:
+        retention: how long an id is remembered at least, from the beginning of its transaction on, by the server's clock.
+    """
+
+    def __init__(
+        self,
+        pool_or_conninfo: ConnectionPool[Any] | str,
+        *,
+        prefix: str = "kg_inbox",
+        retention: timedelta = timedelta(hours=24),
+        idle_limit: timedelta = timedelta(minutes=5),
+    ) -> None:
+        """Nothing is connected yet. The tables are made at the first use, where they are missing.
+
+        Args:
+            pool_or_conninfo: a pool, which stays open after ``close()``; or where to connect, for a pool of two connections.
+            prefix: what the names of the tables begin with: an ASCII letter or ``_``, then letters, digits and ``_``.
+            retention: how long an id is remembered at least.
+            idle_limit: how long a handler may let the connection wait for its next statement, until the server rolls the
+                transaction back and frees the partition. Not less than ``max.poll.interval.ms``.
+        """
+        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+            raise ValueError(f"prefix is an ASCII letter or _, then at most 49 letters, digits and _, not {prefix!r}")
+        if retention <= timedelta(0):
+            raise ValueError(f"retention is a time longer than 0, not {retention}")
+        if idle_limit < timedelta(milliseconds=1):
+            raise ValueError(f"idle_limit is a millisecond or longer, not {idle_limit}")
+        self._retention = retention
+        self._idle_limit = f"{idle_limit // timedelta(milliseconds=1)}ms"
+        self._prefix = prefix
+        self._statements = _Statements(prefix)
+        self._own: ConnectionPool[Any] | None = None
+        self._pool = pool_or_conninfo if isinstance(pool_or_conninfo, ConnectionPool) else self._open_pool(pool_or_conninfo)
+        self._pid = os.getpid()
+        self._with_rows: set[tuple[str, Source]] = set()  # whose offsets have a row for certain
+        self._prepared = False
+        self._preparing = threading.Lock()
+
+    @property
+    def retention(self) -> timedelta:
+        return self._retention
+
+    def start_offsets(self, scope: str, sources: Sequence[Source]) -> dict[Source, int | None]:
+        """The offsets to go on at; None where nothing of the partition was handled yet.
+
+        Raises:
+            TopicRecreated: the offset that is stored belongs to another topic of the same name.
+            StoreUnavailable: the database did not answer.
+        """
+        self._prepare()
+        with _answers("reading offsets"), self._pool.connection() as connection, _read_committed(connection):
+            rows = _cursor(connection).execute(self._statements.read, (scope, *_places(sources))).fetchall()
+        return self._offsets(scope, sources, rows)
+
+    @contextmanager
+    def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[PostgresInboxTransaction]:
+        """Begin; lock the offsets; find out what is fresh. Commit at the end, roll back on an exception.
+
+        The exception is raised as it is, unless it says that the database failed under the handler, not the message: where the
+        connection was lost, or the server ended the transaction for a deadlock, ``StoreUnavailable`` is raised from it.
+
+        Args:
+            scope: whose ids and offsets these are.
+            entries: in the order of their offsets within each partition.
+
+        Raises:
+            PartitionFenced: another owner advanced an offset meanwhile. Nothing was written.
+            TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            StoreUnavailable: the database did not answer, or another transaction held a lock for 10 seconds. Repeat it.
+            KafkaGuaranteesError: the handler ended the transaction, or went on after a statement of it had failed.
+        """
+        batch = batch_of(entries)
+        self._prepare()
+        connection: Connection | None = None
+        committing = False
+        try:
+            with self._pool.connection() as connection, _read_committed(connection), ExitStack() as committed:
+                with _answers("beginning a transaction"), connection.pipeline():
+                    # connection.transaction() would keep the pipeline open for the handler; so BEGIN is sent with the rest.
+                    committed.enter_context(psycopg.Transaction(connection))
+                    asked = self._ask(connection, scope, batch, self._idle_limit)
+                opened = self._open(connection, scope, batch, asked)
+                yield opened
+                opened._end()
+                committing = True
+            self._with_rows.update((scope, source) for source in batch.first)
+        except psycopg.Error as exc:
+            if committing and not isinstance(exc, psycopg.IntegrityError):
+                raise StoreUnavailable(
+                    f"committing a transaction of the inbox failed ({_text(exc)}), so whether it was written is unknown. "
+                    "Repeat it with the same entries: what was written is left out then."
+                ) from exc
+            if connection is None or connection.closed or isinstance(exc, _REPEATABLE):
+                raise _unavailable("a transaction", exc) from exc
+            raise
+
+    def enlist(self, connection: Connection, scope: str, entries: Sequence[Entry]) -> PostgresInboxTransaction:
+        """The same inside a transaction that the caller began, and will commit or roll back. Once in a transaction.
+
+        Call ``finish()`` before the commit. With SQLAlchemy the connection is
+        ``session.connection().connection.driver_connection``. How long it may stay idle is up to the caller.
+
+        Raises:
+            TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            StoreUnavailable: the database did not answer. Roll back, and repeat the transaction.
+            KafkaGuaranteesError: no transaction is open, or its isolation level is not READ COMMITTED.
+        """
+        batch = batch_of(entries)
+        self._prepare()
+        if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
+            raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. Begin one first.")
+        with _answers("enlisting"):
+            [(level,)] = _cursor(connection).execute(b"SHOW transaction_isolation").fetchall()
+        if level != "read committed":
+            raise KafkaGuaranteesError(
+                f"the isolation level of this transaction is {level}, in which it fails when it has waited for another one "
+                "(40001), each time that it is repeated. Nothing was done. Begin it with READ COMMITTED."
+            )
+        with _answers("enlisting"), connection.pipeline():
+            asked = self._ask(connection, scope, batch, "0")
+        return self._open(connection, scope, batch, asked)
+
+    def purge(self, *, limit: int = 10_000) -> int:
+        """Remove at most ``limit`` of the ids that are expired. Returns how many."""
+        self._prepare()
+        with _answers("purging"), self._pool.connection() as connection, _read_committed(connection):
+            return _cursor(connection).execute(self._statements.purge, (limit,)).rowcount
+
+    def close(self) -> None:
+        """Close the pool that the inbox made itself."""
+        if self._own is not None and os.getpid() == self._pid:  # the threads of the pool are not in a child
+            self._own.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _ask(self, connection: Connection, scope: str, batch: Batch, idle_limit: str) -> tuple[Cursor, Cursor]:
+        """Lock the offsets and remember the ids, in a pipeline, so in one round trip. Its answers are there after it."""
+        sources = batch.first
+        locked, added = _cursor(connection), _cursor(connection)
+        if sources:
+            run = _cursor(connection).execute
+            run(_LIMITS, (idle_limit,))
+            if not self._with_rows.issuperset((scope, source) for source in sources):
+                run(self._statements.rows, (scope, *_places(sources), [source.topic_id for source in sources]))
+            places = [value for source in sources for value in (source.topic, source.partition)]
+            locked.execute(self._statements.lock(len(sources)), (*places, scope))
+            if batch.keys:
+                added.execute(self._statements.remember, self._ids(scope, b"".join(batch.keys), count=len(batch.keys)))
+            run(_AS_BEFORE)
+        return locked, added
+
+    def _open(self, connection: Connection, scope: str, batch: Batch, asked: tuple[Cursor, Cursor]) -> PostgresInboxTransaction:
+        locked, added = asked
+        with _answers("looking for what is fresh"):
+            rows = locked.fetchall() if batch.first else []
+            if len(rows) < len(batch.first):
+                self._with_rows.clear()
+                raise StoreUnavailable(
+                    f"somebody deleted an offset of {scope!r} from {self._prefix}_offset. Nothing was written. "
+                    "Repeat the transaction: the partition begins anew."
+                )
+            stored = self._offsets(scope, batch.first, rows)
+            fresh = pending(batch, stored)
+            if batch.keys:
+                [(new,)] = added.fetchall()
+                if len(new or b"") < len(batch.keys) * KEY_SIZE or len(fresh) < len(batch.entries):
+                    fresh = self._sort_out(connection, scope, batch, fresh, set(_split(new or b"")))
+        number = rows[0][-1] if rows else None
+        return PostgresInboxTransaction(
+            connection, self._statements, scope, batch=batch, stored=stored, fresh=fresh, number=number
+        )
+
+    def _sort_out(
+        self, connection: Connection, scope: str, batch: Batch, waiting: Sequence[int], new: set[bytes]
+    ) -> Sequence[int]:
+        """What is fresh where some ids were known, or some entries are behind the offsets."""
+        keys = {key for index in waiting if (key := batch.entries[index].key) is not None}
+        if behind := new - keys:  # their ids had expired; the offsets know that they are handled
+            _cursor(connection).execute(self._statements.forget, (scope, sorted(behind)))
+        if known := keys - new:
+            refreshed = _cursor(connection).execute(self._statements.refresh, self._ids(scope, sorted(known))).fetchall()
+            new.update(key for (key,) in refreshed)
+        return fresh_of(batch, waiting, new)
+
+    def _ids(self, scope: str, keys: object, **more: object) -> dict[str, object]:
+        return {"scope": scope, "keys": keys, "retention": self._retention, **more}
+
+    def _offsets(self, scope: str, sources: Collection[Source], rows: Iterable[tuple[Any, ...]]) -> dict[Source, int | None]:
+        found = {(topic, partition): (topic_id, offset) for topic, partition, topic_id, offset, *_ in rows}
+        offsets: dict[Source, int | None] = {}
+        for source in sources:
+            topic_id, offset = found.get((source.topic, source.partition), (source.topic_id, None))
+            if offset is not None and topic_id != source.topic_id:
+                raise recreated(scope, source, topic_id, f"{self._prefix}_offset")
+            offsets[source] = offset
+        return offsets
+
+    def _open_pool(self, conninfo: str) -> ConnectionPool[Any]:
+        try:
+            options = conninfo_to_dict(conninfo)
+        except psycopg.Error:
+            # S01: libpq quotes what it cannot read
+            raise ValueError("the conninfo is neither a postgresql:// URL nor pairs of key=value") from None
+        options.setdefault("connect_timeout", CONNECT_TIMEOUT)
+        self._own = ConnectionPool("", kwargs=options, min_size=0, max_size=2, timeout=CONNECT_TIMEOUT, open=True)
+        return self._own
+
+    def _prepare(self) -> None:
+        """Make the tables where they are missing, once."""
+        if os.getpid() != self._pid:
+            raise ForkedClientError(
+                "this PostgresInbox was made in another process, and connections cannot be shared with it. "
+                "Nothing was written. Make the inbox after the fork, in the process that uses it."
+            )
+        if self._prepared:
+            return
+        with (
+            self._preparing,
+            _answers("making the tables"),
+            self._pool.connection() as connection,
+            _read_committed(connection),
+            connection.transaction(),
+        ):
+            connection.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'".encode())
+            cursor = _cursor(connection)
+            # Looked for first: who may not make tables can still use them.
+            if cursor.execute("SELECT to_regclass(%s)", (f'"{self._prefix}_version"',)).fetchall() == [(None,)]:
+                # IF NOT EXISTS alone fails when two begin at the same time.
+                cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (self._prefix,))
+                for statement in self._statements.schema:
+                    cursor.execute(statement)
+            [(version,)] = cursor.execute(self._statements.version).fetchall()
+        if version != VERSION:
+            raise KafkaGuaranteesError(
+                f"the inbox {self._prefix!r} has version {version} of its tables, and this library knows {VERSION}. "
+                "Nothing was changed. Use the release of kafka-guarantees that made them, or a newer one."
+            )
+        self._prepared = True
+
+
+class PostgresInboxTransaction:
+    """An open transaction of an inbox. See ``InboxTransaction``.
+
+    Attributes:
+        connection: for the handler's own writes. It neither commits nor rolls back.
+        fresh: which of the entries are to be handled, by their index and in their order.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        statements: _Statements,
+        scope: str,
+        *,
+        batch: Batch,
+        stored: Offsets,
+        fresh: Sequence[int],
+        number: str | None,
+    ) -> None:
+        self.connection = connection
+        self.fresh = fresh
+        self._statements = statements
+        self._scope = scope
+        self._batch = batch
+        self._stored = stored
+        self._number = number
+        self._finished = False
+
+    def finish(self, handled: int | None = None) -> None:
+        """Advance the offsets. Called once, after the handler's writes.
+
+        Args:
+            handled: how many of ``fresh`` are handled, if not all.
+
+        Raises:
+            PartitionFenced: another owner advanced an offset since this transaction began.
+            StoreUnavailable: the database did not answer. Nothing was written.
+            KafkaGuaranteesError: the handler ended the transaction, or went on after a failure, or this is the second call.
+        """
+        if self._finished:
+            raise finished_twice()
+        self._check_open()
+        offsets, forget = advance(self._batch, self._stored, self.fresh, handled)
+        with _answers("advancing the offsets"):
+            if forget:
+                _cursor(self.connection).execute(self._statements.forget, (self._scope, forget))
+            if offsets and self._move(offsets) != len(offsets):
+                raise self._lost(offsets)
+        self._finished = True
+
+    def _move(self, offsets: dict[Source, int]) -> int:
+        what: list[object] = []
+        for source, offset in offsets.items():
+            what += (source.topic, source.partition, source.topic_id, self._stored[source], offset)
+        statement = self._statements.move(len(offsets))
+        return _cursor(self.connection).execute(statement, (*what, self._scope, self._number)).rowcount
+
+    def _lost(self, offsets: dict[Source, int]) -> KafkaGuaranteesError:
+        [(number,)] = _cursor(self.connection).execute(b"SELECT pg_current_xact_id()::text").fetchall()
+        return fenced(self._scope, offsets) if number == self._number else ended("the handler ended the transaction")
+
+    def _end(self) -> None:
+        if not self._finished:
+            self.finish()
+        self._check_open()
+
+    def _check_open(self) -> None:
+        status = self.connection.info.transaction_status
+        if status == TransactionStatus.IDLE:
+            raise ended("the handler ended the transaction")
+        if status == TransactionStatus.INERROR:  # COMMIT would roll back, and not say so
+            raise KafkaGuaranteesError(
+                "a statement of the handler failed, and it went on: the transaction cannot be committed any more. Nothing of "
+                "it was written. Let the error out of the handler, or put the statement into connection.transaction()."
+            )
+
+
+# -- asking the server ----------------------------------------------------------------------------------------------------
+
+# Ended by the server for the sake of other transactions, or because the client was silent: the next time it may go well.
+_REPEATABLE = (
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+)
+_FAILURES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
+
+
+def _cursor(connection: Connection) -> Cursor:
+    """Rows are tuples, and parameters are bound by the server, whatever the user has chosen for his connection."""
+    return psycopg.Cursor(connection, row_factory=tuple_row)
+
+
+@contextmanager
+def _read_committed(connection: Connection) -> Iterator[None]:
+    """Begin transactions only where it is asked for, with READ COMMITTED; afterwards the connection is as its owner had it."""
+    before = connection.autocommit, connection.isolation_level
+    if before[1] is not IsolationLevel.READ_COMMITTED:
+        connection.isolation_level = IsolationLevel.READ_COMMITTED
+    if not before[0]:
+        connection.autocommit = True
+    try:
+        yield
+    finally:
+        if connection.info.transaction_status == TransactionStatus.IDLE:  # else it is lost, and its pool drops it
+            if not before[0]:
+                connection.autocommit = False
+            if before[1] is not IsolationLevel.READ_COMMITTED:
+                connection.isolation_level = before[1]
+
+
+def _places(sources: Iterable[Source]) -> tuple[list[str], list[int]]:
+    listed = list(sources)
+    return [source.topic for source in listed], [source.partition for source in listed]
+
+
+def _split(keys: bytes) -> Iterator[bytes]:
+    return (keys[start : start + KEY_SIZE] for start in range(0, len(keys), KEY_SIZE))
+
+
+@contextmanager
+def _answers(doing: str) -> Iterator[None]:
+    """The one place where errors of the inbox's own statements become ours."""
+    try:
+        yield
+    except _FAILURES as exc:
+        raise _unavailable(doing, exc) from exc
+
+
+def _unavailable(doing: str, exc: psycopg.Error) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"{doing} in the inbox failed ({_text(exc)}). Nothing was written, and the transaction is rolled back. "
+        "Repeat it with the same entries."
+    )
+
+
+def _text(exc: psycopg.Error) -> str:
+    """The first line: the others quote statements and values."""
+    return f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"

@@ -1,0 +1,307 @@
+"""A deduplication store in Redis or Valkey: several hosts, effects outside of any database.
+
+Rules.
+* One Lua script per call, over the whole batch: a claim is atomic, and costs one round trip.
+* The clock is the server's, for leases and for retention (D15).
+* All keys of a scope are in one hash slot, so that it runs in a cluster too.
+* Nothing of ``redis`` is imported: a client of redis-py and one of valkey-py are used alike.
+
+What is stored for an id. While it is claimed: ``c``, 16 bytes of token, 15 digits that are the end of the lease in
+milliseconds, 16 bytes of position. Completed: ``d``, and 8 bytes of fingerprint; zeros for none. Redis itself forgets the one
+when the retention is over after the lease, and the other when it is over after the completion.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from datetime import timedelta
+from hashlib import sha1
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from ..errors import DurabilityWarning, StoreUnavailable
+from .contract import Capabilities, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .contract import Item, Takeover
+
+logger = logging.getLogger(__name__)
+
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # S03: nothing that ends a hash tag or looks like something else
+_NO_FINGERPRINT: Final = bytes(8)
+_SIZES: Final = (16, 16, 8)
+
+# MGET takes its keys from Lua's stack, which holds 8000 values at most.
+_READ = """
+local call, sub = redis.call, string.sub
+local function read(first)
+  return call('MGET', unpack(KEYS, first, math.min(first + 999, #KEYS)))
+end
+"""
+
+_CLAIM = (
+    _READ
+    + """
+local token, lease, ttl, by_position, positions, fingerprints = unpack(ARGV)
+local time = call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local claimed, none = 'c' .. token, string.rep('\\0', 8)
+local claim = claimed .. string.format('%015.0f', now + lease)
+local outcomes = {}
+for first = 1, #KEYS, 1000 do
+  local found = read(first)
+  for n = 1, #found do
+    local i, old, outcome = first + n - 1, found[n], '1'
+    local position = sub(positions, i * 16 - 15, i * 16)
+    if old then
+      if sub(old, 1, 1) == 'd' then
+        local mine, theirs = sub(fingerprints, i * 8 - 7, i * 8), sub(old, 2)
+        outcome = (mine == theirs or mine == none or theirs == none) and '3' or '5'
+      elseif sub(old, 1, 17) ~= claimed then
+        local over = tonumber(sub(old, 18, 32)) <= now
+        outcome = (over or (by_position == '1' and sub(old, 33) == position)) and '2' or '4'
+      end
+    end
+    if outcome == '1' or outcome == '2' then
+      call('SET', KEYS[i], claim .. position, 'PX', ttl)
+    end
+    outcomes[i] = outcome
+  end
+end
+return table.concat(outcomes)
+"""
+)
+
+_COMPLETE = (
+    _READ
+    + """
+local token, retention, fingerprints = unpack(ARGV)
+local claimed = 'c' .. token
+local done = {}
+for first = 1, #KEYS, 1000 do
+  local found = read(first)
+  for n = 1, #found do
+    local i, old = first + n - 1, found[n]
+    if old and sub(old, 1, 17) == claimed then
+      call('SET', KEYS[i], 'd' .. sub(fingerprints, i * 8 - 7, i * 8), 'PX', retention)
+      done[i] = '1'
+    else
+      done[i] = old and sub(old, 1, 1) == 'd' and '1' or '0'
+    end
+  end
+end
+return table.concat(done)
+"""
+)
+
+_RELEASE = (
+    _READ
+    + """
+local claimed = 'c' .. ARGV[1]
+for first = 1, #KEYS, 1000 do
+  local found = read(first)
+  for n = 1, #found do
+    if found[n] and sub(found[n], 1, 17) == claimed then
+      call('DEL', KEYS[first + n - 1])
+    end
+  end
+end
+return ''
+"""
+)
+
+_DIGESTS: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (_CLAIM, _COMPLETE, _RELEASE)}
+_OUTCOMES: Final = {ord(str(int(outcome))): outcome for outcome in Outcome}
+
+
+class Client(Protocol):
+    """What is used of a client: redis-py's and valkey-py's ``Redis`` have it, and their cluster clients."""
+
+    def evalsha(self, sha: Any, numkeys: Any, /, *keys_and_args: Any) -> Any: ...
+
+    def script_load(self, script: Any, /) -> Any: ...
+
+    def config_get(self, pattern: Any, /) -> Any: ...
+
+
+class RedisDedupStore:
+    """Message ids in Redis 5 or newer, or Valkey.
+
+    Redis replicates after it has answered: a failover can forget the last ids, so that their messages are handled again. It
+    never leaves out one that was not handled.
+
+    On its first use it looks at ``maxmemory-policy`` and ``appendonly``.
+
+    Args:
+        client: of redis-py or valkey-py, synchronous; it stays the caller's, also after ``close()``. Its retries do no harm.
+        retention: how long a completed id is remembered.
+        prefix: what the names of all keys begin with: up to 64 letters, digits and ``_ . : -``.
+
+    Raises:
+        ValueError: the prefix or the retention cannot be.
+    """
+
+    def __init__(self, client: Client, *, retention: timedelta = timedelta(hours=24), prefix: str = "kg") -> None:
+        if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
+            raise ValueError(f"prefix={prefix!r}: up to 64 letters, digits and _ . : - are allowed")
+        if retention < timedelta(milliseconds=1):
+            raise ValueError(f"retention={retention!r}: at least a millisecond")
+        self._client = client
+        self._retention = retention
+        self._prefix = prefix
+        self._looked = False
+
+    def __repr__(self) -> str:
+        return f"RedisDedupStore(retention={self._retention}, prefix={self._prefix!r})"  # S01: nothing of the client
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Shared, and durable as far as Redis is: with ``appendfsync everysec`` a power loss forgets a second."""
+        return Capabilities(shared=True, durable="process", clock="server")
+
+    @property
+    def retention(self) -> timedelta:
+        """How long a completed id is remembered."""
+        return self._retention
+
+    def claim(
+        self, scope: str, items: Sequence[Item], *, token: bytes, lease: float, takeover: Takeover = "position"
+    ) -> list[Outcome]:
+        """See ``DedupStore.claim``.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or refused.
+            ValueError: a key, position, fingerprint or token of another size than the contract says.
+        """
+        milliseconds = _milliseconds(lease)
+        arguments = (
+            _token(token),
+            milliseconds,
+            milliseconds + self._retention_ms,
+            int(takeover == "position"),
+            _positions(items),
+            _fingerprints(items),
+        )
+        return [_OUTCOMES[digit] for digit in self._run(_CLAIM, scope, items, arguments)]
+
+    def complete(self, scope: str, items: Sequence[Item], *, token: bytes) -> list[bool]:
+        """See ``DedupStore.complete``.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or refused.
+            ValueError: a key, fingerprint or token of another size than the contract says.
+        """
+        arguments = (_token(token), self._retention_ms, _fingerprints(items))
+        return [digit == ord("1") for digit in self._run(_COMPLETE, scope, items, arguments)]
+
+    def release(self, scope: str, items: Sequence[Item], *, token: bytes) -> None:
+        """See ``DedupStore.release``.
+
+        Raises:
+            StoreUnavailable: Redis did not answer, or refused.
+            ValueError: a key or token of another size than the contract says.
+        """
+        self._run(_RELEASE, scope, items, (_token(token),))
+
+    def purge(self, *, limit: int = 10_000) -> int:  # noqa: ARG002 - Redis does it by itself
+        """0: Redis removes what is expired by itself."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing: the client is the caller's."""
+
+    @property
+    def _retention_ms(self) -> int:
+        return _milliseconds(self._retention.total_seconds())
+
+    def _run(self, script: str, scope: str, items: Sequence[Item], arguments: tuple[bytes | int, ...]) -> bytes:
+        if not items:
+            return b""
+        names = _checked(items, 0)
+        # What is between { and the first } chooses the slot, so a scope must not end it; % keeps two scopes apart.
+        tag = scope.replace("%", "%25").replace("}", "%7D")
+        start = f"{self._prefix}:{{{tag}}}:".encode("utf-8", "surrogatepass")
+        keys = [start + name for name in names]
+        digest = _DIGESTS[script]
+        try:
+            if not self._looked:
+                self._check()
+            try:
+                answer = self._client.evalsha(digest, len(keys), *keys, *arguments)
+            except Exception as exc:
+                if not _is_a(exc, "NoScriptError"):
+                    raise
+                self._client.script_load(script)  # the server was restarted, or another one has taken over
+                answer = self._client.evalsha(digest, len(keys), *keys, *arguments)
+        except Exception as exc:
+            if not _is_a(exc, "RedisError", "ValkeyError", "OSError"):
+                raise
+            raise StoreUnavailable(
+                f"Redis did not answer, or refused ({type(exc).__name__}): whether ids were written is unknown. "
+                "The same call may be made again."
+            ) from exc
+        return answer.encode() if isinstance(answer, str) else answer  # the client may decode responses
+
+    def _check(self) -> None:
+        """D12: look for settings by which ids are forgotten before their time."""
+        try:
+            settings = {**self._client.config_get("maxmemory-policy"), **self._client.config_get("appendonly")}
+        except Exception as exc:
+            if not _is_a(exc, "ResponseError"):
+                raise
+            settings = {}
+        self._looked = True
+        policy, append_only = settings.get("maxmemory-policy"), settings.get("appendonly")
+        if policy is None or append_only is None:
+            logger.info(
+                "Redis does not let us see its settings: make sure that maxmemory-policy is noeviction and appendonly is yes"
+            )
+        if policy not in {None, "noeviction"}:
+            _warn(
+                f"Redis has maxmemory-policy={policy}: when its memory is full it forgets message ids, and their messages are "
+                "handled again. Set maxmemory-policy to noeviction."
+            )
+        if append_only == "no":
+            _warn(
+                "Redis has appendonly=no: when it restarts it forgets message ids, and their messages are handled again. Set "
+                "appendonly to yes."
+            )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DurabilityWarning, stacklevel=5)  # the line that called claim()
+
+
+def _is_a(exc: BaseException, *names: str) -> bool:
+    """Whether it is of a class with one of these names, in redis-py or in valkey-py."""
+    return any(kind.__name__ in names for kind in type(exc).__mro__)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _token(token: bytes) -> bytes:
+    if len(token) != 16:  # noqa: PLR2004 - the contract's number
+        raise ValueError(f"a token has 16 bytes, not {len(token)}")
+    return token
+
+
+def _checked(items: Sequence[Item], field: int) -> list[bytes]:
+    """One field of all items."""
+    values = [item[field] for item in items]
+    if not {_SIZES[field]}.issuperset(map(len, values)):
+        raise ValueError(f"a key and a position have 16 bytes, a fingerprint 8 or none: {values!r:.200}")
+    return values
+
+
+def _positions(items: Sequence[Item]) -> bytes:
+    """All in one argument: that is packed and parsed faster than a thousand."""
+    return b"".join(_checked(items, 1))
+
+
+def _fingerprints(items: Sequence[Item]) -> bytes:
+    return b"".join(_checked([item if item[2] else item._replace(fingerprint=_NO_FINGERPRINT) for item in items], 2))

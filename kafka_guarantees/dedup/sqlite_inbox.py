@@ -1,0 +1,318 @@
+"""An inbox in an SQLite file: message ids, offsets and the handler's own tables, in one transaction.
+
+Rules.
+* Every transaction begins with the write lock: one that reads first and writes later fails where another wrote in between,
+  and waiting does not help it (D14).
+* The file is the user's: only tables named ``kg_inbox_...`` are ours, and ``user_version`` is not touched (D19).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
+
+from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._progress import advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+    from types import TracebackType
+
+    from typing_extensions import Self
+
+    from ._progress import Batch, Offsets
+    from .contract import Entry, Source
+
+VERSION = 1
+PATIENCE = 5.0  # seconds that a transaction waits for the write lock
+MICRO = 1_000_000
+
+_SCHEMA = (
+    """CREATE TABLE kg_inbox_version (version INTEGER NOT NULL)""",
+    """CREATE TABLE kg_inbox_offset (
+        scope TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, topic_id BLOB NOT NULL,
+        next_offset INTEGER NOT NULL, PRIMARY KEY (scope, topic, partition)) WITHOUT ROWID""",
+    # expires: microseconds since 1970
+    """CREATE TABLE kg_inbox_id (
+        scope TEXT NOT NULL, key BLOB NOT NULL, expires INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID""",
+    """CREATE INDEX kg_inbox_id_expires ON kg_inbox_id (expires)""",
+)
+_LOCK = "UPDATE kg_inbox_version SET version = version WHERE 0"  # writes nothing, but takes the write lock
+_READ = "SELECT topic_id, next_offset FROM kg_inbox_offset WHERE scope = ? AND topic = ? AND partition = ?"
+_FIRST = "INSERT INTO kg_inbox_offset VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+_MOVE = "UPDATE kg_inbox_offset SET next_offset = ? WHERE scope = ? AND topic = ? AND partition = ? AND next_offset = ?"
+_REMEMBER = (
+    "INSERT INTO kg_inbox_id VALUES (?, ?, ?) "
+    "ON CONFLICT DO UPDATE SET expires = excluded.expires WHERE kg_inbox_id.expires <= ?"
+)
+_FORGET = "DELETE FROM kg_inbox_id WHERE scope = ? AND key = ?"
+_PURGE = (
+    "DELETE FROM kg_inbox_id WHERE (scope, key) IN "
+    "(SELECT scope, key FROM kg_inbox_id WHERE expires <= ? ORDER BY expires LIMIT ?)"
+)
+
+
+class SqliteInbox:
+    """An inbox in an SQLite file.
+
+    The handler writes into the same file, with the connection that it is given; its effects happen once. The file belongs to
+    one host: a partition that moves to another one finds nothing there. Not on a network file system: SQLite's locks do not
+    work there.
+
+    Attributes:
+        retention: how long an id is remembered at least, from the beginning of its transaction on.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        retention: timedelta = timedelta(hours=24),
+        durability: Literal["process", "power"] = "process",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open the file, and make the tables where they are missing.
+
+        Args:
+            path: the file; made where it is missing.
+            retention: how long an id is remembered at least.
+            durability: ``"process"``: after a power loss the last transactions may be gone, effects and offsets together, so
+                their messages come again. ``"power"``: they are not, for an fsync in every transaction.
+            clock: seconds since 1970.
+
+        Raises:
+            StoreUnavailable: the file cannot be opened, or is locked.
+        """
+        if retention <= timedelta(0):
+            raise ValueError(f"retention is a time longer than 0, not {retention}")
+        if durability not in {"process", "power"}:
+            raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
+        self._path = os.fspath(path)
+        self._retention = retention
+        self._clock = clock
+        self._pid = os.getpid()
+        with self._answers("opening"):
+            self._connection = sqlite3.connect(self._path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            with self._answers("opening"):
+                self._prepare("FULL" if durability == "power" else "NORMAL")
+        except BaseException:
+            self._connection.close()
+            raise
+
+    @property
+    def retention(self) -> timedelta:
+        return self._retention
+
+    def start_offsets(self, scope: str, sources: Sequence[Source]) -> dict[Source, int | None]:
+        """The offsets to go on at; None where nothing of the partition was handled yet.
+
+        Raises:
+            TopicRecreated: the offset that is stored belongs to another topic of the same name.
+            StoreUnavailable: the file did not answer.
+        """
+        self._check()
+        with self._answers("reading offsets"):
+            return _offsets(self._connection, scope, sources)
+
+    @contextmanager
+    def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[SqliteInboxTransaction]:
+        """Begin; find out what is fresh. Commit at the end, roll back on an exception, which is raised as it is.
+
+        Args:
+            scope: whose ids and offsets these are.
+            entries: in the order of their offsets within each partition.
+
+        Raises:
+            TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            StoreUnavailable: the file did not answer, or was locked for 5 seconds. Nothing was written.
+            KafkaGuaranteesError: the handler ended the transaction. One that begins another one afterwards is not noticed.
+        """
+        self._check()
+        batch = batch_of(entries)
+        if self._connection.in_transaction:
+            raise KafkaGuaranteesError("a transaction of this SqliteInbox is open already: it has one at a time.")
+        with self._answers("beginning a transaction"):
+            self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            opened = self._open(self._connection, scope, batch)
+            yield opened
+            opened._end()
+            with self._answers("committing"):
+                self._connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(self._connection)
+            raise
+
+    def enlist(self, connection: sqlite3.Connection, scope: str, entries: Sequence[Entry]) -> SqliteInboxTransaction:
+        """The same inside a transaction that the caller began, with ``BEGIN IMMEDIATE``, and will commit or roll back.
+
+        Call ``finish()`` before the commit. The connection is one to the same file.
+
+        Raises:
+            TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            StoreUnavailable: the file did not answer, or was locked. Roll back, and repeat the transaction.
+        """
+        self._check()
+        batch = batch_of(entries)
+        with self._answers("enlisting"):
+            connection.execute(_LOCK)
+        if not connection.in_transaction:
+            raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. BEGIN IMMEDIATE first.")
+        return self._open(connection, scope, batch)
+
+    def purge(self, *, limit: int = 10_000) -> int:
+        """Remove at most ``limit`` of the ids that are expired. Returns how many."""
+        self._check()
+        with self._answers("purging"):
+            return self._connection.execute(_PURGE, (self._now(), limit)).rowcount
+
+    def close(self) -> None:
+        """Close the file. An open transaction is rolled back."""
+        if os.getpid() == self._pid:  # closed in a child, it would take the parent's locks along
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _open(self, connection: sqlite3.Connection, scope: str, batch: Batch) -> SqliteInboxTransaction:
+        with self._answers("looking for what is fresh"):
+            stored = _offsets(connection, scope, batch.first)
+            fresh = pending(batch, stored)
+            if batch.keys:
+                whole = len(fresh) == len(batch.entries)
+                keys = batch.keys if whole else sorted(key for i in fresh if (key := batch.entries[i].key) is not None)
+                new = self._remember(connection, scope, keys)
+                if len(new) < len(keys):
+                    fresh = fresh_of(batch, fresh, new)
+        return SqliteInboxTransaction(connection, scope, batch, stored, fresh)
+
+    def _remember(self, connection: sqlite3.Connection, scope: str, keys: list[bytes]) -> set[bytes]:
+        """Insert the ids that are not known. Returns those."""
+        now = self._now()
+        expires = now + self._retention // timedelta(microseconds=1)
+        # One by one: executemany() counts what it inserted, and does not say which; a look before it, or a savepoint around it
+        # to try again, costs more.
+        execute = connection.execute
+        return {key for key in keys if execute(_REMEMBER, (scope, key, expires, now)).rowcount}
+
+    def _prepare(self, synchronous: str) -> None:
+        for pragma in ("journal_mode = WAL", f"synchronous = {synchronous}", "wal_autocheckpoint = 10000"):
+            self._connection.execute(f"PRAGMA {pragma}").fetchall()
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
+                for statement in _SCHEMA:
+                    self._connection.execute(statement)
+                self._connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
+            [(version,)] = self._connection.execute("SELECT version FROM kg_inbox_version").fetchall()
+            self._connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(self._connection)
+            raise
+        if version != VERSION:
+            raise KafkaGuaranteesError(
+                f"the inbox in {self._path!r} has version {version} of its tables, and this library knows {VERSION}. "
+                "Nothing was changed. Use the release of kafka-guarantees that wrote it, or a newer one."
+            )
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise ForkedClientError(
+                "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
+                "Nothing was written. Open the inbox after the fork, in the process that uses it."
+            )
+
+    def _now(self) -> int:
+        return round(self._clock() * MICRO)
+
+    @contextmanager
+    def _answers(self, doing: str) -> Iterator[None]:
+        """The one place where errors of SQLite become ours; those of the handler's own statements do not."""
+        try:
+            yield
+        except sqlite3.DatabaseError as exc:
+            if isinstance(exc, sqlite3.ProgrammingError):  # a closed inbox does not answer the next time either
+                raise
+            raise StoreUnavailable(
+                f"{doing} in the inbox {self._path!r} failed ({exc}). It may be done again: what was written is left out then. "
+                f"If the file is locked, another transaction in it takes longer than the {PATIENCE:.0f} s that the inbox waits."
+            ) from exc
+
+
+class SqliteInboxTransaction:
+    """An open transaction of an inbox. See ``InboxTransaction``.
+
+    Attributes:
+        connection: for the handler's own writes. It neither commits nor rolls back.
+        fresh: which of the entries are to be handled, by their index and in their order.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, scope: str, batch: Batch, stored: Offsets, fresh: Sequence[int]) -> None:
+        self.connection = connection
+        self.fresh = fresh
+        self._scope = scope
+        self._batch = batch
+        self._stored = stored
+        self._finished = False
+
+    def finish(self, handled: int | None = None) -> None:
+        """Advance the offsets. Called once, after the handler's writes.
+
+        Args:
+            handled: how many of ``fresh`` are handled, if not all.
+
+        Raises:
+            PartitionFenced: the transaction was begun anew, and another owner advanced an offset meanwhile.
+            KafkaGuaranteesError: the handler ended the transaction, or this is the second call.
+        """
+        if self._finished:
+            raise finished_twice()
+        self._check_open()
+        offsets, forget = advance(self._batch, self._stored, self.fresh, handled)
+        for source, offset in offsets.items():
+            before = self._stored[source]
+            place = (self._scope, source.topic, source.partition)
+            if before is None:
+                moved = self.connection.execute(_FIRST, (*place, source.topic_id, offset)).rowcount
+            else:
+                moved = self.connection.execute(_MOVE, (offset, *place, before)).rowcount
+            if moved != 1:
+                raise fenced(self._scope, [source])
+        self.connection.executemany(_FORGET, [(self._scope, key) for key in forget])
+        self._finished = True
+
+    def _end(self) -> None:
+        if not self._finished:
+            self.finish()
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if not self.connection.in_transaction:
+            raise ended("the handler ended the transaction, or a failing statement of it did")
+
+
+def _offsets(connection: sqlite3.Connection, scope: str, sources: Collection[Source]) -> dict[Source, int | None]:
+    found: dict[Source, int | None] = {}
+    for source in sources:
+        row = connection.execute(_READ, (scope, source.topic, source.partition)).fetchone()
+        if row is not None and row[0] != source.topic_id:
+            raise recreated(scope, source, row[0], "kg_inbox_offset")
+        found[source] = None if row is None else row[1]
+    return found
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    """Undo what is open; a failure of that would hide what went wrong first."""
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        connection.close()  # SQLite rolls back then, or when the file is opened next

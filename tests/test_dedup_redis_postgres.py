@@ -1,0 +1,664 @@
+"""What is particular to the stores in Redis and PostgreSQL: real servers that restart, refuse, pause and are slow."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+import traceback
+import uuid
+import warnings
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+import redis
+from hypothesis import example, given
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+from psycopg_pool import ConnectionPool
+
+from kafka_guarantees.dedup import Item, Outcome
+from kafka_guarantees.dedup.postgres import PostgresDedupStore
+from kafka_guarantees.dedup.redis import RedisDedupStore
+from kafka_guarantees.errors import DurabilityWarning, KafkaGuaranteesError, StoreUnavailable
+from kafka_guarantees.testing.pytest_plugin import _installed
+from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis, LocalServerError, ServerNotInstalled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kafka_guarantees.dedup import DedupStore
+
+NEW, TAKEN_OVER, DUPLICATE, IN_PROGRESS, MISMATCH = Outcome
+OURS, THEIRS = b"o" * 16, b"t" * 16
+SCOPE = "group"
+LONG = 3600.0
+DAY = timedelta(days=1)
+TOUCHED = {"enable_bitmapscan": "on", "enable_seqscan": "on", "lock_timeout": "0", "statement_timeout": "0"}
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_blocking_pids(pid) @> ARRAY[pg_backend_pid()]"
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+
+
+def item(number: int, place: int = 0, fingerprint: bytes = b"") -> Item:
+    return Item(number.to_bytes(16, "big"), place.to_bytes(16, "big"), fingerprint)
+
+
+def items(count: int, place: int = 0) -> list[Item]:
+    return [item(number, place) for number in range(count)]
+
+
+def eventually(done: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def answers(store: DedupStore) -> bool:
+    try:
+        store.claim("somebody else", [item(0)], token=OURS, lease=LONG)
+    except StoreUnavailable:
+        return False
+    return True
+
+
+@pytest.fixture
+def client(redis_server: LocalRedis) -> Iterator[redis.Redis]:
+    with closing(redis.Redis.from_url(redis_server.url, socket_timeout=5)) as connected:
+        connected.flushdb()
+        yield connected
+
+
+@pytest.fixture
+def table() -> str:
+    return f"ids_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[[timedelta], DedupStore]]:
+    """``make(retention)`` is a store; all of one test have the same ids."""
+    opened: list[DedupStore] = []
+
+    def store(retention: timedelta) -> DedupStore:
+        made: DedupStore
+        if request.param == "redis":
+            made = RedisDedupStore(request.getfixturevalue("client"), retention=retention)
+        else:
+            dsn = request.getfixturevalue("postgres_server").dsn
+            made = PostgresDedupStore(dsn, table=request.getfixturevalue("table"), retention=retention)
+        opened.append(made)
+        return made
+
+    yield store
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(params=["redis", "postgres"])
+def server(request: pytest.FixtureRequest) -> LocalRedis | LocalPostgres:
+    found: LocalRedis | LocalPostgres = request.getfixturevalue(f"{request.param}_server")
+    return found
+
+
+@contextmanager
+def store_on(server: LocalRedis | LocalPostgres, table: str, retention: timedelta = DAY) -> Iterator[DedupStore]:
+    if isinstance(server, LocalPostgres):
+        with closing(PostgresDedupStore(server.dsn, table=table, retention=retention)) as store:
+            yield store
+        return
+    with closing(redis.Redis.from_url(server.url, socket_timeout=5)) as client:
+        yield RedisDedupStore(client, retention=retention, prefix=table)
+
+
+# -- states ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_outcome(make: Callable[[timedelta], DedupStore]) -> None:
+    """One batch has them all, in the order of its items."""
+    store = make(DAY)
+    first = [item(1), item(2), item(3, fingerprint=b"f" * 8), item(4, fingerprint=b"f" * 8), item(5)]
+    assert store.claim(SCOPE, first, token=OURS, lease=LONG) == [NEW] * 5
+    assert store.complete(SCOPE, first[2:], token=OURS) == [True] * 3
+    second = [
+        item(9),
+        item(3, 7, b"g" * 8),
+        item(2, 7),
+        item(4, 7, b"f" * 8),
+        item(1),
+        item(5, 7, b"f" * 8),
+    ]
+    expected = [NEW, MISMATCH, IN_PROGRESS, DUPLICATE, TAKEN_OVER, DUPLICATE]
+    assert store.claim(SCOPE, second, token=THEIRS, lease=LONG) == expected
+
+
+def test_a_claim_that_comes_again_is_new(make: Callable[[timedelta], DedupStore]) -> None:
+    """A client that retries by itself, or an answer that got lost, changes nothing."""
+    store = make(DAY)
+    for _ in range(3):
+        assert store.claim(SCOPE, items(5), token=OURS, lease=LONG) == [NEW] * 5
+    for _ in range(3):
+        assert store.complete(SCOPE, items(5), token=OURS) == [True] * 5
+    store.release(SCOPE, items(5), token=OURS)
+    assert store.claim(SCOPE, items(5), token=OURS, lease=LONG) == [DUPLICATE] * 5
+
+
+def test_who_lost_a_claim_completes_and_releases_nothing(make: Callable[[timedelta], DedupStore]) -> None:
+    """The token fences: after a takeover the mark is the new owner's (D04)."""
+    store = make(DAY)
+    store.claim(SCOPE, items(3), token=OURS, lease=LONG)
+    assert store.claim(SCOPE, [item(1)], token=THEIRS, lease=LONG, takeover="lease") == [IN_PROGRESS]
+    assert store.claim(SCOPE, [item(1)], token=THEIRS, lease=LONG) == [TAKEN_OVER]
+    store.release(SCOPE, [item(1)], token=OURS)
+    assert store.complete(SCOPE, [item(0), item(1), item(8)], token=OURS) == [True, False, False]
+    assert store.claim(SCOPE, [item(8), item(1, 5)], token=b"x" * 16, lease=LONG) == [NEW, IN_PROGRESS]
+    assert store.complete(SCOPE, [item(1)], token=THEIRS) == [True]
+    store.release(SCOPE, items(3), token=OURS)
+    assert store.claim(SCOPE, items(3), token=THEIRS, lease=LONG) == [DUPLICATE, DUPLICATE, NEW]
+
+
+def test_the_lease_and_the_retention_go_by_the_servers_clock(make: Callable[[timedelta], DedupStore]) -> None:
+    """A lease that is over can be taken, and completed by whoever had it; the retention counts from completion (D05, D15)."""
+    store = make(timedelta(seconds=0.6))
+    store.claim(SCOPE, [item(1), item(2)], token=OURS, lease=0.2)
+    eventually(lambda: store.claim(SCOPE, [item(1, 7)], token=THEIRS, lease=LONG, takeover="lease") == [TAKEN_OVER])
+    completed = time.monotonic()
+    assert store.complete(SCOPE, [item(1), item(2)], token=OURS) == [False, True]
+    while (answer := store.claim(SCOPE, [item(2, 7)], token=THEIRS, lease=LONG)) == [DUPLICATE]:
+        assert time.monotonic() < completed + 20
+    assert answer == [NEW]
+    assert time.monotonic() - completed >= 0.6
+
+
+@pytest.mark.parametrize("count", [0, 1, 7999, 10_000])
+def test_a_batch_may_be_large(count: int, make: Callable[[timedelta], DedupStore]) -> None:
+    """Lua unpacks 8000 values at most, PostgreSQL binds 65 535: neither is a limit of ours."""
+    store = make(DAY)
+    assert store.claim(SCOPE, items(count), token=OURS, lease=LONG) == [NEW] * count
+    assert store.complete(SCOPE, items(count), token=OURS) == [True] * count
+    assert store.claim(SCOPE, items(count, 3), token=THEIRS, lease=LONG) == [DUPLICATE] * count
+    assert store.complete(SCOPE, items(count), token=THEIRS) == [True] * count
+    store.release(SCOPE, items(count), token=OURS)
+
+
+@pytest.mark.parametrize("wrong", [Item(b"k", bytes(16)), Item(bytes(16), b""), Item(bytes(16), bytes(16), b"f")])
+def test_what_has_another_size_is_refused(wrong: Item, make: Callable[[timedelta], DedupStore]) -> None:
+    """The parts of a batch travel side by side, without separators: a short one would shift the others."""
+    store = make(DAY)
+    with pytest.raises(ValueError, match=r"16 bytes|8 bytes"):
+        store.claim(SCOPE, [item(1), wrong], token=OURS, lease=LONG)
+    with pytest.raises(ValueError, match="16 bytes"):
+        store.claim(SCOPE, [item(1)], token=b"short", lease=LONG)
+
+
+def test_threads_with_overlapping_batches_share_them_out(make: Callable[[timedelta], DedupStore]) -> None:
+    """Each id is new for one of eight threads, whatever the order in their batches (D01)."""
+    assert share_out(make(DAY)) == dict.fromkeys(range(200), 1)
+
+
+def test_batches_in_any_order_do_not_deadlock(postgres_server: LocalPostgres, table: str) -> None:
+    """D13: rows are locked in one order by claim, complete and release, so that there is no deadlock to be tried again."""
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+        before = connection.execute(DEADLOCKS).fetchone()
+        with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+            for scope in "abc":
+                share_out(store, scope)
+        eventually(lambda: connection.execute(SESSIONS).fetchone() == (0,))  # they report when they end
+        assert connection.execute(DEADLOCKS).fetchone() == before
+
+
+def share_out(store: DedupStore, scope: str = SCOPE) -> dict[int, int]:
+    """Eight threads claim 200 ids in overlapping batches; a half of what they get is released and claimed again."""
+    barrier, counting, failures = threading.Barrier(8), threading.Lock(), list[BaseException]()
+    completed = dict.fromkeys(range(200), 0)
+
+    def work(number: int) -> None:
+        order, token = random.Random(number), uuid.uuid4().bytes
+        barrier.wait()
+        for _ in range(12):
+            mine = [item(n, 1 + number) for n in order.sample(range(200), 120)]
+            outcomes = store.claim(scope, mine, token=token, lease=LONG, takeover="lease")
+            claimed = [one for one, outcome in zip(mine, outcomes, strict=True) if outcome == NEW]
+            done, failed = claimed[::2], claimed[1::2]
+            assert store.complete(scope, done, token=token) == [True] * len(done)
+            store.release(scope, failed, token=token)
+            with counting:
+                for one in done:
+                    completed[int.from_bytes(one.key, "big")] += 1
+
+    def watched(number: int) -> None:
+        try:
+            work(number)
+        except BaseException as exc:  # noqa: BLE001 - raised below
+            failures.append(exc)
+
+    threads = [threading.Thread(target=watched, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failures == []
+    left = [number for number, times in completed.items() if times == 0]
+    assert store.claim(scope, [item(number) for number in left], token=OURS, lease=LONG) == [NEW] * len(left)
+    return completed | dict.fromkeys(left, 1)
+
+
+# -- servers that fail ----------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_was_killed_is_an_error_until_it_is_back(server: LocalRedis | LocalPostgres, table: str) -> None:
+    """The outcome is unknown while it is away (D16), and afterwards everything that was answered is still there."""
+    with store_on(server, table) as store:
+        store.claim(SCOPE, items(3), token=OURS, lease=LONG)
+        store.complete(SCOPE, items(1), token=OURS)
+        server.kill()
+        try:
+            with pytest.raises(StoreUnavailable, match="may be made again") as failed:
+                store.claim(SCOPE, items(3), token=OURS, lease=LONG)
+            assert failed.value.__cause__ is not None
+        finally:
+            server.restart()
+        eventually(lambda: answers(store))
+        assert store.complete(SCOPE, items(2), token=OURS) == [True, True]
+        assert store.claim(SCOPE, items(4, 1), token=THEIRS, lease=LONG) == [DUPLICATE, DUPLICATE, IN_PROGRESS, NEW]
+
+
+def test_a_store_can_be_made_before_its_server_runs(
+    server: LocalRedis | LocalPostgres, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is connected until the first call, and a first call that fails is made up for by the next."""
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres._CONNECTION_WAIT", 2.0)
+    with store_on(server, table) as store:
+        server.kill()
+        try:
+            with pytest.raises(StoreUnavailable):
+                store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        finally:
+            server.restart()
+        eventually(lambda: answers(store))
+
+
+def test_a_password_is_in_no_message(table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """S01: neither in an error, nor in a repr, nor in a log, whatever is wrong with the address."""
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres._CONNECTION_WAIT", 1.0)
+    marker = "s3cr3t-marker"
+    seen: list[str] = []
+    for dsn in (
+        f"postgresql://u:{marker}@127.0.0.1:1/db?connect_timeout=2",
+        f"postgresql://u:p@{marker}@127.0.0.1:1/db",
+        f"host=127.0.0.1 port=1 password='{marker}",
+        f"postgresql://u:{marker}/b@127.0.0.1/db",
+    ):
+        try:
+            store = PostgresDedupStore(dsn, table=table)
+        except ValueError as exc:
+            seen.append("".join(traceback.format_exception(exc)))
+            continue
+        with closing(store), pytest.raises(StoreUnavailable) as failed:
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        seen += [repr(store), str(failed.value)]
+    with closing(redis.Redis.from_url(f"redis://:{marker}@127.0.0.1:1/0")) as client:
+        kept = RedisDedupStore(client)
+        with pytest.raises(StoreUnavailable) as refused:
+            kept.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        seen += [repr(kept), str(refused.value)]
+    seen.append(caplog.text)
+    assert len(seen) == 8
+    assert not [text for text in seen if marker in text]
+
+
+# -- Redis ----------------------------------------------------------------------------------------------------------------
+
+
+def test_scripts_that_are_flushed_are_loaded_again(client: redis.Redis) -> None:
+    """A server that restarted has forgotten them."""
+    store = RedisDedupStore(client)
+    for _ in range(3):
+        client.script_flush()
+        store.claim(SCOPE, items(2), token=OURS, lease=LONG)
+        client.script_flush()
+        assert store.complete(SCOPE, items(2), token=OURS) == [True, True]
+        client.script_flush()
+        store.release(SCOPE, items(2), token=OURS)
+
+
+def test_redis_forgets_by_itself(client: redis.Redis) -> None:
+    """Every key expires, a claim too: nothing is left to purge (D18)."""
+    store = RedisDedupStore(client, retention=timedelta(seconds=50), prefix="app:1")
+    store.claim(SCOPE, items(2), token=OURS, lease=100)
+    store.complete(SCOPE, items(1), token=OURS)
+    claimed, completed = (client.pttl(b"app:1:{group}:" + item(number).key) for number in (1, 0))
+    assert 140_000 < claimed <= 150_000
+    assert 40_000 < completed <= 50_000
+    assert client.dbsize() == 2
+    assert store.purge() == 0
+
+
+def test_the_keys_of_a_scope_are_in_one_slot(client: redis.Redis) -> None:
+    """A script in a cluster may use one hash slot only, whatever the group is called; and two scopes never meet (D07)."""
+    from redis.crc import key_slot  # noqa: PLC0415 - a part of redis-py that few need
+
+    store = RedisDedupStore(client)
+    scopes = ["a", "a}b", "}", "}a", "{a}", "%7D", "a%7Db", "ä", "a b\n"]
+    for scope in scopes:
+        client.flushdb()
+        store.claim(scope, items(50), token=OURS, lease=LONG)
+        assert len({key_slot(key) for key in client.scan_iter()}) == 1, scope
+        assert client.dbsize() == 50
+    client.flushdb()
+    for scope in scopes:
+        assert store.claim(scope, items(2), token=OURS, lease=LONG) == [NEW, NEW], scope
+        assert store.complete(scope, items(2), token=OURS) == [True, True], scope
+
+
+def test_a_client_that_decodes_is_welcome(redis_server: LocalRedis, client: redis.Redis) -> None:
+    """``decode_responses=True`` is common, and changes nothing: no binary value ever comes back."""
+    with closing(redis.Redis.from_url(redis_server.url, decode_responses=True)) as decoding:
+        store = RedisDedupStore(decoding)
+        assert store.claim(SCOPE, items(2), token=b"\xff" * 16, lease=LONG) == [NEW, NEW]
+        assert store.complete(SCOPE, items(2), token=b"\xff" * 16) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "advice"),
+    [("maxmemory-policy", "allkeys-lru", "noeviction"), ("appendonly", "no", "appendonly to yes")],
+)
+def test_a_redis_that_forgets_is_warned_of_once(setting: str, value: str, advice: str) -> None:
+    """D12: eviction forgets ids when the memory is full, and a restart without an append-only file forgets all."""
+    with LocalRedis(config={setting: value}) as forgetful, closing(redis.Redis.from_url(forgetful.url)) as client:
+        store = RedisDedupStore(client)
+        with pytest.warns(DurabilityWarning, match=advice) as caught:
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        assert [warning.filename for warning in caught] == [__file__]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+
+
+def test_a_redis_that_hides_its_settings_is_used(caplog: pytest.LogCaptureFixture) -> None:
+    """Managed services forbid CONFIG: that is said in the log, and no reason to stop."""
+    with LocalRedis(config={"rename-command CONFIG": ""}) as managed, closing(redis.Redis.from_url(managed.url)) as client:
+        with caplog.at_level(logging.INFO, "kafka_guarantees"):
+            assert RedisDedupStore(client).claim(SCOPE, items(1), token=OURS, lease=LONG) == [NEW]
+        assert "noeviction" in caplog.text
+
+
+def test_a_redis_that_is_full_is_unavailable() -> None:
+    """With noeviction a full Redis refuses writes: then nothing may be handled, and nothing is left out (D16)."""
+    with LocalRedis(config={"maxmemory": "1"}) as full, closing(redis.Redis.from_url(full.url)) as client:
+        store = RedisDedupStore(client)
+        with pytest.raises(StoreUnavailable, match="OutOfMemoryError"):
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+
+
+def test_what_is_no_error_of_redis_passes(client: redis.Redis) -> None:
+    """A mistake in the program is not taken for a server that is away."""
+
+    class Broken:
+        script_load = config_get = staticmethod(client.config_get)
+
+        def evalsha(self, *_: Any) -> Any:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        RedisDedupStore(Broken()).claim(SCOPE, items(1), token=OURS, lease=LONG)
+
+
+@given(prefix=st.text())
+@example(prefix="a" * 64)
+@example(prefix="a" * 65)
+def test_a_prefix_cannot_be_anything(prefix: str) -> None:
+    """S03: no control characters, no braces, bounded."""
+    allowed = 0 < len(prefix) <= 64 and prefix.isascii() and all(one.isalnum() or one in "_.:-" for one in prefix)
+    if allowed:
+        RedisDedupStore(redis.Redis(), prefix=prefix)
+        return
+    with pytest.raises(ValueError, match="prefix="):
+        RedisDedupStore(redis.Redis(), prefix=prefix)
+
+
+# -- PostgreSQL -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_is_created_by_whoever_is_first(postgres_server: LocalPostgres, table: str) -> None:
+    """Eight workers that start at once: one creates it, and all of them use it."""
+    barrier, results = threading.Barrier(8), []
+
+    def start() -> None:
+        with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+            barrier.wait()
+            results.append(store.claim(SCOPE, items(1), token=uuid.uuid4().bytes, lease=LONG, takeover="lease"))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(results) == [[NEW], *[[IN_PROGRESS]] * 7]
+
+
+def test_a_table_of_somebody_else_is_left_alone(postgres_server: LocalPostgres, table: str) -> None:
+    """D19: a table of another version, or with another purpose, is an error and not written to."""
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+        connection.execute(f'CREATE TABLE "{table}" (scope text, key bytea)'.encode())
+        with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+            with pytest.raises(KafkaGuaranteesError, match="not of this version") as refused:
+                store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+            assert not isinstance(refused.value, StoreUnavailable)
+
+
+def test_the_users_pool_is_used_and_left_as_it_was(postgres_server: LocalPostgres, table: str) -> None:
+    """Whatever its connections are set to: dicts as rows, repeatable read, no autocommit. close() does not close it."""
+    settings = {"row_factory": psycopg.rows.dict_row, "options": "-c default_transaction_isolation=serializable"}
+    with ConnectionPool(postgres_server.dsn, kwargs=settings, min_size=1, max_size=1, open=True) as pool:
+        store = PostgresDedupStore(pool, table=table)
+        assert store.claim(SCOPE, items(2), token=OURS, lease=LONG) == [NEW, NEW]
+        assert store.complete(SCOPE, items(2), token=OURS) == [True, True]
+        assert store.claim(SCOPE, items(3, 1), token=THEIRS, lease=LONG) == [DUPLICATE, DUPLICATE, NEW]
+        store.close()
+        with pool.connection() as connection:
+            assert not connection.autocommit
+            changed = connection.execute(
+                "SELECT setting FROM pg_settings WHERE name = ANY(%s) ORDER BY name", ([*TOUCHED],)
+            ).fetchall()
+            assert [dict(row) for row in changed] == [{"setting": TOUCHED[name]} for name in sorted(TOUCHED)]
+
+
+def test_a_rival_that_stands_still_does_not_hold_us(postgres_server: LocalPostgres, table: str) -> None:
+    """D13: a transaction that has the rows and does not end is waited for seconds, not for ever; the call can be repeated."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+        store.claim(SCOPE, items(2), token=OURS, lease=LONG)
+        with psycopg.connect(postgres_server.dsn) as rival:
+            rival.execute(f'SELECT * FROM "{table}" FOR UPDATE'.encode())
+            start = time.monotonic()
+            with pytest.raises(StoreUnavailable, match="55P03"):
+                store.complete(SCOPE, items(2), token=OURS)
+            assert 4 < time.monotonic() - start < 60
+        assert store.complete(SCOPE, items(2), token=OURS) == [True, True]
+
+
+@pytest.mark.parametrize("default", ["read committed", "serializable"])
+def test_a_claim_waits_for_a_rival_and_sees_what_it_did(
+    default: str, postgres_server: LocalPostgres, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D13: at the first attempt, whatever the default is. By an older snapshot the rival's row were neither new nor known."""
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres._ATTEMPTS", 1)
+    dsn = make_conninfo(postgres_server.dsn, options=f"-c default_transaction_isolation={default.replace(' ', chr(92) + ' ')}")
+    with closing(PostgresDedupStore(dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:
+        store.claim("other", items(1), token=OURS, lease=LONG)
+        copy = f'INSERT INTO "{table}" SELECT %s, key, state, %s, position, fingerprint, until, claimed_at FROM "{table}"'
+        rival.execute(copy.encode(), (SCOPE, THEIRS))
+        answer: list[Outcome] = []
+        thread = threading.Thread(target=lambda: answer.extend(store.claim(SCOPE, items(2, 9), token=OURS, lease=LONG)))
+        thread.start()
+        eventually(lambda: rival.execute(WAITING).fetchone() == (1,), 4)
+        rival.commit()
+        thread.join(30)
+        assert answer == [IN_PROGRESS, NEW]
+
+
+def test_a_complete_that_waits_for_a_takeover_is_refused(postgres_server: LocalPostgres, table: str) -> None:
+    """D04, D13: whose claim it is, is decided on the newest version of the row, not on that from before the wait."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:
+        store.claim(SCOPE, items(2), token=OURS, lease=LONG)
+        rival.execute(f'UPDATE "{table}" SET token = %s WHERE key = %s'.encode(), (THEIRS, item(0).key))
+        done: list[bool] = []
+        thread = threading.Thread(target=lambda: done.extend(store.complete(SCOPE, items(2), token=OURS)))
+        thread.start()
+        eventually(lambda: rival.execute(WAITING).fetchone() == (1,), 4)
+        rival.commit()
+        thread.join(30)
+        assert done == [False, True]
+
+
+def test_purge_removes_what_is_expired_and_nothing_else(postgres_server: LocalPostgres, table: str) -> None:
+    """D18: completed ids after their retention, claims a retention after their lease, at most as many as asked for."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(seconds=0.5))) as store:
+        store.claim(SCOPE, items(2500), token=OURS, lease=0.1)
+        store.complete(SCOPE, items(2000), token=OURS)
+        with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as lasting:
+            lasting.claim("other", items(10), token=OURS, lease=LONG)
+            lasting.complete("other", items(5), token=OURS)
+        assert store.purge(limit=0) == 0
+        eventually(lambda: store.purge(limit=1500) == 1500)
+        removed = 1500
+
+        def all_gone() -> bool:
+            nonlocal removed
+            removed += store.purge()
+            return removed == 2500
+
+        eventually(all_gone)
+        assert store.claim(SCOPE, items(1), token=THEIRS, lease=LONG, takeover="lease") == [NEW]
+        assert store.claim("other", items(10, 1), token=THEIRS, lease=LONG) == [DUPLICATE] * 5 + [IN_PROGRESS] * 5
+
+
+def test_purge_leaves_rows_that_somebody_uses(postgres_server: LocalPostgres, table: str) -> None:
+    """It waits for nobody: what is locked is for the next time."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(seconds=0.1))) as store:
+        store.claim(SCOPE, items(3), token=OURS, lease=LONG)
+        store.complete(SCOPE, items(3), token=OURS)
+        with psycopg.connect(postgres_server.dsn) as rival:
+            rival.execute(f'SELECT * FROM "{table}" WHERE key = %s FOR UPDATE'.encode(), (item(1).key,))
+            eventually(lambda: store.purge() == 2)
+        eventually(lambda: store.purge() == 1)
+
+
+def test_a_complete_of_an_id_that_nobody_claimed_writes_nothing(postgres_server: LocalPostgres, table: str) -> None:
+    """The statement is an upsert: what it would insert must not come to be."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+        assert store.complete(SCOPE, items(3), token=OURS) == [False] * 3
+        with psycopg.connect(postgres_server.dsn) as connection:
+            assert connection.execute(f'SELECT count(*) FROM "{table}"'.encode()).fetchone() == (0,)
+
+
+def test_deadlocks_are_tried_again(postgres_server: LocalPostgres, table: str) -> None:
+    """Somebody else's transaction may lock rows in another order; PostgreSQL ends one of the two, and we try again."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:
+        store.claim(SCOPE, items(2), token=OURS, lease=LONG)
+        row = f'SELECT 1 FROM "{table}" WHERE key = %s FOR UPDATE'.encode()
+        rival.execute("SET deadlock_timeout = '1min'")  # so that it is ours that is ended
+        rival.execute(row, (item(1).key,))
+        done: list[bool] = []
+        thread = threading.Thread(target=lambda: done.extend(store.complete(SCOPE, items(2), token=OURS)))
+        thread.start()
+        eventually(lambda: rival.execute(WAITING).fetchone() == (1,), 4)
+        rival.execute(row, (item(0).key,))  # goes on when the store's transaction was ended
+        rival.commit()
+        thread.join(30)
+        assert done == [True, True]
+
+
+@example(table="a" * 64)
+@example(table="s.t")
+@example(table="s.t.u")
+@given(table=st.text() | st.from_regex(r"[a-z\"'.;\x00 ]{1,20}"))
+def test_a_table_name_cannot_be_anything(table: str) -> None:
+    """S03: what is not a plain name, or two with a dot, is refused; nothing that is allowed needs escaping."""
+    parts = table.split(".")
+    allowed = len(parts) <= 2 and all(
+        part.isascii() and part.replace("_", "a").isalnum() and not part[0].isdigit() and len(part) <= 63 for part in parts
+    )
+    if allowed:
+        PostgresDedupStore("", table=table).close()
+        return
+    with pytest.raises(ValueError, match="table="):
+        PostgresDedupStore("", table=table)
+
+
+def test_a_schema_may_be_named(postgres_server: LocalPostgres, table: str) -> None:
+    """``schema.table`` is two names, and capitals stay."""
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA IF NOT EXISTS "Other"')
+        with closing(PostgresDedupStore(postgres_server.dsn, table=f"Other.{table}")) as store:
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        assert connection.execute(f'SELECT count(*) FROM "Other"."{table}"'.encode()).fetchone() == (1,)
+
+
+@pytest.mark.parametrize("retention", [timedelta(0), timedelta(seconds=-1)])
+def test_a_retention_is_more_than_nothing(retention: timedelta) -> None:
+    """Else every repeat would be handled."""
+    with pytest.raises(ValueError, match="retention="):
+        PostgresDedupStore("", retention=retention)
+    with pytest.raises(ValueError, match="retention="):
+        RedisDedupStore(redis.Redis(), retention=retention)
+
+
+# -- the servers of the tests -----------------------------------------------------------------------------------------------
+
+
+def test_a_paused_server_keeps_its_connections_and_does_not_answer(server: LocalRedis | LocalPostgres, table: str) -> None:
+    """pause() stops every process of it, so that a call that is under way ends only after resume()."""
+    with store_on(server, table) as store:
+        store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        answered: list[bool] = []
+        thread = threading.Thread(target=lambda: answered.extend(store.complete(SCOPE, items(1), token=OURS)))
+        server.pause()
+        try:
+            thread.start()
+            thread.join(0.5)
+            assert not answered
+        finally:
+            server.resume()
+        thread.join(30)
+        assert answered == [True]
+
+
+@pytest.mark.parametrize("kind", [LocalRedis, LocalPostgres])
+def test_a_server_that_is_not_installed_is_named(
+    kind: type[LocalRedis | LocalPostgres], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says what to install."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("kafka_guarantees.testing.servers._DEBIAN_POSTGRES", "/nowhere")
+    with pytest.raises(ServerNotInstalled, match="apt-get install"), kind():
+        pass
+
+
+@pytest.mark.parametrize(("ci", "raised"), [("", pytest.skip.Exception), ("true", pytest.fail.Exception)])
+def test_without_a_server_its_tests_are_skipped_but_not_in_ci(
+    ci: str, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A developer need not install everything; where everything is installed on purpose, nothing is left out in silence."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CI", ci)
+    with pytest.raises(raised, match="apt-get install redis-server"):
+        next(_installed(LocalRedis()))
+
+
+@pytest.mark.parametrize("kind", [LocalRedis, LocalPostgres])
+def test_a_server_that_does_not_start_says_why(kind: type[LocalRedis | LocalPostgres]) -> None:
+    """The end of its log is in the error, and nothing is left running."""
+    with pytest.raises(LocalServerError, match=r"Its log ends:\n.*"), kind(config={"port": "no-number"}):
+        pass
+
+
+@pytest.mark.parametrize("kind", [LocalRedis, LocalPostgres])
+def test_a_server_is_entered_before_it_is_used(kind: type[LocalRedis | LocalPostgres]) -> None:
+    """Nothing is started by the constructor."""
+    with pytest.raises(LocalServerError, match="not started"):
+        kind().kill()

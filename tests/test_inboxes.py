@@ -1,0 +1,934 @@
+"""Laws of the inboxes: offsets, ids and effects are written together or not at all, whoever dies and whoever else is there."""
+
+# ruff: noqa: PT012 - what raises is a transaction, with what happens in it
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg.conninfo import make_conninfo
+from psycopg.rows import dict_row
+from psycopg_pool import ConnectionPool
+
+from kafka_guarantees.dedup import _progress, postgres_inbox, sqlite_inbox
+from kafka_guarantees.dedup.contract import Entry, Inbox, Source
+from kafka_guarantees.dedup.ids import key_of
+from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
+from kafka_guarantees.dedup.sqlite_inbox import SqliteInbox
+from kafka_guarantees.errors import (
+    ForkedClientError,
+    KafkaGuaranteesError,
+    PartitionFenced,
+    StoreUnavailable,
+    TopicRecreated,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+DEADLINE = 60.0  # seconds
+TOPIC_ID = b"i" * 16
+P0, P1, P2 = (Source("orders", TOPIC_ID, number) for number in range(3))
+
+
+def entries(source: Source, offsets: Sequence[int], *ids: str) -> list[Entry]:
+    """Entries with an id each; where no ids are given, one made of partition and offset."""
+    names = ids or [f"{source.partition}/{offset}" for offset in offsets]
+    return [Entry(source, offset, key_of(name)) for offset, name in zip(offsets, names, strict=True)]
+
+
+class Place:
+    """Where an inbox is, with a table of effects beside it."""
+
+    def __init__(self, kind: str, where: str) -> None:
+        self.kind = kind
+        self.where = where
+        self._open: list[Any] = []
+        self.sql("CREATE TABLE effect (what text)")
+
+    def inbox(self, **settings: Any) -> Inbox[Any]:
+        made: Any = SqliteInbox(self.where, **settings) if self.kind == "sqlite" else PostgresInbox(self.where, **settings)
+        self._open.append(made)
+        return made  # type: ignore[no-any-return]
+
+    def connect(self) -> Any:
+        if self.kind == "sqlite":
+            return sqlite3.connect(self.where, isolation_level=None, timeout=DEADLINE)
+        return psycopg.connect(self.where, autocommit=True)
+
+    def sql(self, statement: str) -> list[Any]:
+        with closing(self.connect()) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+    def effects(self) -> list[str]:
+        return sorted(what for (what,) in self.sql("SELECT what FROM effect"))
+
+    def ids(self) -> int:
+        return int(self.sql("SELECT count(*) FROM kg_inbox_id")[0][0])
+
+    def close(self) -> None:
+        for inbox in self._open:
+            inbox.close()
+
+
+def act(connection: Any, what: object) -> None:
+    """An effect: a row in the user's own table."""
+    connection.execute(f"INSERT INTO effect VALUES ('{what}')")
+
+
+@contextmanager
+def _sqlite(folder: Path) -> Iterator[Place]:
+    place = Place("sqlite", str(folder / "inbox.db"))
+    yield place
+    place.close()
+
+
+@contextmanager
+def _postgres(dsn: str) -> Iterator[Place]:
+    schema = f"t{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}".encode())
+    place = Place("postgres", make_conninfo(dsn, options=f"-csearch_path={schema}"))
+    yield place
+    place.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    with _sqlite(tmp_path) if request.param == "sqlite" else _postgres(request.getfixturevalue("postgres_server").dsn) as made:
+        yield made
+
+
+@pytest.fixture
+def lite(tmp_path: Path) -> Iterator[Place]:
+    with _sqlite(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def postgres(postgres_server: Any) -> Iterator[Place]:
+    with _postgres(postgres_server.dsn) as made:
+        yield made
+
+
+# -- what is decided without a database ---------------------------------------------------------------------------------------
+
+
+class History:
+    """A call that could be: entries of some partitions, what is stored, which keys the database knows."""
+
+    def __init__(self, draw: st.DrawFn) -> None:
+        names = st.none() | st.sampled_from("abcdef")
+        offsets = dict.fromkeys((P0, P1), 0)
+        self.entries: list[Entry] = []
+        for source in draw(st.lists(st.sampled_from((P0, P1)), max_size=14)):
+            step = draw(st.integers(0, 2))  # 0: the same record again
+            before = [entry for entry in self.entries if entry.source == source]
+            if before and not step:
+                self.entries.append(before[-1])
+                continue
+            offsets[source] += step
+            name = draw(names)
+            self.entries.append(Entry(source, offsets[source], None if name is None else key_of(name)))
+        self.stored = {source: draw(st.none() | st.integers(0, offsets[source] + 2)) for source in (P0, P1)}
+        self.known = {key_of(name) for name in draw(st.sets(st.sampled_from("abcdef")))}
+        self.batch = _progress.batch_of(self.entries)
+        waiting = _progress.pending(self.batch, self.stored)
+        self.fresh = _progress.fresh_of(self.batch, waiting, set(self.batch.keys) - self.known)
+        self.handled = draw(st.integers(0, len(self.fresh)))
+
+    def behind(self, index: int) -> bool:
+        entry = self.entries[index]
+        return entry.offset < (self.stored[entry.source] or 0)
+
+    def same(self, one: int, other: int) -> bool:
+        """Whether two entries are the same record, or have the same id."""
+        first, second = self.entries[one], self.entries[other]
+        return bool(first[:2] == second[:2] or (first.key is not None and first.key == second.key))
+
+
+histories = st.composite(History)()
+
+
+@given(histories)
+def test_fresh_is_exactly_what_nobody_handled(history: History) -> None:
+    """Fresh is what is not behind its offset, not known, and not the same as an earlier entry that is not behind."""
+    expected = [
+        index
+        for index, entry in enumerate(history.entries)
+        if not history.behind(index)
+        and entry.key not in history.known
+        and not any(history.same(index, other) for other in range(index) if not history.behind(other))
+    ]
+    assert list(history.fresh) == expected
+
+
+@settings(max_examples=400)
+@given(histories)
+def test_offsets_pass_what_is_handled_and_nothing_else(history: History) -> None:
+    """No offset passes an entry that is not handled, or a repeat of one; each passes everything before the first of those."""
+    offsets, forget = _progress.advance(history.batch, history.stored, history.fresh, history.handled)
+    left = history.fresh[history.handled :]
+    for source in history.batch.first:
+        stays = [
+            entry.offset
+            for index, entry in enumerate(history.entries)
+            if entry.source == source and not history.behind(index) and any(history.same(index, other) for other in left)
+        ]
+        last = max(entry.offset for entry in history.entries if entry.source == source)
+        stored = history.stored[source] or 0
+        expected = max(stored, min([*stays, last + 1]))
+        assert offsets.get(source, stored) == expected
+        assert (source in offsets) == (expected > stored)
+    assert forget == sorted({key for index in left if (key := history.entries[index].key) is not None})
+    assert list(offsets) == sorted(offsets)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        [Entry(P0, 5, None), Entry(P0, 3, None)],
+        [Entry(P0, 5, b"short")],
+        [Entry(P0, 5, None), Entry(P1._replace(topic_id=b"j" * 16), 6, None)],
+    ],
+    ids=["descending", "key", "topic ids"],
+)
+def test_entries_that_cannot_be_are_refused(place: Place, wrong: list[Entry]) -> None:
+    """Entries out of order, keys that are no digests and two incarnations of a topic raise before anything is written."""
+    inbox = place.inbox()
+    with pytest.raises(ValueError, match=r"after offset|16 bytes|two ids"), inbox.transaction("group", wrong):
+        pytest.fail("it began")
+    with pytest.raises(ValueError, match="handled=2"), inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.finish(2)
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+
+
+# -- both inboxes -------------------------------------------------------------------------------------------------------------
+
+
+def test_what_comes_again_is_left_out(place: Place) -> None:
+    """The same offsets, the same ids elsewhere and repeats in one call are not fresh; another scope knows nothing of them."""
+    inbox = place.inbox()
+    assert inbox.start_offsets("group", [P0, P1]) == {P0: None, P1: None}
+    with inbox.transaction("group", entries(P0, [0, 1, 4])) as tx:
+        assert list(tx.fresh) == [0, 1, 2]
+    again = [*entries(P0, [1, 4, 5]), *entries(P1, [7, 8, 9], "0/1", "new", "new"), Entry(P1, 10, None)]
+    with inbox.transaction("group", again) as tx:
+        assert list(tx.fresh) == [2, 4, 6]
+    assert inbox.start_offsets("group", [P0, P1, P2]) == {P0: 6, P1: 11, P2: None}
+    with inbox.transaction("other ' group", again) as tx:
+        assert list(tx.fresh) == [0, 1, 2, 4, 6]
+    with inbox.transaction("group", []) as tx:
+        assert list(tx.fresh) == []
+
+
+def test_an_exception_undoes_everything_and_is_raised_as_it_is(place: Place) -> None:
+    """What the handler raises comes out itself; effect, offset and ids are as if nothing had happened."""
+    inbox = place.inbox()
+    error = KeyError("the handler's own")
+    with pytest.raises(KeyError) as caught, inbox.transaction("group", entries(P0, [0, 1])) as tx:
+        act(tx.connection, "undone")
+        tx.finish()
+        raise error
+    assert caught.value is error
+    assert place.effects() == []
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+    with inbox.transaction("group", entries(P1, [0, 1], "0/0", "0/1")) as tx:
+        assert list(tx.fresh) == [0, 1]
+
+
+def test_a_rollback_that_fails_hides_nothing(place: Place) -> None:
+    """The handler's exception comes out although the connection is gone as well."""
+    inbox = place.inbox()
+    error = KeyError("the handler's own")
+    with pytest.raises(KeyError) as caught, inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.connection.close()
+        raise error
+    assert caught.value is error
+
+
+def test_finishing_a_part(place: Place) -> None:
+    """Offsets stop before the first entry that is not handled and before repeats of it, and its id is forgotten."""
+    inbox = place.inbox()
+    call = [*entries(P0, [0, 1, 2], "a", "b", "c"), *entries(P1, [0, 1, 2], "a", "b", "d")]
+    with inbox.transaction("group", call) as tx:
+        assert list(tx.fresh) == [0, 1, 2, 5]
+        act(tx.connection, "a")
+        tx.finish(1)
+    assert inbox.start_offsets("group", [P0, P1]) == {P0: 1, P1: 1}
+    assert place.ids() == 1
+    with inbox.transaction("group", call) as tx:
+        assert list(tx.fresh) == [1, 2, 5]
+    assert inbox.start_offsets("group", [P0, P1]) == {P0: 3, P1: 3}
+    with inbox.transaction("group", entries(P2, [0])) as tx:
+        tx.finish(0)
+    assert inbox.start_offsets("group", [P2]) == {P2: None}
+    assert place.effects() == ["a"]
+
+
+def test_finishing_twice_is_refused(place: Place) -> None:
+    """A second ``finish()`` raises, and nothing is written."""
+    inbox = place.inbox()
+    with pytest.raises(KafkaGuaranteesError, match="already"), inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.finish()
+        tx.finish()
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+
+
+@pytest.mark.parametrize("how", ["COMMIT", "ROLLBACK"])
+def test_a_handler_that_ends_the_transaction_is_told(place: Place, how: str) -> None:
+    """Its messages come again: no offset moves behind the back of the effects. Also told when it comes after finish()."""
+    inbox = place.inbox()
+    with pytest.raises(KafkaGuaranteesError, match="handler ended"), inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "early")
+        tx.connection.execute(how)
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+    with pytest.raises(KafkaGuaranteesError, match="handler ended"), inbox.transaction("group", entries(P1, [0])) as tx:
+        tx.finish()
+        tx.connection.execute(how)
+    assert inbox.start_offsets("group", [P1]) == {P1: 1 if how == "COMMIT" else None}
+
+
+def test_a_handler_that_begins_another_transaction_is_told(postgres: Place) -> None:
+    """The offsets move only in the transaction that has the ids and the locks."""
+    inbox = postgres.inbox()
+    with pytest.raises(KafkaGuaranteesError, match="handler ended"), inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "early")
+        tx.connection.execute("COMMIT")
+        tx.connection.execute("BEGIN")
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+    with inbox.transaction("group", entries(P0, [1])) as tx:
+        assert list(tx.fresh) == [0]
+
+
+def test_a_topic_that_was_created_again_is_refused(place: Place) -> None:
+    """D06: the offset of the old topic would hide the records of the new one, so nothing is handled until it is deleted."""
+    inbox = place.inbox()
+    with inbox.transaction("group", entries(P0, [0, 1, 2])):
+        pass
+    new = P0._replace(topic_id=b"j" * 16)
+    with pytest.raises(TopicRecreated, match=r"orders\[0\].*deleted and created again.*delete the rows"):
+        inbox.start_offsets("group", [new])
+    with pytest.raises(TopicRecreated), inbox.transaction("group", entries(new, [0], "x")):
+        pytest.fail("it began")
+    assert place.ids() == 3
+    place.sql("DELETE FROM kg_inbox_offset WHERE scope = 'group' AND topic = 'orders'")
+    with inbox.transaction("group", entries(new, [0], "x")) as tx:
+        assert list(tx.fresh) == [0]
+    assert inbox.start_offsets("group", [new]) == {new: 1}
+
+
+def test_a_topic_of_which_nothing_was_handled_may_be_created_again(place: Place) -> None:
+    """D06: where no offset is stored none can be wrong."""
+    inbox = place.inbox()
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.finish(0)
+    new = P0._replace(topic_id=b"j" * 16)
+    assert inbox.start_offsets("group", [new]) == {new: None}
+    with inbox.transaction("group", entries(new, [0])):
+        pass
+    assert inbox.start_offsets("group", [new]) == {new: 1}
+    with pytest.raises(TopicRecreated):
+        inbox.start_offsets("group", [P0])
+
+
+def test_rival_owners_write_each_effect_once(place: Place) -> None:
+    """Two members that both believe to own a partition, and fail at random, leave one effect for each offset."""
+    end = 120
+
+    def own(seed: int) -> None:
+        chance = random.Random(seed)
+        inbox = place.inbox()
+        reached = 0
+        while reached < end:
+            stored = inbox.start_offsets("group", [P0])[P0] or 0
+            reached = max(0, stored - chance.randrange(4))  # where a member that was paused would go on
+            offsets = range(reached, min(end, reached + 5))
+            with (
+                suppress(PartitionFenced, StoreUnavailable, InterruptedError),
+                inbox.transaction("group", [Entry(P0, offset, None) for offset in offsets]) as tx,
+            ):
+                for index in tx.fresh:
+                    act(tx.connection, offsets[index])
+                if chance.random() < 0.2:
+                    raise InterruptedError
+            reached = stored
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(own, (1, 2)))
+    assert Counter(map(int, place.effects())) == Counter(range(end))
+
+
+def test_unsorted_overlapping_ids_do_not_deadlock(place: Place) -> None:
+    """D13: four members with the same ids in different orders wait for each other in one direction, and each id is new once."""
+    rounds, size = 8, 300
+    together = threading.Barrier(4)
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        inbox = place.inbox()
+        source = Source("orders", TOPIC_ID, number)
+        try:
+            for start in range(0, rounds * size, size):
+                ids = [f"{start}-{count}" for count in range(size)]
+                chance.shuffle(ids)
+                together.wait(DEADLINE)
+                with inbox.transaction("group", entries(source, range(start, start + size), *ids)) as tx:
+                    for index in tx.fresh:
+                        act(tx.connection, ids[index])
+        except BaseException:
+            together.abort()
+            raise
+
+    with ThreadPoolExecutor(4) as threads:
+        for worker in [threads.submit(work, number) for number in range(4)]:
+            worker.result()
+    effects = place.effects()
+    assert len(effects) == len(set(effects)) == rounds * size
+
+
+def test_many_may_begin_at_once(place: Place) -> None:
+    """Members that start together make the tables once, and none of them fails."""
+    start = threading.Barrier(8)
+
+    def begin(number: int) -> None:
+        start.wait(DEADLINE)
+        place.inbox().start_offsets("group", [P0])
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin, range(8)))
+    assert len(place.sql("SELECT version FROM kg_inbox_version")) == 1
+
+
+def test_tables_of_another_version_are_refused(place: Place) -> None:
+    """D19: what a newer release wrote is not touched."""
+    place.inbox().start_offsets("group", [P0])
+    place.sql("UPDATE kg_inbox_version SET version = 99")
+    with pytest.raises(KafkaGuaranteesError, match="version 99"):
+        place.inbox().start_offsets("group", [P0])
+
+
+def test_an_offset_that_somebody_deleted_begins_anew(place: Place) -> None:
+    """An operator who deletes a row, as TopicRecreated advises, is understood by the inboxes that are running."""
+    inbox = place.inbox()
+    with inbox.transaction("group", entries(P0, [0])):
+        pass
+    place.sql("DELETE FROM kg_inbox_offset")
+    with suppress(StoreUnavailable), inbox.transaction("group", [Entry(P0, 0, None)]):
+        pass
+    with inbox.transaction("group", [Entry(P0, 0, None), Entry(P0, 1, None)]):
+        pass
+    assert inbox.start_offsets("group", [P0]) == {P0: 2}
+
+
+def test_an_inbox_does_not_cross_a_fork(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a child every call raises, and close() leaves the parent's connections alone."""
+    inbox = place.inbox()
+    inbox.start_offsets("group", [P0])
+    here = os.getpid()
+    monkeypatch.setattr(os, "getpid", lambda: here + 1)
+    with pytest.raises(ForkedClientError):
+        inbox.start_offsets("group", [P0])
+    with pytest.raises(ForkedClientError), inbox.transaction("group", []):
+        pytest.fail("it began")
+    with pytest.raises(ForkedClientError):
+        inbox.purge()
+    inbox.close()
+    monkeypatch.undo()
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+
+
+@pytest.mark.parametrize("retention", [timedelta(0), timedelta(seconds=-1)])
+def test_a_retention_is_longer_than_nothing(place: Place, retention: timedelta) -> None:
+    """Without a retention no id would be known."""
+    with pytest.raises(ValueError, match="retention"):
+        place.inbox(retention=retention)
+
+
+# -- other processes ----------------------------------------------------------------------------------------------------------
+
+# kind, where, partition, then commands on stdin: "commit", "rollback"; or the number of messages to handle.
+CHILD = """
+import sys
+from kafka_guarantees.dedup.contract import Entry, Source
+from kafka_guarantees.dedup.ids import key_of
+kind, where, partition, end = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+if kind == "sqlite":
+    from kafka_guarantees.dedup.sqlite_inbox import SqliteInbox as Inbox
+else:
+    from kafka_guarantees.dedup.postgres_inbox import PostgresInbox as Inbox
+source = Source("orders", b"i" * 16, partition)
+def act(connection, what):
+    connection.execute(f"INSERT INTO effect VALUES ('{what}')")
+with Inbox(where) as inbox:
+    if end:
+        reached = inbox.start_offsets("group", [source])[source] or 0
+        while reached < end:
+            offsets = range(max(0, reached - 3), min(end, reached + 4))
+            with inbox.transaction("group", [Entry(source, o, key_of(f"{partition}/{o}")) for o in offsets]) as tx:
+                for index in tx.fresh:
+                    act(tx.connection, offsets[index])
+            reached = offsets[-1] + 1
+            print(reached, flush=True)
+    else:
+        try:
+            with inbox.transaction("group", [Entry(source, 0, key_of("shared"))]) as tx:
+                act(tx.connection, "first")
+                print("open", flush=True)
+                if sys.stdin.readline() == "rollback\\n":
+                    raise InterruptedError
+        except InterruptedError:
+            pass
+"""
+
+
+@contextmanager
+def child(place: Place, partition: int = 0, end: int = 0) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHILD, place.kind, place.where, str(partition), str(end)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_effects_and_offsets_survive_sigkill_together(place: Place) -> None:
+    """A process that is killed at any instant leaves the effect, the offset and the id of each message, or none of them."""
+    end, chance = 3000, random.Random(5)
+    place.inbox().start_offsets("group", [P0])
+    kills = 0
+    for _ in range(15):
+        with child(place, end=end) as process:
+            for _ in range(chance.randrange(1, 6)):
+                line(process)
+            time.sleep(chance.uniform(0, 0.004))  # the instant is the test
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait(DEADLINE) == -signal.SIGKILL
+        reached = place.inbox().start_offsets("group", [P0])[P0] or 0
+        assert Counter(map(int, place.effects())) == Counter(range(reached))
+        assert place.ids() == reached
+    assert kills == 15
+    assert reached > 0
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback", "kill"])
+def test_a_duplicate_elsewhere_waits_for_the_first(place: Place, ending: str) -> None:
+    """An id in another partition waits for the open transaction that has it: left out if that commits, else handled."""
+    inbox = place.inbox()
+    inbox.start_offsets("group", [P1])
+    with child(place) as process, ThreadPoolExecutor(1) as thread:
+        assert line(process) == "open"
+
+        def second() -> list[int]:
+            with inbox.transaction("group", entries(P1, [0, 1], "shared", "other")) as tx:
+                for index in tx.fresh:
+                    act(tx.connection, f"second {index}")
+                return list(tx.fresh)
+
+        waiting = thread.submit(second)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.3)
+        if ending == "kill":
+            process.kill()
+        else:
+            process.communicate(f"{ending}\n", timeout=DEADLINE)
+        assert waiting.result(DEADLINE) == ([1] if ending == "commit" else [0, 1])
+    assert place.effects() == (["first", "second 1"] if ending == "commit" else ["second 0", "second 1"])
+
+
+# -- SQLite -------------------------------------------------------------------------------------------------------------------
+
+
+def test_retention_and_purge(lite: Place) -> None:
+    """An id is known until its retention is over, and removed after it, not before; offsets stay."""
+    now = [1_000_000.0]
+    inbox = lite.inbox(retention=timedelta(seconds=60), clock=lambda: now[0])
+    assert inbox.retention == timedelta(seconds=60)
+    for offset, name in enumerate("abc"):
+        with inbox.transaction("group", entries(P0, [offset], name)):
+            pass
+        now[0] += 10
+    assert inbox.purge() == 0
+    now[0] += 29.9  # a: 59.9 s
+    with inbox.transaction("group", entries(P1, [0], "a")) as tx:
+        assert list(tx.fresh) == []
+    now[0] += 0.1
+    with inbox.transaction("group", entries(P1, [1, 2, 3], "b", "a", "a")) as tx:
+        assert list(tx.fresh) == [1]
+    now[0] += 59.9  # a was refreshed; b and c are over
+    with inbox.transaction("group", entries(P1, [4], "a")) as tx:
+        assert list(tx.fresh) == []
+    assert inbox.purge(limit=1) == 1
+    assert inbox.purge() == 1
+    assert lite.ids() == 1
+    assert inbox.start_offsets("group", [P0]) == {P0: 3}
+
+
+def test_the_file_belongs_to_the_user(lite: Place) -> None:
+    """D19: his tables and his user_version stay as they are, and his rows are written with ours."""
+    lite.sql("PRAGMA user_version = 7")
+    with lite.inbox().transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "mine")
+    assert lite.sql("PRAGMA user_version") == [(7,)]
+    assert lite.effects() == ["mine"]
+
+
+@pytest.mark.parametrize(("durability", "level"), [("process", 1), ("power", 2)])
+def test_durability_is_what_sqlite_calls_synchronous(lite: Place, durability: str, level: int) -> None:
+    """``"power"``: an fsync in every transaction (FULL); ``"process"``: in checkpoints (NORMAL). Both with a WAL."""
+    with lite.inbox(durability=durability).transaction("group", []) as tx:
+        assert tx.connection.execute("PRAGMA synchronous").fetchall() == [(level,)]
+        assert tx.connection.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+    with pytest.raises(ValueError, match="durability"):
+        lite.inbox(durability="none")
+
+
+def test_a_locked_file_is_unavailable(lite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D14, D16: the wait for the write lock ends, nothing is written, and the same call works later."""
+    monkeypatch.setattr(sqlite_inbox, "PATIENCE", 0.1)
+    inbox = lite.inbox()
+    with closing(lite.connect()) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable, match="locked"), inbox.transaction("group", entries(P0, [0])):
+            pytest.fail("it began")
+        with pytest.raises(StoreUnavailable):
+            inbox.purge()
+        other.execute("ROLLBACK")
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        assert list(tx.fresh) == [0]
+
+
+def test_what_is_no_database_is_unavailable(tmp_path: Path) -> None:
+    """D16: a file that SQLite cannot read raises, and no connection stays open."""
+    path = tmp_path / "text.db"
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(StoreUnavailable, match="not a database"):
+        SqliteInbox(path)
+    with pytest.raises(StoreUnavailable, match="unable to open"):
+        SqliteInbox(tmp_path / "no" / "folder.db")
+
+
+def test_one_transaction_at_a_time(lite: Place) -> None:
+    """A transaction inside another one of the same inbox is refused, and the outer one goes on."""
+    inbox = lite.inbox()
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        with pytest.raises(KafkaGuaranteesError, match="one at a time"), inbox.transaction("group", entries(P1, [0])):
+            pytest.fail("it began")
+        act(tx.connection, "outer")
+    assert lite.effects() == ["outer"]
+    assert inbox.start_offsets("group", [P0]) == {P0: 1}
+
+
+def test_enlisting_in_a_transaction_of_sqlite(lite: Place) -> None:
+    """The caller's commit keeps effects and offsets, his rollback undoes both; without a transaction it is refused."""
+    inbox = lite.inbox()
+    assert isinstance(inbox, SqliteInbox)
+    with closing(lite.connect()) as mine:
+        with pytest.raises(KafkaGuaranteesError, match="no transaction"):
+            inbox.enlist(mine, "group", entries(P0, [0]))
+        for end in ("ROLLBACK", "COMMIT"):
+            mine.execute("BEGIN IMMEDIATE")
+            tx = inbox.enlist(mine, "group", entries(P0, [0, 1]))
+            assert list(tx.fresh) == [0, 1]
+            act(mine, end)
+            tx.finish()
+            mine.execute(end)
+    assert lite.effects() == ["COMMIT"]
+    with closing(sqlite3.connect(lite.where)) as implicit, implicit:  # Python begins the transaction itself
+        assert list(inbox.enlist(implicit, "group", entries(P0, [1, 2])).fresh) == [1]
+    assert inbox.start_offsets("group", [P0]) == {P0: 2}
+
+
+# -- PostgreSQL ---------------------------------------------------------------------------------------------------------------
+
+
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + DEADLINE
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_retention_by_the_clock_of_the_server(postgres: Place) -> None:
+    """An id is known until its retention is over, then it is new once more; purge removes what is over, not more."""
+    short, long = postgres.inbox(retention=timedelta(seconds=1.5)), postgres.inbox(retention=timedelta(hours=1))
+    with short.transaction("group", entries(P0, [0, 1, 2], "a", "b", "c")):
+        pass
+    with long.transaction("group", entries(P0, [3, 4], "d", "e")):
+        pass
+    with long.transaction("group", entries(P1, [0], "a")) as tx:
+        assert list(tx.fresh) == []
+    until(lambda: postgres.sql("SELECT count(*) FROM kg_inbox_id WHERE expires <= now()") == [(3,)])
+    with long.transaction("group", entries(P1, [1, 2, 3], "d", "a", "a")) as tx:
+        assert list(tx.fresh) == [1]
+    with long.transaction("group", entries(P1, [4], "a")) as tx:
+        assert list(tx.fresh) == []
+    assert long.purge(limit=1) == 1
+    assert long.purge() == 1
+    assert postgres.ids() == 3
+    assert long.start_offsets("group", [P0, P1]) == {P0: 5, P1: 5}
+
+
+def test_ids_of_records_that_are_behind_stay_expired(postgres: Place) -> None:
+    """A record that its offset knows does not bring its expired id back."""
+    inbox = postgres.inbox()
+    with inbox.transaction("group", entries(P0, [0, 1], "a", "b")):
+        pass
+    postgres.sql("DELETE FROM kg_inbox_id")
+    with inbox.transaction("group", [*entries(P0, [0, 1, 2], "a", "b", "c"), *entries(P1, [0], "b")]) as tx:
+        assert list(tx.fresh) == [2, 3]
+    assert postgres.ids() == 2
+
+
+def test_a_silent_owner_loses_its_transaction(postgres: Place) -> None:
+    """D04: the server ends it, a rival goes on, and what the owner does next says that nothing was written."""
+    owner, rival = postgres.inbox(idle_limit=timedelta(milliseconds=200)), postgres.inbox()
+    with pytest.raises(StoreUnavailable), owner.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "owner")
+        with rival.transaction("group", entries(P0, [0])) as other:  # waits for the server to end the owner's
+            assert list(other.fresh) == [0]
+            act(other.connection, "rival")
+        act(tx.connection, "too late")
+    assert postgres.effects() == ["rival"]
+    with owner.transaction("group", entries(P0, [0, 1])) as tx:
+        assert list(tx.fresh) == [1]
+
+
+def test_waiting_for_a_lock_ends(postgres: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D13: a rival that holds the partition makes the inbox unavailable, not hang; the handler keeps its own lock_timeout."""
+    monkeypatch.setattr(postgres_inbox, "_LIMITS", postgres_inbox._LIMITS.replace(b"10s", b"200ms"))
+    owner, rival = postgres.inbox(), postgres.inbox()
+    with owner.transaction("group", entries(P0, [0])):  # so that there is a row to lock
+        pass
+    with owner.transaction("group", entries(P0, [1])) as tx:
+        assert tx.connection.execute("SHOW lock_timeout").fetchall() == [("0",)]
+        assert tx.connection.execute("SHOW idle_in_transaction_session_timeout").fetchall() == [("5min",)]
+        with pytest.raises(StoreUnavailable, match="LockNotAvailable"), rival.transaction("group", [Entry(P0, 1, None)]):
+            pytest.fail("it began")
+    with rival.transaction("group", entries(P0, [1])) as tx:
+        assert list(tx.fresh) == []
+
+
+def test_a_connection_that_is_lost_in_commit_leaves_it_open(postgres: Place) -> None:
+    """D13: whether it was written is unknown to the caller, and known to the next transaction."""
+    inbox = postgres.inbox()
+    with pytest.raises(StoreUnavailable, match="unknown"), inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "lost")
+        tx.finish()
+        postgres.sql(f"SELECT pg_terminate_backend({tx.connection.info.backend_pid}, 10000)")
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        assert list(tx.fresh) == [0]
+    assert postgres.effects() == []
+
+
+def test_a_connection_that_is_lost_in_the_handler_is_not_the_fault_of_the_message(postgres: Place) -> None:
+    """D16: StoreUnavailable is raised from the error of psycopg, so that nobody takes the message for a poisoned one."""
+    inbox = postgres.inbox()
+    with pytest.raises(StoreUnavailable) as caught, inbox.transaction("group", entries(P0, [0])) as tx:
+        postgres.sql(f"SELECT pg_terminate_backend({tx.connection.info.backend_pid}, 10000)")
+        act(tx.connection, "lost")
+    assert isinstance(caught.value.__cause__, psycopg.Error)
+    with pytest.raises(psycopg.errors.UndefinedTable), inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.connection.execute("SELECT * FROM nowhere")
+
+
+def test_an_error_that_the_handler_swallowed_is_not_committed(postgres: Place) -> None:
+    """PostgreSQL answers COMMIT with ROLLBACK then, without an error: it is told here, before and after finish()."""
+    inbox = postgres.inbox()
+    for finish_first in (False, True):
+        with pytest.raises(KafkaGuaranteesError, match="went on"), inbox.transaction("group", entries(P0, [0])) as tx:
+            if finish_first:
+                tx.finish()
+            with suppress(psycopg.Error):
+                tx.connection.execute("SELECT * FROM nowhere")
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+
+
+def test_a_commit_by_the_handler_is_refused_by_psycopg(postgres: Place) -> None:
+    """``connection.commit()`` raises in the handler, and everything is rolled back."""
+    inbox = postgres.inbox()
+    with pytest.raises(psycopg.ProgrammingError), inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "early")
+        tx.connection.commit()
+    assert postgres.effects() == []
+
+
+def test_a_pool_of_the_user_stays_his(postgres: Place) -> None:
+    """Whatever his connections are set to, the inbox works, and ``close()`` leaves the pool open."""
+    settings = {"row_factory": dict_row, "cursor_factory": psycopg.ClientCursor, "autocommit": True}
+
+    def configure(connection: psycopg.Connection[Any]) -> None:
+        connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+
+    with ConnectionPool(postgres.where, kwargs=settings, min_size=1, max_size=1, configure=configure, open=True) as pool:
+        inbox = PostgresInbox(pool)
+        for offsets in ([0, 1], [1, 2]):
+            with inbox.transaction("group", entries(P0, offsets)) as tx:
+                act(tx.connection, len(tx.fresh))
+                level = tx.connection.execute("SHOW transaction_isolation").fetchone()
+                assert level == {"transaction_isolation": "read committed"}
+        inbox.close()
+        with pool.connection() as connection:
+            assert connection.execute("SELECT 1 AS one").fetchone() == {"one": 1}
+            assert connection.isolation_level == psycopg.IsolationLevel.SERIALIZABLE
+    assert postgres.effects() == ["1", "2"]
+
+
+def test_enlisting_in_a_transaction_of_psycopg(postgres: Place) -> None:
+    """The caller's commit keeps effects and offsets, his rollback undoes both."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    with psycopg.connect(postgres.where) as mine:
+        for end in (mine.rollback, mine.commit):
+            tx = inbox.enlist(mine, "group", entries(P0, [0, 1]))
+            assert list(tx.fresh) == [0, 1]
+            act(mine, end.__name__)
+            tx.finish()
+            end()
+        assert list(inbox.enlist(mine, "group", entries(P0, [1, 2])).fresh) == [1]
+        mine.rollback()
+    assert postgres.effects() == ["commit"]
+    assert inbox.start_offsets("group", [P0]) == {P0: 2}
+
+
+def test_enlisting_needs_a_transaction_that_sees_what_it_waited_for(postgres: Place) -> None:
+    """D13: REPEATABLE READ fails after every wait, so it is refused at once; so is a connection without a transaction."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    with psycopg.connect(postgres.where, autocommit=True) as mine:
+        with pytest.raises(KafkaGuaranteesError, match="no transaction"):
+            inbox.enlist(mine, "group", entries(P0, [0]))
+        mine.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        with pytest.raises(KafkaGuaranteesError, match="repeatable read"):
+            inbox.enlist(mine, "group", entries(P0, [0]))
+        mine.execute("ROLLBACK")
+
+
+def test_a_savepoint_that_is_rolled_back_takes_the_inbox_along(postgres: Place) -> None:
+    """A caller that undoes the enlisting, and finishes nevertheless while another owner went on, is fenced."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    with inbox.transaction("group", entries(P0, [0])):
+        pass
+    with psycopg.connect(postgres.where) as mine:
+        mine.execute("SELECT 1; SAVEPOINT before")
+        tx = inbox.enlist(mine, "group", entries(P0, [1]))
+        mine.execute("ROLLBACK TO before")
+        with inbox.transaction("group", entries(P0, [1])):
+            pass
+        with pytest.raises(PartitionFenced, match=r"orders\[0\]"):
+            tx.finish()
+        mine.rollback()
+
+
+def test_enlisting_in_a_session_of_sqlalchemy(postgres: Place) -> None:
+    """The connection under a session is one that the inbox can join: one commit keeps, one rollback undoes everything."""
+    sqlalchemy = pytest.importorskip("sqlalchemy")
+    from sqlalchemy.orm import Session  # noqa: PLC0415 - only where it is installed
+
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(postgres.where))
+    try:
+        for end in ("rollback", "commit"):
+            with Session(engine) as session:
+                driver: Any = session.connection().connection.driver_connection
+                tx = inbox.enlist(driver, "group", entries(P0, [0, 1]))
+                assert list(tx.fresh) == [0, 1]
+                session.execute(sqlalchemy.text("INSERT INTO effect VALUES (:what)"), {"what": end})
+                tx.finish()
+                getattr(session, end)()
+    finally:
+        engine.dispose()
+    assert postgres.effects() == ["commit"]
+    assert inbox.start_offsets("group", [P0]) == {P0: 2}
+
+
+@given(st.text() | st.sampled_from(['a"b', "a b", "1a", "", "a;--", "ä", "a\n", "a" * 51, "a\0"]))
+def test_names_of_tables_are_names(prefix: str) -> None:
+    """S03: what is not a plain name is refused before it comes near a statement."""
+    plain = prefix.isascii() and prefix.isidentifier() and len(prefix) <= 50
+    if plain:
+        PostgresInbox("", prefix=prefix).close()
+    else:
+        with pytest.raises(ValueError, match="prefix"):
+            PostgresInbox("", prefix=prefix)
+
+
+def test_names_of_tables_can_be_chosen(postgres: Place) -> None:
+    """Two inboxes with different prefixes know nothing of each other, and upper case stays upper case."""
+    for prefix in ("select", "Other"):
+        with postgres.inbox(prefix=prefix).transaction("group", entries(P0, [0])) as tx:
+            assert list(tx.fresh) == [0]
+    assert postgres.sql('SELECT count(*) FROM "Other_id"') == [(1,)]
+
+
+def test_no_password_in_messages(postgres: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S01: neither an unreadable conninfo nor a server that refuses shows the password, in errors, their causes or the log."""
+    secret = "s3cr3t"
+    monkeypatch.setattr(postgres_inbox, "CONNECT_TIMEOUT", 1)
+    caplog.set_level(logging.DEBUG)
+    shown: list[BaseException | None] = []
+    for wrong in (f"postgresql://me:{secret}%zz@127.0.0.1/x", f"password='{secret}' {secret}"):
+        with pytest.raises(ValueError, match="conninfo") as caught:
+            PostgresInbox(wrong)
+        shown.append(caught.value)
+    with PostgresInbox(make_conninfo(host="127.0.0.1", port=1, user="me", password=secret, dbname="x")) as inbox:
+        with pytest.raises(StoreUnavailable) as unavailable:
+            inbox.start_offsets("group", [P0])
+        shown.append(unavailable.value)
+        shown.append(unavailable.value.__cause__)
+        assert secret not in repr(inbox)
+    assert secret not in "".join(f"{error!r} {error}" for error in shown)
+    assert secret not in caplog.text
+
+
+def test_a_server_that_is_gone_is_unavailable_until_it_is_back(postgres: Place, postgres_server: Any) -> None:
+    """D16: every call raises StoreUnavailable while it is down, and what was committed is left out afterwards."""
+    inbox = postgres.inbox()
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "before")
+    with pytest.raises(StoreUnavailable), inbox.transaction("group", entries(P0, [1])) as tx:
+        act(tx.connection, "undone")
+        postgres_server.kill()
+    postgres_server.restart()
+
+    def answers() -> bool:
+        with suppress(StoreUnavailable):
+            return inbox.start_offsets("group", [P0]) == {P0: 1}
+        return False
+
+    until(answers)
+    with inbox.transaction("group", entries(P0, [0, 1])) as tx:
+        assert list(tx.fresh) == [1]
+    assert postgres.effects() == ["before"]
