@@ -328,11 +328,11 @@ with EffectLog(task["effects"]) as effects:
         messages = consumer.consume(500, 0.1)
         if too_early and messages:
             consumer.commit(asynchronous=False)
-        for message in messages:
+        for number, message in enumerate(messages):
             effects.append(message.key().decode())
+            time.sleep(0.007 if number or not too_early else 0.1)  # a handler that takes its time: the kill finds it at work
             producer.produce(task["writes"], key=message.key(), value=code(message.key().decode()))
             producer.poll(0)
-            time.sleep(0.007)  # a handler that takes its time
 consumer.close()
 producer.flush()
 """
@@ -385,7 +385,7 @@ def test_the_demo_fails_with_workers_that_keep_nothing(
     out = capsys.readouterr().out
     assert status == 1, out
     assert re.search(r"^BROKEN  at-most-once: \d+ handled more than once", out, re.MULTILINE), out
-    assert re.search(r"^BROKEN  at-least-once: \d+ acknowledged and never handled", out, re.MULTILINE), out
+    assert re.search(r"^BROKEN  at-least-once: \d+ acknowledged and (never handled|without output)", out, re.MULTILINE), out
     assert re.search(r"^BROKEN  exactly-once: \d+ with more than one output", out, re.MULTILINE), out
     assert re.search(rf"^BROKEN  {re.escape(STORE)}: \d+ handled again by a worker that lived", out, re.MULTILINE), out
     assert re.search(rf"^BROKEN  {re.escape(INBOX)}: \d+ acknowledged and without a row", out, re.MULTILINE), out

@@ -932,3 +932,40 @@ def test_a_server_that_is_gone_is_unavailable_until_it_is_back(postgres: Place, 
     with inbox.transaction("group", entries(P0, [0, 1])) as tx:
         assert list(tx.fresh) == [1]
     assert postgres.effects() == ["before"]
+
+
+FORKS = """
+import os, sqlite3, sys
+from kafka_guarantees.dedup import Entry, SqliteInbox, Source
+
+def effect(inbox, partition):
+    with inbox.transaction("s", [Entry(Source("t", b"i" * 16, partition), 0, None)]) as transaction:
+        transaction.connection.execute("CREATE TABLE IF NOT EXISTS effects (n INTEGER)")
+        transaction.connection.execute("INSERT INTO effects VALUES (?)", (partition,))
+
+path = sys.argv[1]
+parents = SqliteInbox(path)
+effect(parents, 0)
+opened, closed = os.pipe(), os.pipe()
+child = os.fork()
+if child == 0:
+    childs = SqliteInbox(path)
+    effect(childs, 1)
+    os.write(opened[1], b".")
+    os.read(closed[0], 1)
+    effect(childs, 2)
+    os._exit(0)
+os.read(opened[0], 1)
+effect(parents, 3)
+parents.close()
+os.write(closed[1], b".")
+os.waitpid(child, 0)
+print(sorted(n for (n,) in sqlite3.connect(path).execute("SELECT n FROM effects")))
+"""
+
+
+def test_what_a_child_commits_does_not_go_with_its_parent_s_inbox(tmp_path: Path) -> None:
+    """D14: a service opens an inbox and forks; a child opens its own, and the parent uses and closes the first meanwhile."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path / "effects.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[0, 1, 2, 3]"

@@ -3,6 +3,8 @@
 Rules.
 * Every transaction begins with the write lock: one that reads first and writes later fails where another wrote in between,
   and waiting does not help it (D14).
+* No connection crosses a fork, unless a transaction is open: with one that lies around in a child, SQLite believes that the
+  child has the locks of its parent, and what another connection there commits goes with the parent's write-ahead log (D14).
 * The file is the user's: only tables named ``kg_inbox_...`` are ours, and ``user_version`` is not touched (D19).
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+import weakref
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
@@ -65,6 +68,7 @@ class SqliteInbox:
 
     Attributes:
         retention: how long an id is remembered at least, from the beginning of its transaction on.
+        pid: of the process that opened it.
     """
 
     def __init__(
@@ -94,15 +98,12 @@ class SqliteInbox:
         self._path = os.fspath(path)
         self._retention = retention
         self._clock = clock
-        self._pid = os.getpid()
-        with self._answers("opening"):
-            self._connection = sqlite3.connect(self._path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
-        try:
-            with self._answers("opening"):
-                self._prepare("FULL" if durability == "power" else "NORMAL")
-        except BaseException:
-            self._connection.close()
-            raise
+        self._synchronous = "FULL" if durability == "power" else "NORMAL"
+        self.pid = os.getpid()
+        self._closed = False
+        self._let_go_for_fork = False
+        self._connection = self._connect()
+        _inboxes.add(self)
 
     @property
     def retention(self) -> timedelta:
@@ -173,7 +174,8 @@ class SqliteInbox:
 
     def close(self) -> None:
         """Close the file. An open transaction is rolled back."""
-        if os.getpid() == self._pid:  # closed in a child, it would take the parent's locks along
+        if os.getpid() == self.pid:  # closed in a child, it would take the parent's locks along
+            self._closed = True
             self._connection.close()
 
     def __enter__(self) -> Self:
@@ -203,19 +205,29 @@ class SqliteInbox:
         execute = connection.execute
         return {key for key in keys if execute(_REMEMBER, (scope, key, expires, now)).rowcount}
 
-    def _prepare(self, synchronous: str) -> None:
-        for pragma in ("journal_mode = WAL", f"synchronous = {synchronous}", "wal_autocheckpoint = 10000"):
-            self._connection.execute(f"PRAGMA {pragma}").fetchall()
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _connect(self) -> sqlite3.Connection:
+        with self._answers("opening"):
+            connection = sqlite3.connect(self._path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        for pragma in ("journal_mode = WAL", f"synchronous = {self._synchronous}", "wal_autocheckpoint = 10000"):
+            connection.execute(f"PRAGMA {pragma}").fetchall()
+        connection.execute("BEGIN IMMEDIATE")
         try:
-            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
+            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
                 for statement in _SCHEMA:
-                    self._connection.execute(statement)
-                self._connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
-            [(version,)] = self._connection.execute("SELECT version FROM kg_inbox_version").fetchall()
-            self._connection.execute("COMMIT")
+                    connection.execute(statement)
+                connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
+            [(version,)] = connection.execute("SELECT version FROM kg_inbox_version").fetchall()
+            connection.execute("COMMIT")
         except BaseException:
-            _roll_back(self._connection)
+            _roll_back(connection)
             raise
         if version != VERSION:
             raise KafkaGuaranteesError(
@@ -224,11 +236,20 @@ class SqliteInbox:
             )
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
+        if os.getpid() != self.pid:
             raise ForkedClientError(
                 "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
                 "Nothing was written. Open the inbox after the fork, in the process that uses it."
             )
+        if self._let_go_for_fork:
+            self._connection = self._connect()
+            self._let_go_for_fork = False
+
+    def let_go(self) -> None:
+        """Close the connection until it is used again, before a fork."""
+        if not self._closed and not self._connection.in_transaction:
+            self._connection.close()
+            self._let_go_for_fork = True
 
     def _now(self) -> int:
         return round(self._clock() * MICRO)
@@ -316,3 +337,15 @@ def _roll_back(connection: sqlite3.Connection) -> None:
             connection.execute("ROLLBACK")
     except sqlite3.Error:
         connection.close()  # SQLite rolls back then, or when the file is opened next
+
+
+_inboxes: weakref.WeakSet[SqliteInbox] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    for inbox in list(_inboxes):
+        if inbox.pid == os.getpid():
+            inbox.let_go()
+
+
+os.register_at_fork(before=_before_fork)
