@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import assert_type
 
@@ -29,14 +30,85 @@ from kafka_guarantees import (
     TransactionAborted,
     UnsafeConfigError,
 )
+from kafka_guarantees.dedup import (
+    Capabilities,
+    DedupStore,
+    Item,
+    MemoryDedupStore,
+    Outcome,
+    SqliteDedupStore,
+    SqliteInbox,
+    cloudevent,
+    first_of,
+    header,
+    json_field,
+    position,
+)
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from confluent_kafka import Message
 
 CONFIG = {"bootstrap.servers": "localhost:9092", "group.id": "g", "linger.ms": 5, "enable.idempotence": True}
 ONLY_TEXT: dict[str, str] = {"bootstrap.servers": "localhost:9092"}
+
+# -- stores and inboxes ----------------------------------------------------------------------------------------------
+
+
+class OwnStore:
+    """Has what a store needs, without knowing of ours."""
+
+    capabilities = Capabilities(shared=True, durable="process", clock="server")
+    retention = timedelta(days=2)
+
+    def claim(
+        self,
+        scope: str,
+        items: Sequence[Item],
+        *,
+        token: bytes,
+        lease: float,
+        takeover: Literal["position", "lease"] = "position",
+    ) -> list[Outcome]:
+        return [Outcome.NEW for _ in items]
+
+    def complete(self, scope: str, items: Sequence[Item], *, token: bytes) -> list[bool]:
+        return [True for _ in items]
+
+    def release(self, scope: str, items: Sequence[Item], *, token: bytes) -> None: ...
+
+    def purge(self, *, limit: int = 10_000) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+
+def id_of(message: Message) -> str | None:
+    return None if message.key() is None else "id"
+
+
+def writes(message: Message, connection: sqlite3.Connection) -> list[Record]:
+    connection.execute("INSERT INTO t VALUES (1)")
+    return []
+
+
+def writes_all(messages: Sequence[Message], connection: sqlite3.Connection) -> None:
+    connection.execute("INSERT INTO t VALUES (1)")
+
+
+def recognising() -> None:
+    stores: list[DedupStore] = [OwnStore(), MemoryDedupStore(), SqliteDedupStore("ids.db", retention=timedelta(hours=2))]
+    for extractor in (header("id"), cloudevent(), json_field("event.id"), first_of(header("id"), position()), id_of):
+        with AtLeastOnce(CONFIG, dedup=stores[0], message_id=extractor, on_missing_id="position", scope="s") as kafka:
+            kafka.run(["in"], returns_nothing)
+            assert_type(kafka.dedup_counts, "Mapping[str, int]")
+    inbox = SqliteInbox("effects.db")
+    with AtLeastOnce(CONFIG, inbox=inbox, message_id=None) as ledger:
+        ledger.run(["in"], writes)
+        ledger.run_batches(["in"], writes_all)
+
 
 # -- handlers: every form that a user may write ---------------------------------------------------------------------
 
