@@ -342,7 +342,6 @@ class _Run:
                 sent=counted["send"],
                 handled=counted["handle"],
                 visible=len(self._audience.times),
-                lag=None,
                 lives=self._crew.lives,
                 faults_done=len(self._faults),
                 fault_now=sorted(name for lane in self._lanes for name in list(lane.current)),

@@ -35,7 +35,6 @@ class Progress:
         of_seconds: how long it is to last.
         phase: what is done now, in a word or two: ``starting``, ``faults``, ``settling``, ``reading``.
         sent, handled, visible: records sent, messages handled, outputs visible, until now.
-        lag: messages that the transformers' group has not committed yet; None while nobody knows.
         lives: processes of workers that were started.
         faults_done: that have ended.
         fault_now: what is being done to whom, a few words each.
@@ -48,7 +47,6 @@ class Progress:
     sent: int
     handled: int
     visible: int
-    lag: int | None
     lives: int
     faults_done: int
     fault_now: Sequence[str] = ()
@@ -144,7 +142,6 @@ def _counts(state: Progress) -> Sequence[tuple[str, str]]:
         ("sent", f"{state.sent:,}"),
         ("handled", f"{state.handled:,}"),
         ("visible", f"{state.visible:,}"),
-        ("lag", "?" if state.lag is None else f"{state.lag:,}"),
         ("lives", f"{state.lives:,}"),
         ("faults", f"{state.faults_done:,}"),
     )
