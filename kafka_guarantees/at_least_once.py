@@ -66,6 +66,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 LEAVING = 10.0  # seconds that a loop which is left waits for brokers that do not answer
+FENCED_REST = 0.5  # seconds until messages are fetched again that another member handles, or that an inbox did not take
 COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
 
 T = TypeVar("T")
@@ -357,7 +358,10 @@ class AtLeastOnce:
                     if failure is not None:
                         raise failure
                     messages, entries = messages[done:], entries[done:]
-                    if messages and (not done or self._must_poll(batch)):
+                    if not done:
+                        consumer.rest(batch.messages, FENCED_REST)
+                        break
+                    if messages and self._must_poll(batch):
                         consumer.rewind(batch.messages)
                         break
                 else:

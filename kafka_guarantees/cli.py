@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_explain(commands.add_parser("explain", help="the settings of a guarantee, with the reason for each"))
     _add_broker(commands.add_parser("broker", help="a local Kafka in the foreground"))
-    _add_demo(commands.add_parser("demo", help="kill workers of all three guarantees on a real Kafka, and count"))
+    _add_demo(commands.add_parser("demo", help="kill workers of every guarantee on a real Kafka, and count"))
     _add_prove(commands.add_parser("prove", help="put a guarantee to the proof under many faults, here or on your cluster"))
     return parser
 
@@ -87,7 +87,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "was handled twice. Uses the Kafka that KAFKA_GUARANTEES_BOOTSTRAP names, or starts one."
     )
     parser.add_argument("--seed", type=int, help="of the moments at which workers are killed (default: a new one)")
-    parser.add_argument("--kills", type=_positive, default=5, help="how often each worker is killed (default: 5)")
+    parser.add_argument("--kills", type=_positive, default=3, help="how often each worker is killed (default: 3)")
     parser.add_argument("--rate", type=_positive, default=400, help="messages sent per second (default: 400)")
     parser.set_defaults(command=_demo)
 

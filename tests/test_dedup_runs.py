@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from kafka_guarantees.dedup import (
     MemoryDedupStore,
     MessageIdMissing,
     MessageIdReused,
+    OffsetBeyondEnd,
     Outcome,
     SqliteDedupStore,
     SqliteInbox,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
+    from kafka_guarantees.dedup.contract import Entry
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
 pytestmark = pytest.mark.broker
@@ -465,6 +468,55 @@ def test_a_topic_that_was_created_again_is_refused(
     with AtLeastOnce(config, inbox=inbox) as client, pytest.raises(TopicRecreated, match=topic):
         client.run([topic], effect, until_idle=1)
     assert effects(path) == ["a", "b"]
+
+
+def test_an_offset_that_the_topic_has_not_reached_is_refused(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path]
+) -> None:
+    """Records that were handled are gone, as after an unclean leader election: what comes next would be left out."""
+    inbox, path = database
+    topic = kafka_topic()
+    send(config, topic, ["a", "b"])
+    with AtLeastOnce(config, inbox=inbox) as client:
+        client.run([topic], effect, until_idle=1)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE kg_inbox_offset SET next_offset = 99")
+        with pytest.raises(OffsetBeyondEnd, match=f"99 of topic '{topic}' partition 0, which ends at 2"):
+            client.run([topic], effect, until_idle=1)
+    assert effects(path) == ["a", "b"]
+
+
+class Interrupted(SqliteInbox):
+    """Loses its connection under the handler for a while, as a database does that restarts."""
+
+    @contextmanager
+    def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[Any]:
+        try:
+            with super().transaction(scope, entries) as transaction:
+                yield transaction
+        except sqlite3.DatabaseError as error:
+            raise StoreUnavailable("the connection is gone, says the test") from error
+
+
+def test_a_connection_that_is_lost_under_the_handler_is_not_its_failure(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path]
+) -> None:
+    """The database restarts: the run goes on when it is back, and each effect is there once."""
+    _, path = database
+    topic = kafka_topic()
+    send(config, topic, [str(n) for n in range(5)])
+    lost: list[int] = []
+
+    def unlucky(message: Message, connection: sqlite3.Connection) -> None:
+        effect(message, connection)
+        if message.offset() == 3 and len(lost) < 3:
+            lost.append(3)
+            raise sqlite3.OperationalError("server closed the connection unexpectedly")
+
+    with Interrupted(path) as inbox, AtLeastOnce(config, inbox=inbox) as kafka:
+        kafka.run([topic], unlucky, until_idle=1)
+    assert effects(path) == ["0", "1", "2", "3", "4"]
+    assert len(lost) == 3
 
 
 # -- options ------------------------------------------------------------------------------------------------------------------

@@ -118,14 +118,23 @@ class Portions:
         """
         if not self._ours(batch):
             raise PartitionFenced("the group gave partitions away.")
-        with self._inbox.transaction(self._scope, entries) as transaction:
-            work = Work(messages, transaction.fresh)
-            handled, failure = self._handle(work.fresh, transaction.connection)
-            finished = work.finished(handled)
-            if failure is not None:
-                raise _RolledBack(len(finished), failure)
-            self._acknowledged()
-            transaction.finish(handled)
+        rolled_back = None
+        try:
+            with self._inbox.transaction(self._scope, entries) as transaction:
+                work = Work(messages, transaction.fresh)
+                handled, failure = self._handle(work.fresh, transaction.connection)
+                finished = work.finished(handled)
+                if failure is not None:
+                    rolled_back = _RolledBack(len(finished), failure)
+                    raise failure.__cause__ or failure  # noqa: TRY301 - an inbox tells by it whether its connection was lost
+                self._acknowledged()
+                transaction.finish(handled)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            if rolled_back is not None:
+                raise rolled_back from None
+            raise
         self._counts["duplicate"] += len(finished) - handled
         return finished
 
