@@ -487,6 +487,7 @@ class GroupConsumer(Handle):
         try:
             self._rebalances += 1
             gone = {(p.topic, p.partition) for p in partitions}
+            raw.resume(partitions)  # librdkafka keeps a pause, and would read nothing once they are assigned again
             if self._incremental and self._waiting & gone:
                 raw.incremental_unassign([TopicPartition(*partition) for partition in gone - self._waiting])
             self._owned -= gone

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import Consumer
+
+from kafka_guarantees import AtLeastOnce
+from kafka_guarantees.dedup import Item, MemoryDedupStore
+from kafka_guarantees.dedup.ids import key_of
 
 from .chaos import dedup_checks as checks
-from .chaos.dedup_harness import churn, dedup_crew, kill, storm
+from .chaos.dedup_harness import CONFIG, STRATEGIES, churn, dedup_crew, kill, storm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +102,7 @@ def test_a_calm_store_repeats_nothing(
     with dedup_crew(kafka, tmp_path, kind, chance, where=place(kind)[0], **shape) as team:
         if kind != "MemoryDedupStore":
             churn(team, chance, None)
-        until_sent(team.feed.sent, 1000)
+        until(lambda: len(team.feed.sent) >= 1000)
     outcome = team.result()
     assert not checks.complaints("calm", outcome), f"seed {seed}"
     assert not any(line.what == "taken" for line in outcome.history), f"seed {seed}"
@@ -106,7 +112,7 @@ def test_memory_forgets_with_its_process(kafka: RunningKafka, tmp_path: Path, se
     """D11: after a SIGKILL events that come again are handled again, and none is lost: a repeat is seen where there is one."""
     chance = random.Random(seed)
     with dedup_crew(kafka, tmp_path, "MemoryDedupStore", chance, **ALONE) as team:
-        until_sent(team.feed.sent, 500)
+        until(lambda: len(team.feed.sent) >= 500)
         team.until_at_work()
         team.kill(0)
         team.start(0)
@@ -131,9 +137,40 @@ def test_the_checks_catch_stores_and_inboxes_that_lie(kafka: RunningKafka, tmp_p
         assert any(text.startswith(complaint) for text in found), f"seed {seed}, {team.group}: {found}"
 
 
-def until_sent(sent: dict[str, int], count: int, within: float = 60.0) -> None:
-    """Wait until so many events were sent."""
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_partitions_that_rest_are_read_again_after_a_rebalance(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], strategy: str
+) -> None:
+    """D09: what is given away while its ids are waited for, and comes back, does not stay paused, as it does in librdkafka."""
+    topic = kafka_topic(partitions=2)
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": topic, "partition.assignment.strategy": strategy, **CONFIG}
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap}) as producer:
+        for number in range(2):
+            producer.produce(topic, b"%d" % number, partition=number, message_id=str(number))
+    handled: list[bytes | None] = []
+    with MemoryDedupStore() as store, AtLeastOnce(config, dedup=store) as client:
+        busy = [Item(key_of(str(number)), b"elsewhere at all") for number in range(2)]
+        store.claim(topic, busy, token=b"somebody else's!", lease=600)
+        run = threading.Thread(target=client.run, args=([topic], lambda message: handled.append(message.value())))
+        run.start()
+        try:
+            until(lambda: client.dedup_counts["waited for"] >= 8)  # by now it rests for more than a second each time
+            other = Consumer({**config, "enable.auto.commit": False})
+            try:
+                other.subscribe([topic])
+                until(lambda: other.poll(0.05) is not None or bool(other.assignment()))
+            finally:
+                other.close()
+            store.release(topic, busy, token=b"somebody else's!")
+            until(lambda: sorted(map(str, handled)) == ["b'0'", "b'1'"])
+        finally:
+            client.stop()
+            run.join(30)
+
+
+def until(true: Callable[[], bool], within: float = 30.0) -> None:
+    """Wait until something is true."""
     deadline = time.monotonic() + within
-    while len(sent) < count:
-        assert time.monotonic() < deadline, f"{len(sent)} of {count} were sent within {within} s"
-        time.sleep(0.05)
+    while not true():
+        assert time.monotonic() < deadline, f"waited in vain for {within} s"
+        time.sleep(0.02)

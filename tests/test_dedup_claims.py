@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kafka_guarantees._recognition.claims import Claims, Sorted, Work, sort_out
 from kafka_guarantees._recognition.message_ids import MessageIds
+from kafka_guarantees.dedup import MemoryDedupStore
 from kafka_guarantees.dedup.contract import Item, Outcome
 from kafka_guarantees.dedup.ids import header, key_of, position_of
 from kafka_guarantees.errors import MessageIdMissing, MessageIdReused
@@ -228,10 +229,10 @@ class Answers:
         self.asked.append(("release", [item.key for item in items]))
 
 
-def claims(store: Answers, counts: Counter[str] | None = None) -> Claims:
+def claims(store: Answers | MemoryDedupStore, counts: Counter[str] | None = None) -> Claims:
     ids = MessageIds(header("id"), "raise", lambda _topic: bytes(16))
     kept: Counter[str] = Counter() if counts is None else counts
-    made: DedupStore = store  # type: ignore[assignment]  # what a Claims does not call is missing
+    made: DedupStore = store  # type: ignore[assignment]  # what Claims does not call is missing
     return Claims(made, ids, "scope", max_poll_interval=300, takeover="position", fingerprint=True, counts=kept)
 
 
@@ -340,3 +341,23 @@ def test_the_wait_for_an_id_grows_until_something_of_its_partition_is_finished()
     assert tested.rest_for(busy) == 5.0
     tested.complete(0, [message("before", 6)])
     assert tested.rest_for(busy) == pytest.approx(0.1)
+
+
+def test_a_claim_of_a_dead_worker_is_found_at_each_place_of_its_id() -> None:
+    """D04: the id was sent three times, and its owner died with the last of them; the batch has the others before it."""
+    batch = [message("a", 0), message("a", 1), message("b", 2), message("a", 3)]
+    with MemoryDedupStore() as store:
+        dead = Item(key_of("a"), position_of(bytes(16), 0, 3))
+        store.claim("scope", [dead], token=b"d" * 16, lease=1000)
+        work, held = claims(store).claim(batch)
+    assert (list(work.messages), list(held)) == (batch, [])
+    assert list(work.fresh) == [batch[0], batch[2]]
+
+
+def test_a_claim_of_somebody_else_holds_all_places_of_its_id() -> None:
+    """D09: none of them is where the owner has it, so all wait."""
+    batch = [message("a", 0), message("a", 1)]
+    with MemoryDedupStore() as store:
+        store.claim("scope", [Item(key_of("a"), position_of(bytes(16), 0, 9))], token=b"o" * 16, lease=1000)
+        work, held = claims(store).claim(batch)
+    assert (list(work.messages), list(held)) == ([], batch)

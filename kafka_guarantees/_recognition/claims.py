@@ -175,22 +175,28 @@ class Claims:
         self._tidy_at = time.monotonic() + TIDY_EVERY
 
     def claim(self, messages: Sequence[Message]) -> tuple[Work, Sequence[Message]]:
-        """Claim a batch, in one call of the store. Returns what is in hand, and what must be given back for a while.
+        """Claim a batch, in one call of the store if nobody else is at its ids.
+
+        Returns:
+            What is in hand, and what must be given back for a while.
 
         Raises:
             StoreUnavailable: whether anything was claimed is unknown. The same call may be made again.
         """
         items, missing = self._items(messages)
-        first = {item.key: item for item in reversed(items) if item is not None}
-        asked = list(first.values())
-        outcomes = self._store.claim(self._scope, asked, token=self._token, lease=self._lease, takeover=self._takeover)
-        allowed = {outcome: Outcome(outcome) for outcome in set(outcomes)}
-        answers = {key: allowed[outcome] for key, outcome in zip(first, outcomes, strict=True)}
+        known = [item for item in items if item is not None]
+        first = {item.key: item for item in reversed(known)}
+        answers = self._ask(first)
+        others = [item for item in known if answers[item.key] is Outcome.IN_PROGRESS and item is not first[item.key]]
+        while others:  # a worker that died may have claimed an id at a place of it that comes later in this batch
+            again = {item.key: item for item in reversed(others)}
+            answers.update(self._ask(again))
+            others = [i for i in others if answers[i.key] is Outcome.IN_PROGRESS and i is not again[i.key]]
         partitions = (place(message)[:2] for message in messages[: len(items)])
         sorted_out = sort_out(partitions, items, answers)
         self._open = [items[index] for index in sorted_out.fresh]
         if len(sorted_out.kept) < len(items):
-            self._let_go(asked, answers)
+            self._let_go(list(first.values()), answers)
         self._count(sorted_out, answers)
         problem = missing if sorted_out.stop is None else reused_id(messages[sorted_out.stop])
         if len(sorted_out.fresh) == len(items):
@@ -199,6 +205,13 @@ class Claims:
         where = {index: number for number, index in enumerate(sorted_out.kept)}
         work = Work(kept, [where[index] for index in sorted_out.fresh], problem)
         return work, [messages[index] for index in sorted_out.held]
+
+    def _ask(self, items: Mapping[bytes, Item]) -> dict[bytes, Outcome]:
+        """Claim items by their keys, in one call."""
+        asked = list(items.values())
+        outcomes = self._store.claim(self._scope, asked, token=self._token, lease=self._lease, takeover=self._takeover)
+        allowed = {outcome: Outcome(outcome) for outcome in set(outcomes)}
+        return {key: allowed[outcome] for key, outcome in zip(items, outcomes, strict=True)}
 
     def _items(self, messages: Sequence[Message]) -> tuple[list[Item | None], MessageIdMissing | None]:
         """The items of the messages before the first that has no id and must have one."""
