@@ -89,6 +89,7 @@ def test_an_inbox_under_disturbances(
         storm(team, chance, server, SECONDS)
     outcome = team.result()
     assert not checks.complaints("inbox", outcome), f"seed {seed}"
+    assert kind == "SqliteInbox" or not team.crashes(), f"seed {seed}"  # its file may be locked while another life begins
     assert sum(line.what == "effect" for line in outcome.history) > len(outcome.sent), "nothing was ever rolled back"
 
 
