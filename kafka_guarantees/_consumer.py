@@ -16,7 +16,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -49,6 +50,7 @@ Start = Literal["earliest", "latest"]
 WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 CLOSING = 10.0  # seconds that leaving the group may take
+GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no broker
 UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
 _SAFE = "Nothing was committed that was not handled."
 
@@ -72,13 +74,27 @@ def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], m
 class Batch:
     """Messages of one fetch, in the order of their partitions, and the membership that they were fetched under."""
 
-    __slots__ = ("fetched", "member", "messages", "metadata")
+    __slots__ = ("fetched", "member", "messages", "metadata", "taken")
 
     def __init__(self, messages: Sequence[Message], metadata: bytes, fetched: float) -> None:
         self.messages = messages
         self.metadata = metadata
         self.member = membership(metadata)
-        self.fetched = fetched
+        self.taken = fetched
+        self.fetched = fetched  # later: when the group was last served with the batch in hand
+
+
+class Stored(NamedTuple):
+    """Offsets that are stored elsewhere than with the group.
+
+    Attributes:
+        offsets: asks for them; gives those of partitions that have one there. May raise StoreUnavailable, BrokerError.
+        mark: the metadata of what was committed to the group for show. Where the group has that and nothing is stored, the
+            store has lost it.
+    """
+
+    offsets: Callable[[Iterable[Partition]], Mapping[Partition, int]]
+    mark: str
 
 
 class GroupConsumer(Handle):
@@ -90,7 +106,7 @@ class GroupConsumer(Handle):
         topics: names, or patterns that begin with ``^``.
         start: where a group without committed offsets begins.
         seen: partitions that had a committed offset before in this process; shared by the runs of one client.
-        stored: the offsets that are stored elsewhere, of those partitions that have one there. May raise StoreUnavailable.
+        stored: where offsets are, if not with the group.
     """
 
     def __init__(
@@ -101,7 +117,7 @@ class GroupConsumer(Handle):
         start: Start,
         seen: set[Partition],
         *,
-        stored: Callable[[Iterable[Partition]], Mapping[Partition, int]] | None = None,
+        stored: Stored | None = None,
     ) -> None:
         self._settings = settings
         self._stored = stored
@@ -117,6 +133,8 @@ class GroupConsumer(Handle):
         self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
         self._reached: dict[Partition, int] = {}  # up to where messages were handed out
         self._rebalances = 0
+        self._closing = False
+        self._looked = 0  # how many there had been at the last look for other members
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
@@ -211,10 +229,11 @@ class GroupConsumer(Handle):
             self._ends[event.topic() or "", event.partition() or 0] = event.offset() or 0
             return
         if code == KafkaError._AUTO_OFFSET_RESET:
+            how = f"with kafka-consumer-groups.sh --group {self._settings.group_id} --reset-offsets"
             raise OffsetsLost(
                 f"{where}: {error.str()}. The group's position is not in the log any more: records were deleted before they "
-                "were handled, or the topic was made anew. Nothing was committed. Decide where to go on, and set it with "
-                f"kafka-consumer-groups.sh --group {self._settings.group_id} --reset-offsets."
+                "were handled, or the topic was made anew. Nothing was committed. Decide where to go on, and set it "
+                f"{how if self._stored is None else 'in the offset table of the inbox'}."
             )
         if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
             self._require([event.topic() or ""])
@@ -277,13 +296,16 @@ class GroupConsumer(Handle):
         """
         return time.monotonic() - batch.fetched < within and self.membership().continues(batch.member)
 
-    def alone(self) -> bool:
-        """Whether this member owns all partitions of the topics that it has partitions of. True as well if nobody answers."""
+    def shares(self) -> bool:
+        """Whether a rebalance, since this was last asked, has left partitions of its topics to others. False: nobody knows."""
+        if self._rebalances == self._looked:
+            return False
         try:
-            known = [self.raw.list_topics(topic, timeout=1).topics[topic].partitions for topic in {t for t, _ in self._owned}]
+            known = self.raw.list_topics(timeout=1).topics
         except KafkaException:
-            return True
-        return len(self._owned) >= sum(map(len, known))
+            return False
+        self._looked = self._rebalances
+        return len(self._owned) < sum(len(known[topic].partitions) for topic in {t for t, _ in self._owned} if topic in known)
 
     # -- waiting ------------------------------------------------------------------------------------------------------
 
@@ -295,13 +317,15 @@ class GroupConsumer(Handle):
         """
         until = time.monotonic() + seconds
         rebalances = self._rebalances
-        while not self._lifecycle.stopping and (left := until - time.monotonic()) > 0:
-            self.raw.pause([TopicPartition(*partition) for partition in self._owned])  # the new ones too
-            asked = time.monotonic()
-            fetched, _ = self._take(1, min(left, WAIT))
-            self.unplace(self._without_events(fetched))
-            batch.fetched = asked if self._rebalances == rebalances else -math.inf
-        self.raw.resume([TopicPartition(*partition) for partition in self._owned - self._resting.keys()])
+        try:
+            while not self._lifecycle.stopping and (left := until - time.monotonic()) > 0:
+                self.raw.pause([TopicPartition(*partition) for partition in self._owned])  # the new ones too
+                asked = time.monotonic()
+                fetched, _ = self._take(1, min(left, WAIT))
+                self.unplace(self._without_events(fetched))
+                batch.fetched = asked if self._rebalances == rebalances else -math.inf
+        finally:
+            self.raw.resume([TopicPartition(*partition) for partition in self._owned - self._resting.keys()])
 
     def rest(self, messages: Iterable[Message], seconds: float) -> None:
         """Give messages back, and fetch their partitions again, from where the group has committed them, after some time."""
@@ -408,22 +432,28 @@ class GroupConsumer(Handle):
         self._seen.update((p.topic, p.partition) for p in committed if p.offset >= 0)
         return committed if self._stored is None else self._stored_or(committed, self._stored)
 
-    def _stored_or(
-        self, committed: list[TopicPartition], stored: Callable[[Iterable[Partition]], Mapping[Partition, int]]
-    ) -> list[TopicPartition]:
-        """The offsets that are stored beside the effects, and the group's where nothing is stored."""
-        offsets = stored((place.topic, place.partition) for place in committed)
-        return [self._at(place, offsets.get((place.topic, place.partition))) for place in committed]
+    def _stored_or(self, committed: list[TopicPartition], stored: Stored) -> list[TopicPartition]:
+        """The offsets that are stored beside the effects, and the group's where nothing was ever stored."""
+        offsets = stored.offsets((place.topic, place.partition) for place in committed)
+        return [self._at(place, offsets.get((place.topic, place.partition)), stored.mark) for place in committed]
 
-    def _at(self, place: TopicPartition, offset: int | None) -> TopicPartition:
+    def _at(self, place: TopicPartition, offset: int | None, mark: str) -> TopicPartition:
+        where = f"topic {place.topic!r} partition {place.partition}"
         if offset is None:
+            if place.metadata == mark and place.offset >= 0:
+                raise OffsetsLost(
+                    f"the group has come to offset {place.offset} of {where} with an inbox, and this inbox knows nothing of "
+                    "it: it is another database, or an older state of it, without the effects. Nothing was handled. Give the "
+                    "right database; or say where to go on, with kafka-consumer-groups.sh --group "
+                    f"{self._settings.group_id} --reset-offsets."
+                )
             return place
         _, end = self.raw.get_watermark_offsets(place, timeout=1)
         if offset > end:
             raise OffsetBeyondEnd(
-                f"the inbox is at offset {offset} of topic {place.topic!r} partition {place.partition}, which ends at {end}. "
-                "Records that were handled are not in the topic any more (an unclean leader election, a restored cluster). "
-                "Nothing was handled. Find out what was lost; then set the offset in the inbox's table."
+                f"the inbox is at offset {offset} of {where}, which ends at {end}. Records that were handled are not in the "
+                "topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find out what was lost; "
+                "then set the offset in the inbox's table."
             )
         return TopicPartition(place.topic, place.partition, offset)
 
@@ -460,6 +490,8 @@ class GroupConsumer(Handle):
             self._rebalances += 1
             new = {(p.topic, p.partition) for p in partitions}
             self._owned |= new
+            if self._closing:
+                return  # revoked in the next moment: confluent-kafka accepts them
             places = self._placed(new)
             (raw.incremental_assign if self._incremental else raw.assign)(places)
         except BaseException as problem:  # noqa: BLE001 - raised after the C call
@@ -513,10 +545,25 @@ class GroupConsumer(Handle):
     def close(self) -> None:
         """Leave the group, and let the client go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
         deadline = time.monotonic() + CLOSING
+        self._closing = True
         try:
+            self._give_back()
             self._caller.call(self.raw.close, lambda: time.monotonic() > deadline or self._given_up(), "leaving the group")
         except (BrokerError, KafkaException, RuntimeError) as exc:
             log.warning("%s The group gives the partitions to others when the session ends.", exc)
         finally:
             self._caller.end()
             self.let_go()
+
+    def _give_back(self) -> None:
+        """Have the partitions revoked by a poll, and not inside of ``raw.close()``.
+
+        There librdkafka 2.16.0 may end the group before the revocation is answered, and then never answers: confluent-kafka
+        waits for that with the GIL, so that the whole process stands still (seen after max.poll.interval.ms had passed).
+        """
+        self._caller.call(self.raw.unsubscribe, self._given_up, "leaving the group")
+        until = time.monotonic() + GIVING_BACK
+        with suppress(KafkaException):
+            self.raw.poll(0)
+            while self._owned and time.monotonic() < until:
+                self.raw.poll(WAIT / 10)

@@ -156,7 +156,11 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         return
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        stop()  # and nothing else: logging is not reentrant
+        try:
+            stop()  # and nothing else: logging is not reentrant
+        except BaseException:  # out of another signal's handler, in the middle of this one
+            stop()
+            raise
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
     try:

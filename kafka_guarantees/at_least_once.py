@@ -42,7 +42,7 @@ from ._recognition.patience import patiently
 from ._recognition.portions import Portions
 from ._recognition.topics import TopicIds
 from ._settings import Guarantee, explain, resolve
-from .errors import AuthorizationError, BrokerError, KafkaGuaranteesError, StoreUnavailable
+from .errors import AuthorizationError, BrokerError, PartitionFenced, StoreUnavailable
 from .records import Record, handler_error, records_in
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from ._settings import Explanation
     from .dedup.contract import DedupStore, Inbox, Takeover
     from .dedup.ids import IdOf
+    from .errors import KafkaGuaranteesError
     from .records import BatchHandler, Delivery, Handler, Headers, InboxBatchHandler, InboxHandler, Payload
 
 log = logging.getLogger("kafka_guarantees")
@@ -297,6 +298,7 @@ class AtLeastOnce:
         if self._claims is None:
             yield Work(batch.messages)
             return
+        self._topic_ids.renew()
         try:
             yield self._claim(consumer, batch, self._claims)
         finally:
@@ -305,19 +307,27 @@ class AtLeastOnce:
 
     def _claim(self, consumer: GroupConsumer, batch: Batch, claims: Claims) -> Work:
         try:
-            work, held = patiently(partial(claims.claim, batch.messages), consumer, batch, self._no_more)
+            work, held = patiently(partial(self._claim_now, consumer, batch, claims), consumer, batch, self._no_more)
         except (StoreUnavailable, BrokerError) as error:
-            if not self._recognition.waits:
-                log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
-                return claims.unprotected(batch.messages)
-            work, held = Work(()), ()  # the client is to stop
-        if work.messages and not consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            if not self._no_more():
+                raise  # not of the store: the group was served meanwhile
+            if self._lifecycle.stopping:
+                return Work(())
+            log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
+            return claims.unprotected(batch.messages)
+        except PartitionFenced:
             consumer.rewind(batch.messages)  # the group went on while the store was down
             return Work(())
-        self._recognition.note(alone=consumer.alone)
+        self._recognition.note(apart=consumer.shares)
         if held:
             consumer.rest(held, claims.rest_for(held))
         return work
+
+    def _claim_now(self, consumer: GroupConsumer, batch: Batch, claims: Claims) -> tuple[Work, Sequence[Message]]:
+        """Claim a batch that is still ours: else its new owner would lose its claims to us."""
+        if not consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            raise PartitionFenced("the group gave partitions away.")
+        return claims.claim(batch.messages)
 
     def _complete(
         self, consumer: GroupConsumer, batch: Batch, claims: Claims, handled: int, finished: Sequence[Message]
@@ -326,6 +336,8 @@ class AtLeastOnce:
         try:
             patiently(partial(claims.complete, handled, finished), consumer, batch, self._no_more)
         except (StoreUnavailable, BrokerError) as error:
+            if not self._no_more():
+                raise
             claims.skip(handled)
             log.warning("the ids of %d messages that were handled could not be stored: %s", handled, error)
             return not self._recognition.waits
@@ -346,11 +358,13 @@ class AtLeastOnce:
                 consumer,
                 inbox=inbox,
                 scope=self._recognition.scope,
+                mark=self._recognition.mark,
                 counts=self._recognition.counts,
                 handle=handle,
                 acknowledged=self._acknowledged,
             )
             for batch in consumer.batches(max_batch, until_idle):
+                self._topic_ids.renew()
                 entries, problem = patiently(partial(entries_of, batch.messages, self._ids), consumer, batch, self._no_more)
                 messages = batch.messages[: len(entries)]
                 while messages:
@@ -373,7 +387,7 @@ class AtLeastOnce:
 
     def _must_poll(self, batch: Batch) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
-        late = time.monotonic() - batch.fetched > self._settings.max_poll_interval / 2
+        late = time.monotonic() - batch.taken > self._settings.max_poll_interval / 2  # also before claims lapse
         return late or self._lifecycle.stopping
 
     def _finish(self, consumer: GroupConsumer, batch: Batch, work: Work, handled: int) -> bool:
@@ -415,6 +429,7 @@ class AtLeastOnce:
     def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
         check_run(self._settings, self._lifecycle, topics, max_batch)
         with self._lifecycle.running(itself), closing(TopicIds(self._settings)) as topic_id:
+            self._topic_ids = topic_id
             self._claims, self._ids = self._recognition.claims(topic_id), self._recognition.ids(topic_id)
             stored = self._recognition.stored(topic_id)
             consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, stored=stored)

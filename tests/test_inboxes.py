@@ -299,14 +299,50 @@ def test_finishing_twice_is_refused(place: Place) -> None:
 def test_a_handler_that_ends_the_transaction_is_told(place: Place, how: str) -> None:
     """Its messages come again: no offset moves behind the back of the effects. Also told when it comes after finish()."""
     inbox = place.inbox()
-    with pytest.raises(KafkaGuaranteesError, match="handler ended"), inbox.transaction("group", entries(P0, [0])) as tx:
+    told = pytest.raises(KafkaGuaranteesError, match=r"the handler (ended|called commit)")
+    with told, inbox.transaction("group", entries(P0, [0])) as tx:
         act(tx.connection, "early")
         tx.connection.execute(how)
     assert inbox.start_offsets("group", [P0]) == {P0: None}
-    with pytest.raises(KafkaGuaranteesError, match="handler ended"), inbox.transaction("group", entries(P1, [0])) as tx:
+    with told, inbox.transaction("group", entries(P1, [0])) as tx:
         tx.finish()
         tx.connection.execute(how)
-    assert inbox.start_offsets("group", [P1]) == {P1: 1 if how == "COMMIT" else None}
+    late = how == "COMMIT" and isinstance(inbox, PostgresInbox)
+    assert inbox.start_offsets("group", [P1]) == {P1: 1 if late else None}
+
+
+@pytest.mark.parametrize("how", ["with", "commit", "rollback", "script", "COMMIT", "begin"])
+def test_an_sqlite_handler_cannot_end_the_transaction(tmp_path: Path, how: str) -> None:
+    """With a part of its effects it would commit the ids of the whole batch; and the rest of the batch would be left out."""
+    with closing(sqlite3.connect(tmp_path / "effects.db")) as database, SqliteInbox(tmp_path / "effects.db") as inbox:
+        database.execute("CREATE TABLE effects (n INTEGER)")
+        database.commit()
+        batch = [Entry(P0, n, key_of(str(n))) for n in range(3)]
+
+        def handle(connection: sqlite3.Connection) -> None:
+            connection.execute("INSERT INTO effects VALUES (0)")
+            if how == "with":
+                with connection:
+                    connection.execute("INSERT INTO effects VALUES (1)")
+            elif how == "script":
+                connection.executescript("INSERT INTO effects VALUES (1);")
+            elif how in {"commit", "rollback"}:
+                getattr(connection, how)()
+            else:
+                connection.execute("COMMIT" if how == "COMMIT" else "BEGIN")
+
+        for _ in range(2):
+            with pytest.raises(KafkaGuaranteesError, match="called commit"), inbox.transaction("g", batch) as tx:
+                assert list(tx.fresh) == [0, 1, 2]
+                handle(tx.connection)
+        assert database.execute("SELECT count(*) FROM effects").fetchone() == (0,)
+        with inbox.transaction("g", batch) as tx:
+            assert list(tx.fresh) == [0, 1, 2]
+            tx.connection.execute("SAVEPOINT mine")
+            tx.connection.execute("INSERT INTO effects VALUES (2)")
+            tx.connection.execute("ROLLBACK TO mine")
+        assert database.execute("SELECT count(*) FROM effects").fetchone() == (0,)
+        assert inbox.start_offsets("g", [P0]) == {P0: 3}
 
 
 def test_a_handler_that_begins_another_transaction_is_told(postgres: Place) -> None:

@@ -248,7 +248,7 @@ class Claims:
         """Seconds until these may be claimed again: longer each time, until something of their partitions is finished."""
         self._rests.update({place(message)[:2] for message in held})
         times = max(self._rests[place(message)[:2]] for message in held)
-        return float(min(_LONGEST_REST, _FIRST_REST * 2 ** (times - 1)))
+        return float(min(_LONGEST_REST, _FIRST_REST * 2 ** min(times - 1, 10)))
 
     def complete(self, handled: int, finished: Sequence[Message]) -> None:
         """Complete the ids of the next ``handled`` fresh messages.
@@ -259,13 +259,20 @@ class Claims:
         items = [item for item in self._open[:handled] if item is not None]
         if items:
             completed = self._store.complete(self._scope, items, token=self._token)
-            lost = len(items) - sum(completed)
+            lost = [item for item, done in zip(items, completed, strict=True) if not done]
             if lost:
-                self._counts["lost"] += lost
-                log.warning("%d ids were taken over by another member while they were handled: handled twice", lost)
+                self._recover(lost)
         self._open = self._open[handled:]
         for message in finished if self._rests else ():
             self._rests.pop(place(message)[:2], None)
+
+    def _recover(self, lost: list[Item]) -> None:
+        """Complete ids that another member has taken over, or has let go since: they are handled, whoever has them now."""
+        self._counts["lost"] += len(lost)
+        log.warning("%d ids were taken over by another member while they were handled: perhaps handled twice", len(lost))
+        outcomes = self._store.claim(self._scope, lost, token=self._token, lease=self._lease, takeover="position")
+        mine = [item for item, outcome in zip(lost, outcomes, strict=True) if outcome in (Outcome.NEW, Outcome.TAKEN_OVER)]
+        self._store.complete(self._scope, mine, token=self._token)
 
     def unprotected(self, messages: Sequence[Message]) -> Work:
         """A batch that is handled without its store."""

@@ -47,6 +47,11 @@ class MessageIds:
         if self._extractor is None:
             return None
         try:
+            message.headers()
+        except (SystemError, UnicodeDecodeError):
+            # S04: a name that is not UTF-8. Asked a second time, confluent-kafka gives a list that crashes the process.
+            message.set_headers([])
+        try:
             found: Id = self._extractor(message)
         except Exception as error:
             raise _without_id(message, f"message_id raised {type(error).__name__}: {error}.") from error

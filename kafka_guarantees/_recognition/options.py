@@ -8,6 +8,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, get_args
 
+from .._consumer import Stored
 from ..dedup.contract import Source, Takeover
 from ..dedup.ids import header
 from ..errors import DurabilityWarning, UnsafeConfigError
@@ -96,9 +97,9 @@ class Recognition:
         self._fingerprint = fingerprint
         self._warns_of_others = dedup is not None and not dedup.capabilities.shared
 
-    def note(self, *, alone: Callable[[], bool]) -> None:
+    def note(self, *, apart: Callable[[], bool]) -> None:
         """Say, once, that members of the group on other machines do not see what a local store remembers (D11)."""
-        if self._warns_of_others and not alone():
+        if self._warns_of_others and apart():
             self._warns_of_others = False
             log.warning(
                 "%s is local, and the group has other members. What one of them handled is not recognised on another machine, "
@@ -110,6 +111,11 @@ class Recognition:
     def scope(self) -> str:
         """Whose ids these are. A run without ``group.id`` is refused before it is asked for."""
         return self._scope or self._settings.group_id or ""
+
+    @property
+    def mark(self) -> str:
+        """Stands beside offsets that are committed for show, as their metadata: the inbox knows better."""
+        return f"in the inbox of {self.scope}"
 
     def ids(self, topic_id: Callable[[str], bytes]) -> MessageIds:
         """The ids of messages, for one run."""
@@ -129,7 +135,7 @@ class Recognition:
             counts=self.counts,
         )
 
-    def stored(self, topic_id: Callable[[str], bytes]) -> Callable[[Iterable[Partition]], Mapping[Partition, int]] | None:
+    def stored(self, topic_id: Callable[[str], bytes]) -> Stored | None:
         """Where partitions are read from, if that is stored beside the effects."""
         inbox = self.inbox
         if inbox is None:
@@ -140,7 +146,7 @@ class Recognition:
             found = inbox.start_offsets(self.scope, sources)
             return {(source.topic, source.partition): offset for source, offset in found.items() if offset is not None}
 
-        return offsets
+        return Stored(offsets, self.mark)
 
 
 def _one_of(name: str, value: object, allowed: Any) -> None:

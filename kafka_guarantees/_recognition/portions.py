@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Message
+from confluent_kafka import Message, TopicPartition
 
 from .._offsets import next_offsets
 from ..errors import BrokerError, KafkaGuaranteesError, PartitionFenced, StoreUnavailable
@@ -58,6 +58,7 @@ class Portions:
         consumer: of the run.
         inbox: whose transactions these are.
         scope: whose ids and offsets these are.
+        mark: is committed with the group's offsets.
         counts: to count in.
         handle: handles messages.
         acknowledged: waits until every record that was produced is acknowledged, or raises.
@@ -71,6 +72,7 @@ class Portions:
         *,
         inbox: Inbox[Any],
         scope: str,
+        mark: str,
         counts: Counter[str],
         handle: Handling,
         acknowledged: Callable[[], None],
@@ -80,6 +82,7 @@ class Portions:
         self._consumer = consumer
         self._inbox = inbox
         self._scope = scope
+        self._mark = mark
         self._counts = counts
         self._handle = handle
         self._acknowledged = acknowledged
@@ -129,10 +132,8 @@ class Portions:
                     raise failure.__cause__ or failure  # noqa: TRY301 - an inbox tells by it whether its connection was lost
                 self._acknowledged()
                 transaction.finish(handled)
-        except StoreUnavailable:
-            raise
-        except Exception:
-            if rolled_back is not None:
+        except Exception as error:
+            if rolled_back is not None and error in (rolled_back.failure, rolled_back.failure.__cause__):
                 raise rolled_back from None
             raise
         self._counts["duplicate"] += len(finished) - handled
@@ -142,9 +143,12 @@ class Portions:
         """Commit offsets for those who watch the group: where to go on is in the inbox."""
         if finished and self._ours(batch):
             try:
-                self._consumer.commit(next_offsets(finished).values())
+                self._consumer.commit(self._marked(finished))
             except BrokerError as error:
                 log.info("%s The inbox has them.", error)
+
+    def _marked(self, finished: Sequence[Message]) -> list[TopicPartition]:
+        return [TopicPartition(p.topic, p.partition, p.offset, self._mark) for p in next_offsets(finished).values()]
 
     def tidy(self) -> None:
         """Remove expired ids, a few at a time."""

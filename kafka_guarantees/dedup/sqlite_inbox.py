@@ -14,7 +14,7 @@ import os
 import sqlite3
 import time
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
@@ -44,6 +44,9 @@ _SCHEMA = (
         scope TEXT NOT NULL, key BLOB NOT NULL, expires INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID""",
     """CREATE INDEX kg_inbox_id_expires ON kg_inbox_id (expires)""",
 )
+_TRANSACTION = 22  # SQLITE_TRANSACTION, which sqlite3 does not name
+# Texts of their own: a statement that is prepared already is not asked about again.
+_BEGIN, _COMMIT, _ROLLBACK = "BEGIN IMMEDIATE -- of the inbox", "COMMIT -- of the inbox", "ROLLBACK -- of the inbox"
 _LOCK = "UPDATE kg_inbox_version SET version = version WHERE 0"  # writes nothing, but takes the write lock
 _READ = "SELECT topic_id, next_offset FROM kg_inbox_offset WHERE scope = ? AND topic = ? AND partition = ?"
 _FIRST = "INSERT INTO kg_inbox_offset VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
@@ -101,7 +104,9 @@ class SqliteInbox:
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self.pid = os.getpid()
         self._closed = False
-        self._let_go_for_fork = False
+        self._to_open = False
+        self._in_hands = False  # of a handler, which must not end the transaction
+        self._refused = False
         self._connection = self._connect()
         _inboxes.add(self)
 
@@ -131,22 +136,30 @@ class SqliteInbox:
         Raises:
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             StoreUnavailable: the file did not answer, or was locked for 5 seconds. Nothing was written.
-            KafkaGuaranteesError: the handler ended the transaction. One that begins another one afterwards is not noticed.
+            KafkaGuaranteesError: the handler tried to end the transaction.
         """
         self._check()
         batch = batch_of(entries)
         if self._connection.in_transaction:
             raise KafkaGuaranteesError("a transaction of this SqliteInbox is open already: it has one at a time.")
         with self._answers("beginning a transaction"):
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(_BEGIN)
         try:
             opened = self._open(self._connection, scope, batch)
+            self._in_hands = True
             yield opened
             opened._end()
+            self._in_hands = False
             with self._answers("committing"):
-                self._connection.execute("COMMIT")
-        except BaseException:
-            _roll_back(self._connection)
+                self._connection.execute(_COMMIT)
+        except BaseException as error:
+            refused, self._in_hands, self._refused = self._refused, False, False
+            self._roll_back()
+            if refused and isinstance(error, sqlite3.DatabaseError):
+                raise KafkaGuaranteesError(
+                    "the handler called commit() or rollback(), or left a `with connection:` block: it must not end the "
+                    "transaction. Nothing was written. Leave that to the inbox; SAVEPOINT works."
+                ) from error
             raise
 
     def enlist(self, connection: sqlite3.Connection, scope: str, entries: Sequence[Entry]) -> SqliteInboxTransaction:
@@ -208,6 +221,7 @@ class SqliteInbox:
     def _connect(self) -> sqlite3.Connection:
         with self._answers("opening"):
             connection = sqlite3.connect(self._path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+            connection.set_authorizer(self._authorize)
             try:
                 self._prepare(connection)
             except BaseException:
@@ -215,19 +229,45 @@ class SqliteInbox:
                 raise
         return connection
 
+    def _authorize(self, action: int, *_what: object) -> int:
+        """Refuse BEGIN, COMMIT and ROLLBACK in a handler: the ids of the whole batch would be committed with a part of it."""
+        if action == _TRANSACTION and self._in_hands:
+            self._refused = True
+            return sqlite3.SQLITE_DENY
+        return sqlite3.SQLITE_OK
+
+    def _roll_back(self) -> None:
+        """Undo what is open; a failure of that would hide what went wrong first."""
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute(_ROLLBACK)
+        except sqlite3.Error:
+            self._connection.close()  # SQLite rolls back then, or when the file is opened next
+            self._to_open = True
+
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        for pragma in ("journal_mode = WAL", f"synchronous = {self._synchronous}", "wal_autocheckpoint = 10000"):
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode = WAL").fetchall()
+                break
+            except sqlite3.OperationalError:  # somebody else makes the file: here SQLite does not wait by itself
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+        for pragma in (f"synchronous = {self._synchronous}", "wal_autocheckpoint = 10000"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(_BEGIN)
         try:
             if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
             [(version,)] = connection.execute("SELECT version FROM kg_inbox_version").fetchall()
-            connection.execute("COMMIT")
+            connection.execute(_COMMIT)
         except BaseException:
-            _roll_back(connection)
+            with suppress(sqlite3.Error):
+                connection.execute(_ROLLBACK)
             raise
         if version != VERSION:
             raise KafkaGuaranteesError(
@@ -241,15 +281,15 @@ class SqliteInbox:
                 "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
                 "Nothing was written. Open the inbox after the fork, in the process that uses it."
             )
-        if self._let_go_for_fork:
+        if self._to_open:
             self._connection = self._connect()
-            self._let_go_for_fork = False
+            self._to_open = False
 
     def let_go(self) -> None:
         """Close the connection until it is used again, before a fork."""
         if not self._closed and not self._connection.in_transaction:
             self._connection.close()
-            self._let_go_for_fork = True
+            self._to_open = True
 
     def _now(self) -> int:
         return round(self._clock() * MICRO)
@@ -328,15 +368,6 @@ def _offsets(connection: sqlite3.Connection, scope: str, sources: Collection[Sou
             raise recreated(scope, source, row[0], "kg_inbox_offset")
         found[source] = None if row is None else row[1]
     return found
-
-
-def _roll_back(connection: sqlite3.Connection) -> None:
-    """Undo what is open; a failure of that would hide what went wrong first."""
-    try:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-    except sqlite3.Error:
-        connection.close()  # SQLite rolls back then, or when the file is opened next
 
 
 _inboxes: weakref.WeakSet[SqliteInbox] = weakref.WeakSet()
