@@ -408,3 +408,23 @@ def test_a_report_that_was_destroyed_is_an_unknown_outcome(
         with pytest.raises(DeliveryUnknown):
             service.flush(10)
     assert committed(kafka.bootstrap, config["group.id"], source) == [0]
+
+
+def test_partitions_are_given_back_before_the_consumer_is_closed(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inside of close() librdkafka may never answer the callback, which has the GIL: the process would stand still."""
+    where: list[str] = []
+    revoke = GroupConsumer._on_revoke
+
+    def noted(self: GroupConsumer, raw: Any, partitions: list[Any]) -> None:
+        where.append(threading.current_thread().name)
+        revoke(self, raw, partitions)
+
+    monkeypatch.setattr(GroupConsumer, "_on_revoke", noted)
+    topic = kafka_topic(partitions=4)
+    for protocol in ("range", "cooperative-sticky"):
+        config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("g"), "partition.assignment.strategy": protocol}
+        with AtLeastOnce(config) as client:
+            client.run([topic], lambda _message: None, until_idle=0.5)
+    assert where == [threading.current_thread().name] * 2

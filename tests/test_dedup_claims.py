@@ -361,3 +361,23 @@ def test_a_claim_of_somebody_else_holds_all_places_of_its_id() -> None:
         store.claim("scope", [Item(key_of("a"), position_of(bytes(16), 0, 9))], token=b"o" * 16, lease=1000)
         work, held = claims(store).claim(batch)
     assert (list(work.messages), list(held)) == ([], batch)
+
+
+def test_what_was_handled_is_completed_although_another_took_it_and_let_it_go() -> None:
+    """A zombie claims a record that is in hand elsewhere, sees that it is not its own any more, and releases it."""
+    with MemoryDedupStore() as store:
+        counts: Counter[str] = Counter()
+        owner = claims(store, counts)
+        owner.claim([message("a", 0)])
+        same = [Item(key_of("a"), position_of(bytes(16), 0, 0))]
+        assert store.claim("scope", same, token=b"z" * 16, lease=1000) == [Outcome.TAKEN_OVER]
+        store.release("scope", same, token=b"z" * 16)
+        owner.complete(1, [])
+        assert store.claim("scope", same, token=b"n" * 16, lease=1000) == [Outcome.DUPLICATE]
+    assert counts["lost"] == 1
+
+
+def test_the_wait_for_an_id_stays_a_number() -> None:
+    """After a day of waiting as well: 2.0 ** 1024 is none."""
+    asking = claims(Answers())
+    assert {asking.rest_for([message("a", 0)]) for _ in range(3000)} <= {0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0}

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import confluent_kafka
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from kafka_guarantees import AtLeastOnce, DurabilityWarning, HandlerError, StoreUnavailable, UnsafeConfigError
+from kafka_guarantees import (
+    AtLeastOnce,
+    BrokerError,
+    DurabilityWarning,
+    HandlerError,
+    OffsetsLost,
+    StoreUnavailable,
+    UnsafeConfigError,
+)
 from kafka_guarantees.dedup import (
     MemoryDedupStore,
     MessageIdMissing,
@@ -23,6 +36,8 @@ from kafka_guarantees.dedup import (
     SqliteDedupStore,
     SqliteInbox,
     TopicRecreated,
+    cloudevent,
+    first_of,
     header,
     json_field,
     position,
@@ -34,7 +49,6 @@ from .conftest import committed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from confluent_kafka import Message
 
@@ -228,6 +242,68 @@ def test_a_stop_does_not_wait_for_a_store_that_is_down(
     assert store.calls["claim"] > 3
     assert handled == []
     assert committed(config["bootstrap.servers"], config["group.id"], topic)[0] <= 0
+
+
+def test_an_error_of_the_brokers_while_the_store_is_down_ends_the_run(
+    kafka: RunningKafka, config: dict[str, Any], kafka_topic: Callable[..., str], fresh: Callable[[str], str], store: Down
+) -> None:
+    """It is no answer of the store: the batch in hand must not be dropped with it. The next run handles it."""
+    topic, other, handled = kafka_topic(), fresh("other"), Handled()
+    kafka.create_topic(other, 1)
+    send(config, topic, [str(n) for n in range(10)])
+    store.fails = lambda verb: verb == "claim"
+    with AtLeastOnce({**config, "topic.metadata.refresh.interval.ms": 500}, dedup=store) as client:
+        threading.Timer(4, recreate, (kafka, other)).start()
+        with pytest.raises(BrokerError, match="does not exist"):
+            client.run([topic, other], handled)
+        store.fails = lambda _verb: False
+        assert committed(config["bootstrap.servers"], config["group.id"], topic)[0] <= 0
+        client.run([topic], handled, until_idle=1)
+    assert handled == [str(n) for n in range(10)]
+
+
+def test_headers_that_cannot_be_read_are_no_id_and_crash_nobody(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
+) -> None:
+    """S04: a name that is not UTF-8. confluent-kafka raises for it once, and then gives a list that ends the process."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a"])
+    produce_with_header(config["bootstrap.servers"], topic, b"bad\xff\xfe")
+    send(config, topic, ["b"])
+    seen: list[object] = []
+
+    def looks(message: Message) -> None:
+        seen.append(message.headers())
+        seen.append(message.headers())
+        handled(message)
+
+    ids = first_of(cloudevent(), header("message-id"), header("id"))
+    with AtLeastOnce(config, dedup=store, message_id=ids) as kafka, pytest.raises(MessageIdMissing, match="offset 1"):
+        kafka.run([topic], looks, until_idle=1)
+    with AtLeastOnce(config, dedup=store, message_id=ids, on_missing_id="process") as kafka:
+        kafka.run([topic], looks, until_idle=1)
+    assert handled == ["a", "poison", "b"]
+    assert seen[2:4] == [[], []]
+
+
+def produce_with_header(bootstrap: str, topic: str, name: bytes) -> None:
+    """Write a record with a header of any name, which the Python binding does not let one do."""
+    (library,) = Path(confluent_kafka.__file__).parents[1].glob("confluent_kafka.libs/librdkafka*")
+    script = f"""
+import ctypes
+lib = ctypes.CDLL({str(library)!r})
+lib.rd_kafka_conf_new.restype = lib.rd_kafka_new.restype = ctypes.c_void_p
+why = ctypes.create_string_buffer(512)
+conf = ctypes.c_void_p(lib.rd_kafka_conf_new())
+assert lib.rd_kafka_conf_set(conf, b"bootstrap.servers", {bootstrap.encode()!r}, why, 512) == 0
+client = ctypes.c_void_p(lib.rd_kafka_new(0, conf, why, 512))
+TOPIC, VALUE, FLAGS, HEADER, END, COPY = 1, 4, 7, 9, 0, 2
+i, size = ctypes.c_int, ctypes.c_ssize_t
+assert lib.rd_kafka_producev(client, i(TOPIC), {topic.encode()!r}, i(FLAGS), i(COPY), i(VALUE), b"poison", size(6),
+                             i(HEADER), {name!r}, b"v", size(1), i(END)) == 0
+assert lib.rd_kafka_flush(client, 10000) == 0
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_without_its_store_it_goes_on_if_told_so(config: dict[str, Any], kafka_topic: Callable[..., str], store: Down) -> None:
@@ -484,6 +560,27 @@ def test_an_offset_that_the_topic_has_not_reached_is_refused(
         with pytest.raises(OffsetBeyondEnd, match=f"99 of topic '{topic}' partition 0, which ends at 2"):
             client.run([topic], effect, until_idle=1)
     assert effects(path) == ["a", "b"]
+
+
+def test_an_inbox_that_lost_its_database_is_refused(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path], tmp_path: Path
+) -> None:
+    """The group's offset is beyond effects that are gone: going on there would lose them in silence. The user decides."""
+    inbox, path = database
+    topic, empty = kafka_topic(), tmp_path / "restored.db"
+    send(config, topic, ["a", "b"])
+    with AtLeastOnce(config, inbox=inbox) as kafka:
+        kafka.run([topic], effect, until_idle=1)
+    with closing(sqlite3.connect(empty)) as connection, connection:
+        connection.execute("CREATE TABLE effects (name TEXT)")
+    with SqliteInbox(empty) as other, AtLeastOnce(config, inbox=other) as kafka:
+        with pytest.raises(OffsetsLost, match="another database, or an older state"):
+            kafka.run([topic], effect, until_idle=1)
+        consumer = Consumer({"bootstrap.servers": config["bootstrap.servers"], "group.id": config["group.id"]})
+        consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)  # as kafka-consumer-groups.sh does
+        consumer.close()
+        kafka.run([topic], effect, until_idle=1)
+    assert effects(path) == effects(empty) == ["a", "b"]
 
 
 class Interrupted(SqliteInbox):

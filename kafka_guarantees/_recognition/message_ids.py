@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import methodcaller
 from typing import TYPE_CHECKING, Literal
 
 from ..dedup.contract import Entry, Source
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from .._offsets import Partition
     from ..dedup.ids import Id, IdOf
+
+# Not message.headers(): Python may call that on a short way, on which it does not look whether C code has left an exception.
+read_headers = methodcaller("headers")
 
 OnMissingId = Literal["raise", "position", "process"]
 
@@ -47,7 +51,7 @@ class MessageIds:
         if self._extractor is None:
             return None
         try:
-            message.headers()
+            read_headers(message)
         except (SystemError, UnicodeDecodeError):
             # S04: a name that is not UTF-8. Asked a second time, confluent-kafka gives a list that crashes the process.
             message.set_headers([])
