@@ -323,7 +323,10 @@ class GroupConsumer(Handle):
                 asked = time.monotonic()
                 fetched, _ = self._take(1, min(left, WAIT))
                 self.unplace(self._without_events(fetched))
-                batch.fetched = asked if self._rebalances == rebalances else -math.inf
+                if self._rebalances != rebalances:
+                    batch.fetched = -math.inf  # for good, also if it is waited for again
+                elif batch.fetched > -math.inf:
+                    batch.fetched = asked
         finally:
             self.raw.resume([TopicPartition(*partition) for partition in self._owned - self._resting.keys()])
 

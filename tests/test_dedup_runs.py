@@ -27,6 +27,9 @@ from kafka_guarantees import (
     StoreUnavailable,
     UnsafeConfigError,
 )
+from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.dedup import (
     MemoryDedupStore,
     MessageIdMissing,
@@ -225,6 +228,34 @@ def test_a_store_that_is_down_stops_handling_and_not_the_membership(
     assert Counter(handled) == Counter(str(n) for n in range(20))
     assert counts["taken over"] == 0
     assert sum(committed(config["bootstrap.servers"], config["group.id"], topic, 2)) == 20
+
+
+def test_a_batch_that_was_given_away_while_it_waited_is_not_ours_again(
+    config: dict[str, Any], kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """X02: a rebalance while a store is waited for; however often it is waited for after that, nothing may be committed."""
+    topic = kafka_topic(partitions=2)
+    send(config, topic, ["a", "b"], partitions=2)
+    settings = resolve(Guarantee.AT_LEAST_ONCE, config)
+    first = GroupConsumer(settings, Lifecycle("test"), [topic], "earliest", set())
+    second = None
+    try:
+        batch = next(first.batches(10, None))
+        first.keep_alive(batch, 0.3)
+        assert first.still_ours(batch, within=6)
+        second = GroupConsumer(settings, Lifecycle("test"), [topic], "earliest", set())
+        deadline = time.monotonic() + 30
+        while first.still_ours(batch, within=6):
+            assert time.monotonic() < deadline
+            first.keep_alive(batch, 0.3)
+            second.fetch(1)
+        for _ in range(3):
+            first.keep_alive(batch, 0.3)
+            assert not first.still_ours(batch, within=6)
+    finally:
+        first.close()
+        if second is not None:
+            second.close()
 
 
 def test_a_stop_does_not_wait_for_a_store_that_is_down(
