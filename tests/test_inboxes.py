@@ -16,6 +16,7 @@ import time
 import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet  # before Python 3.11 it is not the builtin
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -592,7 +593,7 @@ def test_a_duplicate_elsewhere_waits_for_the_first(place: Place, ending: str) ->
                 return list(tx.fresh)
 
         waiting = thread.submit(second)
-        with pytest.raises(TimeoutError):
+        with pytest.raises(NotYet):
             waiting.result(0.3)
         if ending == "kill":
             process.kill()
