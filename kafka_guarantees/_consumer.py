@@ -137,6 +137,8 @@ class GroupConsumer(Handle):
         self._looked = 0  # how many there had been at the last look for other members
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
+        # KIP-345: such a member keeps its partitions while it restarts, and only close() knows not to leave the group
+        self._static = "group.instance.id" in settings.consumer and protocol[0] != "consumer"
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
         super().__init__()
         config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
@@ -549,22 +551,27 @@ class GroupConsumer(Handle):
         """Leave the group, and let the client go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
         deadline = time.monotonic() + CLOSING
         self._closing = True
+
+        def given_up() -> bool:
+            return time.monotonic() > deadline or self._given_up()
+
         try:
-            self._give_back()
-            self._caller.call(self.raw.close, lambda: time.monotonic() > deadline or self._given_up(), "leaving the group")
+            if not self._static:
+                self._give_back(given_up)
+            self._caller.call(self.raw.close, given_up, "leaving the group")
         except (BrokerError, KafkaException, RuntimeError) as exc:
             log.warning("%s The group gives the partitions to others when the session ends.", exc)
         finally:
             self._caller.end()
             self.let_go()
 
-    def _give_back(self) -> None:
+    def _give_back(self, given_up: Callable[[], bool]) -> None:
         """Have the partitions revoked by a poll, and not inside of ``raw.close()``.
 
         There librdkafka 2.16.0 may end the group before the revocation is answered, and then never answers: confluent-kafka
         waits for that with the GIL, so that the whole process stands still (seen after max.poll.interval.ms had passed).
         """
-        self._caller.call(self.raw.unsubscribe, self._given_up, "leaving the group")
+        self._caller.call(self.raw.unsubscribe, given_up, "leaving the group")
         until = time.monotonic() + GIVING_BACK
         with suppress(KafkaException):
             self.raw.poll(0)

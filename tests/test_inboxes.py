@@ -346,6 +346,25 @@ def test_an_sqlite_handler_cannot_end_the_transaction(tmp_path: Path, how: str) 
         assert inbox.start_offsets("g", [P0]) == {P0: 3}
 
 
+def test_a_refusal_that_a_handler_swallowed_is_not_held_against_the_next(tmp_path: Path) -> None:
+    """Its transaction commits; what another handler raises later is that."""
+    with SqliteInbox(tmp_path / "effects.db") as inbox:
+        with inbox.transaction("g", entries(P0, [0])) as tx, suppress(sqlite3.DatabaseError):
+            tx.connection.commit()
+        assert inbox.start_offsets("g", [P0]) == {P0: 1}
+        with pytest.raises(sqlite3.IntegrityError), inbox.transaction("g", entries(P0, [1])) as tx:
+            tx.connection.execute("INSERT INTO kg_inbox_version VALUES (NULL)")
+
+
+def test_a_closed_inbox_stays_closed(tmp_path: Path) -> None:
+    """Whoever closes it in a transaction gets no new connection with the next call."""
+    inbox = SqliteInbox(tmp_path / "effects.db")
+    with pytest.raises(sqlite3.ProgrammingError), inbox.transaction("g", entries(P0, [0])):
+        inbox.close()
+    with pytest.raises(sqlite3.ProgrammingError):
+        inbox.start_offsets("g", [P0])
+
+
 def test_a_handler_that_begins_another_transaction_is_told(postgres: Place) -> None:
     """The offsets move only in the transaction that has the ids and the locks."""
     inbox = postgres.inbox()

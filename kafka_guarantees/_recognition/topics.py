@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import TimeoutError  # noqa: A004 - before Python 3.11 it is another one than the builtin
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
-ANSWER = 5.0  # seconds
+ANSWER = 2.0  # seconds
 RENEW_EVERY = 30.0  # seconds
 
 
@@ -37,36 +37,38 @@ class TopicIds(Handle):
         Raises:
             AuthorizationError, BrokerError: the brokers refuse to say, or do not answer.
         """
-        known = self._known.get(topic)
-        if known is None:
-            known = self._known[topic] = self._ask(topic)
-        return known
+        if topic not in self._known:
+            self._known.update(self._ask([topic]))
+        return self._known[topic]
 
     def renew(self) -> None:
         """Ask again, from time to time: librdkafka goes on, in the new one, where a topic is created again while it is read."""
-        if time.monotonic() >= self._renew_at:
-            for topic in self._known:
-                try:
-                    self._known[topic] = self._ask(topic)
-                except KafkaGuaranteesError as error:
-                    log.info("%s It is asked again later.", error)
+        if self._known and time.monotonic() >= self._renew_at:
+            try:
+                self._known.update(self._ask(list(self._known)))
+            except KafkaGuaranteesError as error:
+                log.info("%s It is asked again later.", error)
             self._renew_at = time.monotonic() + RENEW_EVERY
 
-    def _ask(self, topic: str) -> bytes:
+    def _ask(self, topics: list[str]) -> dict[str, bytes]:
         if self.raw is None:
             # it would log to stderr; the consumer of the same run logs what there is to say
             self.make(AdminClient, {**self._settings.admin, "log_level": 0})
+        doing = f"asking for the ids of topics {', '.join(map(repr, topics))}"
         try:
-            (answer,) = self.raw.describe_topics(TopicCollection([topic]), request_timeout=ANSWER).values()
-            described = answer.result(ANSWER + 1)
+            answers = self.raw.describe_topics(TopicCollection(topics), request_timeout=ANSWER)
+            return {topic: _bytes(answer.result(ANSWER + 1).topic_id) for topic, answer in answers.items()}
         except KafkaException as exc:
-            raise broker_failure(kafka_error(exc), f"asking for the id of topic {topic!r}", "Nothing was handled.") from exc
+            raise broker_failure(kafka_error(exc), doing, "Nothing was handled.") from exc
         except TimeoutError as exc:  # of the future: a process may stand still
-            raise BrokerError(f"asking for the id of topic {topic!r} got no answer. Nothing was handled.") from exc
-        parts = described.topic_id.get_most_significant_bits(), described.topic_id.get_least_significant_bits()
-        return b"".join((part % 2**64).to_bytes(8, "big") for part in parts)
+            raise BrokerError(f"{doing} got no answer. Nothing was handled.") from exc
 
     def close(self) -> None:
         """Let the client go, if there was one."""
         if self.raw is not None:
             self.let_go()
+
+
+def _bytes(topic_id: Any) -> bytes:  # the stubs of Uuid have no methods
+    parts = topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()
+    return b"".join((part % 2**64).to_bytes(8, "big") for part in parts)

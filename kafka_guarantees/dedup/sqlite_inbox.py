@@ -146,7 +146,7 @@ class SqliteInbox:
             self._connection.execute(_BEGIN)
         try:
             opened = self._open(self._connection, scope, batch)
-            self._in_hands = True
+            self._in_hands, self._refused = True, False
             yield opened
             opened._end()
             self._in_hands = False
@@ -155,7 +155,7 @@ class SqliteInbox:
         except BaseException as error:
             refused, self._in_hands, self._refused = self._refused, False, False
             self._roll_back()
-            if refused and isinstance(error, sqlite3.DatabaseError):
+            if refused and isinstance(error, sqlite3.DatabaseError) and "not authorized" in str(error):
                 raise KafkaGuaranteesError(
                     "the handler called commit() or rollback(), or left a `with connection:` block: it must not end the "
                     "transaction. Nothing was written. Leave that to the inbox; SAVEPOINT works."
@@ -281,7 +281,7 @@ class SqliteInbox:
                 "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
                 "Nothing was written. Open the inbox after the fork, in the process that uses it."
             )
-        if self._to_open:
+        if self._to_open and not self._closed:
             self._connection = self._connect()
             self._to_open = False
 
