@@ -66,8 +66,8 @@ class SqliteInbox:
     """An inbox in an SQLite file.
 
     The handler writes into the same file, with the connection that it is given; its effects happen once. The file belongs to
-    one host: a partition that moves to another one ends the run there, with OffsetsLost. Not on a network file system: SQLite's locks do not
-    work there.
+    one host: a partition that moves to another one ends the run there, with OffsetsLost. Not on a network file system:
+    SQLite's locks do not work there.
 
     Attributes:
         retention: how long an id is remembered at least, from the beginning of its transaction on.
