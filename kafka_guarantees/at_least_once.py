@@ -29,7 +29,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ._consumer import GroupConsumer, check_run
 from ._lifecycle import Lifecycle
@@ -69,8 +69,6 @@ log = logging.getLogger("kafka_guarantees")
 LEAVING = 10.0  # seconds that a loop which is left waits for brokers that do not answer
 FENCED_REST = 0.5  # seconds until messages are fetched again that another member handles, or that an inbox did not take
 COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
-
-T = TypeVar("T")
 
 
 class AtLeastOnce:
