@@ -1,5 +1,7 @@
 """At-most-once, at-least-once and exactly-once for Kafka: three classes that keep what their names say."""
 
+from ._failures import attempt
+from ._preflight import PreflightReport
 from ._settings import Explanation
 from .at_least_once import AtLeastOnce
 from .at_most_once import AtMostOnce
@@ -14,6 +16,7 @@ from .errors import (
     HandlerError,
     KafkaGuaranteesError,
     OffsetsLost,
+    SecurityWarning,
     StoreUnavailable,
     TransactionAborted,
     UnsafeConfigError,
@@ -39,9 +42,12 @@ __all__ = [
     "HandlerError",
     "KafkaGuaranteesError",
     "OffsetsLost",
+    "PreflightReport",
     "Record",
+    "SecurityWarning",
     "StoreUnavailable",
     "Transaction",
     "TransactionAborted",
     "UnsafeConfigError",
+    "attempt",
 ]

@@ -15,19 +15,27 @@ import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from ._settings import creation_failure
-from .errors import BrokerError, describe
+from .errors import BrokerError, ForkedClientError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from confluent_kafka import KafkaError
-
 log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
+
+
+# What to look at where no connection comes about. Neither passes by itself.
+SHUT_OUT = {
+    KafkaError._AUTHENTICATION: "Check sasl.username, sasl.password, and sasl.mechanism.",
+    KafkaError._SSL: (
+        "Check that ssl.ca.location has the authority of the brokers' certificates, that these are for the host names in "
+        "bootstrap.servers, and that the port is one for TLS."
+    ),
+}
 
 
 class Abandoned(BrokerError):
@@ -57,9 +65,12 @@ class Caller:
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
 
     def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
         """Return what ``function()`` returns, or raise Abandoned once ``give_up()`` is true before it is done."""
+        if self._pid != os.getpid():
+            raise ForkedClientError(FORKED)  # its thread is not here: nobody would answer
         if self._thread is None:
             thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             thread.start()
@@ -98,6 +109,7 @@ class Callbacks:
 
     def __init__(self) -> None:
         self._interrupt: BaseException | None = None
+        self._shut_out: KafkaError | None = None
 
     def shim(self, name: str, callback: Callable[..., object]) -> Callable[..., None]:
         """``callback`` in a form that never raises."""
@@ -117,9 +129,28 @@ class Callbacks:
         found: dict[str, Any] = {
             name: self.shim(name, given[name]) for name in ("error_cb", "stats_cb", "throttle_cb") if name in given
         }
-        found.setdefault("error_cb", self.shim("error_cb", _log_error))
+        self._shut_out = None  # what kept an earlier client out may have passed
+        found["error_cb"] = self._noting(found.get("error_cb") or self.shim("error_cb", _log_error))
         found["logger"] = given.get("logger", logging.getLogger("kafka_guarantees.librdkafka"))
         return found
+
+    def _noting(self, error_cb: Callable[[KafkaError], None]) -> Callable[[KafkaError], None]:
+        def noting(error: KafkaError) -> None:
+            if error.code() in SHUT_OUT and "isconnected" not in error.str():  # a broker that dies in a handshake
+                self._shut_out = error
+            error_cb(error)
+
+        return noting
+
+    def raise_shut_out(self) -> None:
+        """Raise what keeps a client out that has reached no broker yet: librdkafka would try for ever, without an answer.
+
+        Raises:
+            BrokerError: it could not log in, or does not trust the broker.
+        """
+        if self._shut_out is not None:
+            advice = SHUT_OUT[self._shut_out.code()]
+            raise BrokerError(f"no broker lets this client in ({describe(self._shut_out)}). Nothing was done. {advice}")
 
     def interrupt(self, problem: BaseException) -> None:
         """Keep something that must be raised once the C call is over."""
@@ -134,6 +165,19 @@ class Callbacks:
 
 def _log_error(error: KafkaError) -> None:
     log.warning("%s", describe(error))
+
+
+FORKED = (
+    "a client of the parent process was used after fork(); librdkafka's threads do not survive that. Nothing was sent. "
+    "Make the client after the fork, in the process that uses it."
+)
+
+
+class _Forked:
+    """Stands for the parent's C client in a child: whatever is asked of it raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ForkedClientError(FORKED)
 
 
 class Handle:
@@ -186,6 +230,7 @@ def _in_child() -> None:
         if handle.raw is not None:
             # destroying would wait for threads that are not there, and touch the parent's sockets: leak it on purpose
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.raw))
+            handle.raw = _Forked()
 
 
 os.register_at_fork(after_in_child=_in_child)

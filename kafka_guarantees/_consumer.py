@@ -24,7 +24,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from ._client import Callbacks, Caller, Handle
 from ._offsets import Membership, Partition, membership, next_offsets
 from .errors import (
-    MISSING_ACL,
+    NO_TOPIC,
     BrokerError,
     OffsetBeyondEnd,
     OffsetsLost,
@@ -33,6 +33,7 @@ from .errors import (
     broker_failure,
     describe,
     kafka_error,
+    stops,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from ._lifecycle import Lifecycle
+    from ._pace import Pace
     from ._settings import Settings
 
 log = logging.getLogger("kafka_guarantees")
@@ -78,10 +80,19 @@ class Batch:
 
     def __init__(self, messages: Sequence[Message], metadata: bytes, fetched: float) -> None:
         self.messages = messages
-        self.metadata = metadata
-        self.member = membership(metadata)
+        self.belongs_to(metadata)
         self.taken = fetched
         self.fetched = fetched  # later: when the group was last served with the batch in hand
+
+    def belongs_to(self, metadata: bytes) -> None:
+        """Take over the membership that holds the batch."""
+        self.metadata = metadata
+        self.member = membership(metadata)
+
+    @property
+    def partitions(self) -> set[Partition]:
+        """Where its messages come from."""
+        return set(next_offsets(self.messages))
 
 
 class Stored(NamedTuple):
@@ -106,6 +117,7 @@ class GroupConsumer(Handle):
         topics: names, or patterns that begin with ``^``.
         start: where a group without committed offsets begins.
         seen: partitions that had a committed offset before in this process; shared by the runs of one client.
+        also: other topics that must exist.
         stored: where offsets are, if not with the group.
     """
 
@@ -117,6 +129,7 @@ class GroupConsumer(Handle):
         start: Start,
         seen: set[Partition],
         *,
+        also: Sequence[str] = (),
         stored: Stored | None = None,
     ) -> None:
         self._settings = settings
@@ -132,6 +145,7 @@ class GroupConsumer(Handle):
         self._unplaced: set[Partition] = set()  # fetched, but from the wrong place: to be put right before the next message
         self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
         self._reached: dict[Partition, int] = {}  # up to where messages were handed out
+        self._given_away: set[Partition] = set()  # since the batch in hand was fetched
         self._rebalances = 0
         self._closing = False
         self._looked = 0  # how many there had been at the last look for other members
@@ -145,20 +159,27 @@ class GroupConsumer(Handle):
         self.make(Consumer, config)
         try:
             self._require(topics)
+            self._require(also, written=True)
             callbacks = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
             # beside the main thread for the same reason as in make()
             self._caller.call(lambda: self.raw.subscribe(list(topics), **callbacks), self._given_up, "subscribing")
+        except KafkaException as exc:
+            self.close()
+            raise ValueError(
+                f"topics {topics!r} are refused ({describe(kafka_error(exc))}). Nothing was consumed. Correct the names; one "
+                "that begins with ^ is a regular expression."
+            ) from exc
         except BaseException:
             self.close()
             raise
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
-    def batches(self, max_batch: int, until_idle: float | None) -> Iterator[Batch]:
+    def batches(self, pace: Pace, until_idle: float | None) -> Iterator[Batch]:
         """Batches until the client is to stop, or nothing came for ``until_idle`` seconds at the end of every partition."""
         began = last = time.monotonic()
         while not self._lifecycle.stopping:
-            batch = self.fetch(max_batch)
+            batch = self.fetch(pace.size)
             if batch is not None:
                 yield batch
             if until_idle is not None:
@@ -197,6 +218,7 @@ class GroupConsumer(Handle):
         if not batch.member.active:
             self.unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
             return None
+        self._given_away.clear()
         return batch
 
     def _take(self, max_batch: int, wait: float) -> tuple[list[Message], int]:
@@ -208,7 +230,7 @@ class GroupConsumer(Handle):
             if first is not None and max_batch > 1:
                 fetched += self.raw.consume(max_batch - 1, 0)
         except KafkaException as exc:
-            raise broker_failure(kafka_error(exc), "consuming", _SAFE) from exc
+            raise broker_failure(kafka_error(exc), "consuming", _SAFE, group=self._settings.group_id) from exc
         self._callbacks.raise_interrupt()
         if self._problem is not None:
             problem, self._problem = self._problem, None
@@ -220,13 +242,21 @@ class GroupConsumer(Handle):
         if not events:
             return fetched
         for event, error in events:
-            self._on_event(event, error)
+            try:
+                self._on_event(event, error)
+            except Exception as problem:
+                before = [message for message in fetched[: fetched.index(event)] if message.error() is None]
+                if not before:
+                    raise
+                self._problem = problem  # for the next fetch: who sets the offset behind the event must not pass these over
+                return before
         return [message for message in fetched if message.error() is None]
 
     def _on_event(self, event: Message, error: KafkaError) -> None:
         """An error that comes in place of a message: never data (C14)."""
         code = error.code()
-        where = f"topic {event.topic()!r}" + ("" if event.partition() is None else f" partition {event.partition()}")
+        where = f"as a member of group {self._settings.group_id!r}" if event.topic() is None else f"topic {event.topic()!r}"
+        where += "" if event.topic() is None or event.partition() is None else f" partition {event.partition()}"
         if code == KafkaError._PARTITION_EOF:
             self._ends[event.topic() or "", event.partition() or 0] = event.offset() or 0
             return
@@ -237,30 +267,42 @@ class GroupConsumer(Handle):
                 "were handled, or the topic was made anew. Nothing was committed. Decide where to go on, and set it "
                 f"{how if self._stored is None else 'in the offset table of the inbox'}."
             )
-        if code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION):
+        if code in NO_TOPIC:
             self._require([event.topic() or ""])
-        elif code in MISSING_ACL or error.fatal() or code in (KafkaError._FATAL, KafkaError._AUTHENTICATION):
-            raise broker_failure(error, f"consuming {where}", _SAFE)
+        elif stops(error):
+            at = "" if event.offset() is None or (event.offset() or 0) < 0 else f" at offset {event.offset()}"
+            doing = f"consuming {where}" if event.topic() is None else f"consuming {where}{at}"
+            failure = broker_failure(error, doing, _SAFE, topic=event.topic(), group=self._settings.group_id)
+            raise failure from KafkaException(error)
         elif code == KafkaError._MAX_POLL_EXCEEDED:
             log.error(
                 "the handler took longer than max.poll.interval.ms (%.0f s): the group gave the partitions to others, and "
-                "what was in hand is handled again. Make batches smaller (max_batch), or the interval longer.",
+                "what was in hand comes again, unless that is at most once. Say keep_alive=True; or make the interval longer, "
+                "or batches smaller (max_batch).",
                 self._settings.max_poll_interval,
             )
         else:
             log.warning("consuming %s: %s", where, describe(error))
 
-    def _require(self, topics: Sequence[str]) -> None:
+    def _require(self, topics: Sequence[str], *, written: bool = False) -> None:
         """A topic that does not exist is an error, not a silence (C19)."""
         for topic in topics:
             if topic.startswith("^"):
+                self._topic_error(topic)  # whether a broker answers at all
                 continue
             deadline = time.monotonic() + UNKNOWN_TOPIC
             while (error := self._topic_error(topic)) is not None:
-                if error.code() in MISSING_ACL:
-                    raise broker_failure(error, f"consuming topic {topic!r}", _SAFE)
+                if stops(error):
+                    doing = f"{'writing to' if written else 'consuming'} topic {topic!r}"
+                    failure = broker_failure(error, doing, _SAFE, **{"output" if written else "topic": topic})
+                    raise failure from KafkaException(error)
+                if error.code() not in NO_TOPIC:
+                    log.warning("asking for topic %r: %s", topic, describe(error))
+                    break  # it exists, and its brokers are in trouble: that passes
                 if time.monotonic() > deadline:
-                    raise BrokerError(f"topic {topic!r} does not exist ({describe(error)}). Create it, or correct the name.")
+                    raise BrokerError(
+                        f"topic {topic!r} does not exist ({describe(error)}). {_SAFE} Create it, or correct the name."
+                    )
                 if self._lifecycle.stopping:
                     return
                 time.sleep(WAIT)
@@ -271,6 +313,8 @@ class GroupConsumer(Handle):
         except KafkaException as exc:
             if self._lifecycle.stopping:
                 return None
+            self.raw.poll(0)  # serves error_cb
+            self._callbacks.raise_shut_out()
             log.warning("asking for topic %r: %s", topic, describe(kafka_error(exc)))
             return None  # no broker answers: that is not the topic's fault, and joining the group waits for one
         else:
@@ -314,23 +358,45 @@ class GroupConsumer(Handle):
     def keep_alive(self, batch: Batch, seconds: float) -> None:
         """Wait with ``batch`` in hand, and stay a member: everything is paused, and the group served.
 
-        Returns at once in a client that is to stop. A rebalance meanwhile is served, and may give partitions away: after it the
-        batch is not ``still_ours``.
+        Returns at once in a client that is to stop. A rebalance meanwhile is served: see ``serve``.
         """
         until = time.monotonic() + seconds
-        rebalances = self._rebalances
         try:
-            while not self._lifecycle.stopping and (left := until - time.monotonic()) > 0:
-                self.raw.pause([TopicPartition(*partition) for partition in self._owned])  # the new ones too
-                asked = time.monotonic()
-                fetched, _ = self._take(1, min(left, WAIT))
-                self.unplace(self._without_events(fetched))
-                if self._rebalances != rebalances:
-                    batch.fetched = -math.inf  # for good, also if it is waited for again
-                elif batch.fetched > -math.inf:
-                    batch.fetched = asked
+            while not self._lifecycle.stopping:
+                self.serve(batch, max(0.0, min(until - time.monotonic(), WAIT)))  # once at least: also who never waits is a member
+                if time.monotonic() >= until:
+                    return
         finally:
-            self.raw.resume([TopicPartition(*partition) for partition in self._owned - self._resting.keys()])
+            self.resume()
+
+    def serve(self, batch: Batch, wait: float = 0) -> None:
+        """Serve the group for a moment, with ``batch`` in hand. Everything is paused, until ``resume()``.
+
+        Where a rebalance takes a partition of the batch away, if only for a moment, the batch is not ``still_ours`` after it;
+        else it is held under the new generation.
+        """
+        self.raw.pause([TopicPartition(*partition) for partition in self._owned])  # the new ones too
+        asked = time.monotonic()
+        fetched, _ = self._take(1, wait)
+        self.unplace(self._without_events(fetched))
+        if batch.partitions & self._given_away:
+            batch.fetched = -math.inf  # for good, also if it is waited for again
+        elif batch.fetched > -math.inf:
+            batch.fetched = asked
+            metadata = self.raw.consumer_group_metadata()
+            if membership(metadata).continues(batch.member):
+                batch.belongs_to(metadata)
+
+    def serve_beside(self, batch: Batch) -> None:
+        """``serve`` while a handler works in another thread. What goes wrong is not its fault: the next fetch raises it."""
+        try:
+            self.serve(batch)
+        except Exception as problem:  # noqa: BLE001 - as it says
+            self._problem = problem
+
+    def resume(self) -> None:
+        """Fetch again, after ``serve()`` or ``serve_beside()``."""
+        self.raw.resume([TopicPartition(*partition) for partition in self._owned - self._resting.keys()])
 
     def rest(self, messages: Iterable[Message], seconds: float) -> None:
         """Give messages back, and fetch their partitions again, from where the group has committed them, after some time."""
@@ -357,10 +423,17 @@ class GroupConsumer(Handle):
             BrokerError: at least one was not committed, or that is unknown.
             AuthorizationError: no right to.
         """
+        places = list(offsets)
         try:
-            self._commit(list(offsets))
+            self._commit(places)
         except KafkaException as exc:
-            raise broker_failure(kafka_error(exc), "committing offsets", "They may or may not be committed.") from exc
+            raise broker_failure(
+                kafka_error(exc),
+                "committing offsets",
+                "They may or may not be committed.",
+                topic={place.topic for place in places},
+                group=self._settings.group_id,
+            ) from exc
 
     def _commit(self, offsets: list[TopicPartition]) -> None:
         self._check_commit(
@@ -406,8 +479,9 @@ class GroupConsumer(Handle):
             self._unplaced.clear()
         except KafkaException as exc:
             error = kafka_error(exc)
-            if error.code() in MISSING_ACL:
-                raise broker_failure(error, "asking for committed offsets", _SAFE) from exc
+            if stops(error):
+                names = {"topic": {topic for topic, _ in self._owned}, "group": self._settings.group_id}
+                raise broker_failure(error, "asking for offsets, or committing where to begin,", _SAFE, **names) from exc
             log.info("where to go on is not known yet: %s", describe(error))
         except (StoreUnavailable, BrokerError) as exc:
             log.warning("where to go on is not known yet: %s", exc)
@@ -528,6 +602,7 @@ class GroupConsumer(Handle):
             if self._incremental and self._waiting & gone:
                 raw.incremental_unassign([TopicPartition(*partition) for partition in gone - self._waiting])
             self._owned -= gone
+            self._given_away |= gone
             self._waiting -= gone
             self._unplaced -= gone
             self._resting = {partition: until for partition, until in self._resting.items() if partition not in gone}
@@ -549,6 +624,8 @@ class GroupConsumer(Handle):
 
     def close(self) -> None:
         """Leave the group, and let the client go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
+        if self._lifecycle.forked:
+            return  # the parent is still a member
         deadline = time.monotonic() + CLOSING
         self._closing = True
 

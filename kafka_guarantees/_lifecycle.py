@@ -4,7 +4,8 @@ Rules.
 * ``stop()`` only sets a flag, so it is safe in threads and signal handlers. One that comes before a run ends the next one.
 * One thread at a time runs a client (X26, Y01).
 * A signal handler of ours never raises: an exception out of a C call destroys the messages it had fetched (C01, Y03).
-* After a fork every call raises in the child (Y04).
+* After a fork every call raises in the child (Y04). A run that was forked in its handler ends there with that error, once the
+  handler returns; it commits, closes and aborts nothing, and signals are the child's own again.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Lifecycle:
         self.stopping = False  # a stop was asked for; read once per message, so no property
         self._give_up_at: float | None = None
         self._runner: threading.Thread | None = None
+        self.hand: threading.Thread | None = None  # of its handlers, where they have one of their own
         self._iteration: Itself | None = None
         self._turn = threading.Condition()
         _alive.add(self)
@@ -81,8 +83,8 @@ class Lifecycle:
 
     @property
     def in_hand(self) -> bool:
-        """True in the thread that runs this client: a call comes from its handler."""
-        return self._runner is threading.current_thread()
+        """True in the thread that runs this client, or its handlers: a call comes from a handler."""
+        return self._runner is not None and threading.current_thread() in (self._runner, self.hand)
 
     @contextmanager
     def running(self, iteration: Itself | None = None) -> Iterator[None]:
@@ -106,6 +108,7 @@ class Lifecycle:
         try:
             with _stop_on_signal(self.stop) if iteration is None else _nothing():
                 yield
+            self.check_fork()  # the handler returned in a child: not as if all was done
             honoured = True
         finally:
             with self._turn:
@@ -126,7 +129,7 @@ class Lifecycle:
     def end_run(self, timeout: float) -> bool:
         """End the run, wherever it is. False: the handler of another thread has not returned within ``timeout`` seconds."""
         iteration = None if self._iteration is None else self._iteration()
-        if self._runner is threading.current_thread():
+        if self.in_hand:
             if iteration is None:
                 raise KafkaGuaranteesError("close() was called in the handler: call stop() there, and close() after run().")
             self.leave(timeout)
@@ -163,11 +166,20 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
             raise
 
     before = {number: signal.signal(number, on_signal) for number in SIGNALS}
+    _replaced.append(before)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        _replaced.remove(before)
+        _restore(before)
+
+
+_replaced: list[dict[signal.Signals, Any]] = []  # handlers of the process that runs stand in for, the first run first
+
+
+def _restore(handlers: dict[signal.Signals, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
 _alive: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
@@ -176,6 +188,10 @@ _alive: weakref.WeakSet[Lifecycle] = weakref.WeakSet()
 def _in_child() -> None:
     for lifecycle in _alive:
         lifecycle.forked = True
+        lifecycle.stopping = True  # the handler that forked may return here: the loop around it reads only this
+        lifecycle._turn = threading.Condition()  # another thread may have had it
+    for handlers in reversed(_replaced):  # else SIGTERM, as a Pool of multiprocessing ends its workers by, would not end them
+        _restore(handlers)
 
 
 os.register_at_fork(after_in_child=_in_child)

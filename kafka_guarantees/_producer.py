@@ -14,13 +14,24 @@ import threading
 import time
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException, Producer
 
 from ._client import Callbacks, Handle
-from .errors import DeliveryError, DeliveryUnknown, DurabilityWarning, broker_failure, delivery_failure, describe, kafka_error
+from .errors import (
+    MISSING_ACL,
+    DeliveryError,
+    DeliveryUnknown,
+    DurabilityWarning,
+    broker_failure,
+    delivery_failure,
+    describe,
+    kafka_error,
+)
 from .records import LOST, Delivery
 
 if TYPE_CHECKING:
@@ -67,6 +78,10 @@ def _headers(headers: Headers) -> list[tuple[str, str | bytes | None]]:
 def _header_name(name: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"a header's name must be str, not {type(name).__name__}. Nothing was sent.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # with a lone surrogate in it librdkafka 2.16 crashes the process
+        raise ValueError(f"header name {name!r} is not text that UTF-8 can hold. Nothing was sent.") from None
     if "\0" in name:
         raise ValueError(f"header name {name!r} has a NUL, where librdkafka would cut it (P20). Nothing was sent.")
     return name
@@ -133,7 +148,9 @@ class PlainProducer(Handle):
     def __init__(self, owner: object, settings: Settings, lifecycle: Lifecycle) -> None:
         self._callbacks = Callbacks()
         super().__init__()
-        self.make(Producer, {**settings.producer, **self._callbacks.of(settings.callbacks)})
+        self._refused: deque[KafkaGuaranteesError] = deque(maxlen=1)  # of a record that nobody else hears of
+        refused = self._callbacks.shim("on_delivery", partial(_note_refused, self._refused))
+        self.make(Producer, {**settings.producer, **self._callbacks.of(settings.callbacks), "on_delivery": refused})
         self._lifecycle = lifecycle
         self.patience = settings.delivery_timeout
         self._unserved = 0
@@ -154,14 +171,20 @@ class PlainProducer(Handle):
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except (TypeError, ValueError) as exc:
-            delivery._fail(DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}"))
+            failure = DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}")
+            failure.__cause__ = exc
+            delivery._fail(failure)
             if not self._lifecycle.in_hand:  # a handler may swallow it, but then its message is not finished
                 self.unacknowledged.discard(delivery)
             raise
         return delivery
 
     def send(self, record: Record, callback: DeliveryCallback | None = None) -> None:
-        """Queue a record. Raises where librdkafka does not take it; after that, only ``callback`` hears of it."""
+        """Queue a record. Raises where librdkafka does not take it; after that, only ``callback`` hears of it.
+
+        Without a callback it raises as well where an earlier record was refused for want of an ACL: this one would be, too.
+        """
+        self.raise_refused()
         try:
             enqueue(self.raw, record, callback, self._patient)
         except KafkaException as exc:
@@ -169,6 +192,11 @@ class PlainProducer(Handle):
         self._unserved += 1
         if self._unserved >= SERVE_EVERY:
             self.serve()
+
+    def raise_refused(self) -> None:
+        """Raise the refusal of an earlier record that has no callback, once."""
+        if self._refused:
+            raise self._refused.pop()
 
     def _patient(self, waited: float) -> bool:
         # by then the oldest record in the queue must have been settled, one way or the other
@@ -204,7 +232,9 @@ class PlainProducer(Handle):
         try:
             return serve()
         except KafkaException as exc:
-            raise broker_failure(kafka_error(exc), "producing", "The producer cannot go on: make a new client.") from exc
+            topics = {delivery.topic for delivery in list(self.unacknowledged)}
+            safe = "The producer cannot go on: make a new client."
+            raise broker_failure(kafka_error(exc), "producing", safe, output=topics) from exc
         finally:
             self._callbacks.raise_interrupt()
 
@@ -217,6 +247,12 @@ class PlainProducer(Handle):
             self.unacknowledged.difference_update(failed)
         return [delivery._failure for delivery in failed if delivery._failure is not None]
 
+    def forgive(self, error: Exception) -> None:
+        """What was refused with this exception counts as looked at."""
+        if self.failed:
+            refused = [d for d in list(self.unacknowledged) if d._failure is not None and d._failure.__cause__ is error]
+            self.unacknowledged.difference_update(refused)
+
     def close(self, timeout: float) -> int:
         """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""
         deadline = time.monotonic() + timeout
@@ -228,6 +264,12 @@ class PlainProducer(Handle):
         self.closed()
         self.let_go()
         return left
+
+
+def _note_refused(refused: deque[KafkaGuaranteesError], error: KafkaError | None, message: Message) -> None:
+    """Keep what the brokers will say of the next record, too. It must not hold the producer, which may be forgotten."""
+    if error is not None and error.code() in MISSING_ACL:
+        refused.append(delivery_failure(error, message.topic() or "?"))
 
 
 def _warn_unsent(raw: Producer, guarantee: str) -> None:

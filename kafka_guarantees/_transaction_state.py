@@ -123,7 +123,24 @@ class Verdict(Enum):
     ABORT = "abort, rewind"
     RENEW = "outcome unknown: new producer, init_transactions(), committed() decides"
     FENCED = "another instance has this transactional.id: stop"
-    REFUSED = "an ACL is missing: stop"
+    REFUSED = "an ACL is missing, or the brokers cannot do this: stop"
+
+
+# The brokers would answer the next transaction in the same way, and the one after it. They are no codes of a transaction in
+# trouble, but of brokers that are too old, of a group.id that is none, of settings: whoever aborts and goes on never ends.
+NEVER = frozenset(
+    {
+        KafkaError._UNSUPPORTED_FEATURE,
+        KafkaError.INVALID_COMMIT_OFFSET_SIZE,
+        KafkaError.INVALID_GROUP_ID,
+        KafkaError.INVALID_REQUEST,
+        KafkaError.INVALID_TRANSACTION_TIMEOUT,
+        KafkaError.OFFSET_METADATA_TOO_LARGE,
+        KafkaError.SECURITY_DISABLED,
+        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+        KafkaError.UNSUPPORTED_VERSION,
+    }
+)
 
 
 def judge(error: KafkaError, *, age: float, transaction_timeout: float) -> Verdict:
@@ -134,7 +151,7 @@ def judge(error: KafkaError, *, age: float, transaction_timeout: float) -> Verdi
     """
     if error.code() in FENCED:
         return Verdict.RENEW if age >= transaction_timeout else Verdict.FENCED
-    if error.code() in MISSING_ACL:
+    if error.code() in MISSING_ACL or error.code() in NEVER:
         return Verdict.REFUSED
     if error.fatal() or error.code() in (KafkaError._FATAL, KafkaError._CONFLICT, KafkaError._STATE):
         return Verdict.RENEW

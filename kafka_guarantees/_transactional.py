@@ -21,7 +21,6 @@ from ._producer import SLICE, enqueue, warn_unclosed
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
 from .errors import (
     FENCED,
-    NOT_WRITTEN,
     BrokerError,
     DeliveryError,
     FencedError,
@@ -29,6 +28,7 @@ from .errors import (
     broker_failure,
     delivery_failure,
     describe,
+    futile,
     kafka_error,
 )
 
@@ -60,6 +60,7 @@ class InDoubt(Exception):
 
 # A connection that failed while it was up may still carry a request of ours; one that never came up cannot.
 _HARMLESS = re.compile(r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE|APIVERSION_QUERY|AUTH_\w+)\b")
+_REFUSED = re.compile(r'ADDPARTS .*Failed to add partition "([^"]+)" .*Topic authorization failed')
 _DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
 
 
@@ -74,6 +75,7 @@ class _Watch:
         self._state = state
         self._logger = logger
         self._error_cb = error_cb
+        self.refused: str | None = None  # a topic that may not be written to: the error of the transaction does not name it
 
     def log(self, level: int, text: str, *args: str) -> None:
         """Take one line, as (facility, client, line). Never raises: it is called from C."""
@@ -92,6 +94,8 @@ class _Watch:
             self._state.soil("an error that could not be read")
 
     def _read(self, line: str) -> None:
+        if refused := _REFUSED.search(line):
+            self.refused = refused[1]
         if _DISTURBED.search(line) and not _HARMLESS.search(line):
             self._state.soil(line)
 
@@ -114,6 +118,7 @@ class TransactionalProducer(Handle):
         self._caller = Caller(CALLER)
         self._state = TransactionState()
         self._failure: KafkaGuaranteesError | None = None
+        self._inputs: set[str] = set()  # topics whose offsets go into the transaction
         self._timed_out = 0  # transactions in a row that the coordinator ended
         self.renewals = 0
 
@@ -165,7 +170,7 @@ class TransactionalProducer(Handle):
             enqueue(self.raw, record, None, self._patient)
         except KafkaException as exc:
             error = kafka_error(exc)
-            if definite(error):
+            if futile(error):
                 self.poison(delivery_failure(error, record.topic))
                 raise delivery_failure(error, record.topic) from exc
             # not about this record: librdkafka is in an error state, which the next transactional call explains
@@ -203,7 +208,7 @@ class TransactionalProducer(Handle):
             if not self._patient(0):
                 raise AbortNeeded(f"{left} records are still not acknowledged")
         if self._state.state is State.MUST_ABORT:
-            raise AbortNeeded("a record could not be written") from self._failure
+            raise AbortNeeded(str(self._failure or "a record could not be written")) from self._failure
 
     def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
         """Make the offsets part of the transaction. A repeated call has the same arguments (X11).
@@ -215,6 +220,7 @@ class TransactionalProducer(Handle):
             AbortNeeded, InDoubt, FencedError, AuthorizationError: see there.
         """
         doing = "sending offsets to the transaction"
+        self._inputs = {offset.topic for offset in offsets}
 
         def send() -> None:
             self.raw.send_offsets_to_transaction(offsets, metadata, CALL)
@@ -229,7 +235,7 @@ class TransactionalProducer(Handle):
             InDoubt: nobody knows.
         """
         if self._state.state is State.MUST_ABORT:
-            raise AbortNeeded("a record could not be written") from self._failure
+            raise AbortNeeded(str(self._failure or "a record could not be written")) from self._failure
         self._state.on(Event.COMMIT, time.monotonic())
         self._end("committing the transaction", lambda: self.raw.commit_transaction(CALL))
         if self._state.state is State.LOST:
@@ -246,6 +252,8 @@ class TransactionalProducer(Handle):
             BrokerError: the brokers do not answer, or the client is to stop and they have not for a while.
             FencedError, AuthorizationError: see there.
         """
+        if self._lifecycle.forked:
+            return  # it is the parent's, who goes on with it
         if self._lifecycle.out_of_patience:
             self._lose()
             raise Abandoned("a transaction is left to the brokers, which did not answer. They, or the next start, abort it.")
@@ -261,6 +269,8 @@ class TransactionalProducer(Handle):
 
     def abandon(self) -> None:
         """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""
+        if self._lifecycle.forked:
+            return
         if self.raw is not None and self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             try:
                 self._within_time("aborting the transaction", lambda: self.raw.abort_transaction(CALL))
@@ -385,7 +395,15 @@ class TransactionalProducer(Handle):
                 "transaction of this one was aborted and nothing of it is visible. Stop this instance, or give each its own id."
             ) from exc
         if verdict is Verdict.REFUSED:
-            raise broker_failure(error, doing, "The open transaction will be aborted.") from exc
+            raise broker_failure(
+                error,
+                doing,
+                "The open transaction will be aborted.",
+                topic=self._inputs,
+                output=self._watch.refused,
+                group=self._settings.group_id,
+                transactional_id=self._settings.transactional_id,
+            ) from exc
         raise InDoubt(why) from exc
 
     def _lose(self) -> None:
@@ -404,7 +422,7 @@ class TransactionalProducer(Handle):
             self.warn_if_forgotten(owner, warn_unclosed, self._settings.guarantee.value)
         state = TransactionState()
         callbacks = self._callbacks.of(self._settings.callbacks)
-        watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
+        self._watch = watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
         delivered = self._callbacks.shim("on_delivery", self._delivered)
         callbacks |= {"logger": watch, "error_cb": watch.error, "on_delivery": delivered}
         self.make(Producer, {**self._settings.producer, **callbacks})
@@ -430,6 +448,9 @@ class TransactionalProducer(Handle):
         self._state.on(Event.INITIALISED, time.monotonic())
 
     def _init_failed(self, error: KafkaError, deadline: float, exc: KafkaException) -> None:
+        if error.code() == KafkaError._TIMED_OUT:
+            self.raw.poll(0)  # serves error_cb
+            self._callbacks.raise_shut_out()
         verdict = judge(error, age=0, transaction_timeout=self._settings.transaction_timeout)
         if verdict is Verdict.RETRY and time.monotonic() < deadline and not self._lifecycle.out_of_patience:
             if error.code() != KafkaError._TIMED_OUT:
@@ -447,15 +468,12 @@ class TransactionalProducer(Handle):
             raise Abandoned(
                 "init_transactions got no answer. What is open is aborted by the brokers, or the next start."
             ) from exc
-        raise broker_failure(error, "init_transactions", "Nothing was consumed or sent.") from exc
+        name = self._settings.transactional_id
+        raise broker_failure(error, "init_transactions", "Nothing was consumed or sent.", transactional_id=name) from exc
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         """Only errors come here (delivery.report.only.error): inside a transaction a success means nothing yet (X19)."""
         if error is None or error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
             return
-        self.poison(delivery_failure(error, message.topic() or "?") if definite(error) else None)
-
-
-def definite(error: KafkaError) -> bool:
-    """Whether the error is about the record itself: the same record would fail again."""
-    return error.code() in NOT_WRITTEN and error.code() not in (KafkaError._FATAL, KafkaError.NOT_ENOUGH_REPLICAS)
+        # without its partition: whatever was written of it is aborted, as if it was never sent
+        self.poison(delivery_failure(error, message.topic() or "?") if futile(error) else None)

@@ -7,7 +7,9 @@ What happens to one message::
 
 * A portion ends with the batch, after COMMIT_EVERY seconds of handling, or with the message before one that failed. What is
   repeated after a crash is at most one portion.
-* A failing handler stops the run: nothing at or after its message is committed (L01).
+* A message whose handler raised is tried again in its place, as ``retry`` says. If that does not help, it goes to the dead
+  letter topic, and is finished once its copy there is acknowledged (L05); without that topic the run ends. Either way nothing
+  at or after a message that is not finished is committed (L01).
 * A record that was not acknowledged stops the run as well, whoever produced it, unless its ``result()`` raised that in the
   handler, which then knows (P01, L03).
 
@@ -29,39 +31,46 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+from ._apart import Apart
 from ._consumer import GroupConsumer, check_run
+from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
+from ._pace import Pace
+from ._preflight import Preflight
 from ._producer import PlainProducer, raise_failures
 from ._recognition.claims import Work
-from ._recognition.message_ids import entries_of
+from ._recognition.message_ids import entries_of, entry_of
 from ._recognition.options import BY_HEADER, MESSAGE_ID, Recognition
 from ._recognition.patience import patiently
 from ._recognition.portions import Portions
 from ._recognition.topics import TopicIds
+from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, PartitionFenced, StoreUnavailable
-from .records import Record, handler_error, records_in
+from .records import Record, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator
     from types import TracebackType
 
     from confluent_kafka import Message
+    from tenacity import Retrying
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
+    from ._failures import Handling
     from ._lifecycle import Itself
     from ._offsets import Partition
+    from ._preflight import AtStart, PreflightReport
     from ._recognition.claims import Claims, OnStoreError
-    from ._recognition.message_ids import OnMissingId
-    from ._recognition.portions import Handling
+    from ._recognition.message_ids import OnMissingId, Problem
+    from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
     from .dedup.contract import DedupStore, Inbox, Takeover
     from .dedup.ids import IdOf
-    from .errors import KafkaGuaranteesError
     from .records import BatchHandler, Delivery, Handler, Headers, InboxBatchHandler, InboxHandler, Payload
 
 log = logging.getLogger("kafka_guarantees")
@@ -69,6 +78,7 @@ log = logging.getLogger("kafka_guarantees")
 LEAVING = 10.0  # seconds that a loop which is left waits for brokers that do not answer
 FENCED_REST = 0.5  # seconds until messages are fetched again that another member handles, or that an inbox did not take
 COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
+FIRST_BATCH = 20  # messages: nobody knows yet how long they take
 
 
 class AtLeastOnce:
@@ -77,6 +87,18 @@ class AtLeastOnce:
     Args:
         config: librdkafka's properties, for both sides. See ``explain()`` for what is set on top.
         start: where a group without committed offsets begins.
+        retry: a ``tenacity.Retrying`` that decides whether a handler that raised is called again, and when. Only exceptions are
+            looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
+            attempts within three seconds, and only one after a mistake of the program, as a TypeError is. None: one attempt.
+        dead_letter: topic for messages that cannot be handled, or read. They are finished once their copy there is
+            acknowledged. None: such a message ends the run.
+        keep_alive: handlers have a thread of their own, and may take longer than ``max.poll.interval.ms``.
+        key_deserializer, value_deserializer: of confluent-kafka, or any function of bytes and a SerializationContext; handlers
+            see what they return. ``None`` is left alone.
+        key_serializer, value_serializer: the same for records that are produced.
+        preflight: when a run starts, the brokers are asked whether their topics and settings keep this guarantee. What is
+            found is logged (``"warn"``), or what is unsafe ends the run before it consumes (``"raise"``); or nothing is asked
+            (``"off"``). See ``preflight()``.
         dedup: a store of ``kafka_guarantees.dedup``: messages with an id that was handled before are left out.
         inbox: an inbox of ``kafka_guarantees.dedup``: ids, offsets and the handler's own writes are one transaction of its
             database. Handlers are called with its connection as their second argument.
@@ -109,6 +131,14 @@ class AtLeastOnce:
         /,
         *,
         start: Start = "earliest",
+        retry: Retrying | None = RETRY,
+        dead_letter: str | None = None,
+        keep_alive: bool = False,
+        key_deserializer: Deserializer | None = None,
+        value_deserializer: Deserializer | None = None,
+        key_serializer: Serializer | None = None,
+        value_serializer: Serializer | None = None,
+        preflight: AtStart = "warn",
         dedup: DedupStore | None = None,
         inbox: Inbox[Any] | None = None,
         message_id: IdOf | None = BY_HEADER,
@@ -124,6 +154,10 @@ class AtLeastOnce:
         self._producer: PlainProducer | None = None
         self._seen: set[Partition] = set()
         self._claims: Claims | None = None  # of the run
+        self._reading = Reading(key_deserializer, value_deserializer)
+        self._writing = Writing(key_serializer, value_serializer)
+        self._apart = Apart(self._lifecycle) if keep_alive else None
+        self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
         self._recognition = Recognition(
             self._settings,
             dedup,
@@ -134,6 +168,9 @@ class AtLeastOnce:
             takeover=takeover,
             scope=scope,
             fingerprint=fingerprint,
+        )
+        self._preflight = Preflight(
+            self._settings, self._lifecycle, preflight, dead_letter=dead_letter, retention=self._recognition.retention
         )
 
     # -- consuming ----------------------------------------------------------------------------------------------------
@@ -149,7 +186,8 @@ class AtLeastOnce:
         """Call ``handler`` for every message of ``topics``; records that it returns are produced before its offset moves.
 
         Blocks until ``stop()``, until SIGINT or SIGTERM if this is the main thread, or until no message has come for
-        ``until_idle`` seconds. The message in hand is finished and committed, and the group left, before it returns.
+        ``until_idle`` seconds. The message in hand is finished and committed, and the group left, before it returns; one that
+        waits to be tried again is left, and comes again.
 
         Args:
             topics: names, or patterns that begin with ``^``.
@@ -159,48 +197,29 @@ class AtLeastOnce:
             until_idle: seconds.
 
         Raises:
-            HandlerError: the handler raised. What it finished before is committed, nothing at or after that message.
-            DeliveryError, DeliveryUnknown: a record was not acknowledged; nothing of its portion is committed.
-            MessageIdMissing, MessageIdReused: it has no id, or that of another one. What came before is committed.
+            HandlerError: the handler raised, in every attempt, or there was no use in another, and there is no dead letter
+                topic. What it finished before is committed, nothing at or after that message.
+            DeliveryError, DeliveryUnknown: a record, perhaps a dead letter, was not acknowledged; nothing of its portion is
+                committed.
+            MessageIdMissing, MessageIdReused: it has no id, or that of another one, and there is no dead letter topic. What
+                came before is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        inbox = self._recognition.inbox
-        if inbox is not None:
-            with_connection = cast("InboxHandler", handler)
-            handle: Handling = lambda messages, c: self._handle(lambda m: with_connection(m, c), messages)  # noqa: E731
-            self._run_inbox(inbox, topics, max_batch, until_idle, handle)
-            return
-        with self._consuming(topics, max_batch) as consumer:
-            for batch in consumer.batches(max_batch, until_idle):
-                with self._claimed(consumer, batch) as claimed:
-                    work = claimed
-                    while work.messages:
-                        done, failure = self._handle(cast("Handler", handler), work.fresh)
-                        if not self._finish(consumer, batch, work, done):
-                            break
-                        if failure is not None:
-                            raise failure
-                        work = work.rest(done)
-                        if work.messages and self._must_poll(batch):
-                            consumer.rewind(work.messages)
-                            break
-                    else:
-                        work.end()
+        self._run(topics, partial(self._handle, self._apart_or_here(handler)), max_batch, until_idle, None)
 
-    def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[int, KafkaGuaranteesError | None]:
+    def _handle(self, handler: Handler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
         """Handle messages until the portion is full, the client is to stop, or one fails. Returns how many are finished."""
         clock, lifecycle, done = time.monotonic, self._lifecycle, 0
+        call = self._reading.checked(handler if not connection else lambda message: handler(message, *connection))
         until = clock() + COMMIT_EVERY
         for message in messages:
             try:
-                records = handler(message)
+                records = call(message)
                 if records is not None:
-                    for record in records_in(records):
-                        self._send(record)
-            except Exception as error:  # noqa: BLE001 - it is raised as HandlerError, after what came before is committed
-                failure = handler_error(message, error)
-                failure.__cause__ = error
-                return done, failure
+                    self._send_all(records)
+            except Exception as error:  # noqa: BLE001 - it is tried again, set aside, or raised
+                self._forgive(error)
+                return done, Failed(1, error)
             done += 1
             if clock() >= until or lifecycle.stopping:
                 break
@@ -214,32 +233,52 @@ class AtLeastOnce:
         max_batch: int = 2000,
         until_idle: float | None = None,
     ) -> None:
-        """Like ``run``, with a handler that takes a whole batch. Where it raises, nothing of the batch is committed."""
-        inbox = self._recognition.inbox
-        if inbox is not None:
-            with_connection = cast("InboxBatchHandler", handler)
-            handle: Handling = lambda messages, c: self._handle_all(lambda m: with_connection(m, c), messages)  # noqa: E731
-            self._run_inbox(inbox, topics, max_batch, until_idle, handle)
-            return
-        with self._consuming(topics, max_batch) as consumer:
-            for batch in consumer.batches(max_batch, until_idle):
-                with self._claimed(consumer, batch) as work:
-                    done, failure = self._handle_all(cast("BatchHandler", handler), work.fresh)
-                    if failure is not None:
-                        raise failure
-                    if self._finish(consumer, batch, work, done):
-                        work.end()
+        """Like ``run``, with a handler that takes a batch: few messages at first, then as many as it can handle in good time.
 
-    def _handle_all(self, handler: BatchHandler, messages: Sequence[Message]) -> tuple[int, KafkaGuaranteesError | None]:
-        """Handle messages in one call, unless there are none. Returns how many are finished: all or none."""
-        try:
-            for record in records_in(handler(messages) if messages else None):
-                self._send(record)
-        except Exception as error:  # noqa: BLE001 - it is raised as HandlerError
-            failure = handler_error(messages[0], error)
-            failure.__cause__ = error
-            return 0, failure
+        Where it raises, nothing of the batch is committed, and the batch is tried again. With a dead letter topic its messages
+        are then handled one by one, and those that fail are set aside.
+        """
+        self._run(topics, partial(self._handle_all, self._apart_or_here(handler)), max_batch, until_idle, FIRST_BATCH)
+
+    def _handle_all(self, handler: BatchHandler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
+        """Handle messages in one call, unless there are none, up to one that cannot be read. All are finished, or none."""
+        messages = messages[: self._reading.readable(messages)] or messages[:1]
+        if messages:
+            try:
+                self._reading.check(messages[0])
+                self._send_all(handler(messages, *connection))
+            except Exception as error:  # noqa: BLE001 - as above
+                self._forgive(error)
+                return 0, Failed(len(messages), error)
         return len(messages), None
+
+    def _run(
+        self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None
+    ) -> None:
+        check_run(self._settings, self._lifecycle, topics, max_batch)
+        pace = self._pace(max_batch, first)
+        if self._recognition.inbox is not None:
+            self._run_inbox(self._recognition.inbox, topics, handle, pace, until_idle)
+            return
+        with self._consuming(topics) as consumer:
+            for batch in consumer.batches(pace, until_idle):
+                with self._claimed(consumer, batch) as claimed:
+                    work = claimed
+                    while work.messages:
+                        began = time.monotonic()
+                        done, failed = handle(work.fresh)
+                        pace.took(done, time.monotonic() - began)
+                        if not self._finish(consumer, batch, work, done):
+                            break
+                        work = work.rest(done)
+                        if failed is not None:
+                            done = self._again(consumer, batch, work, failed, handle)
+                            work = work.rest(done)
+                        if work.messages and (self._must_poll(batch) or (failed and not done)):
+                            consumer.rewind(work.messages)
+                            break
+                    else:
+                        self._refuse(consumer, batch, work.problem)
 
     def messages(
         self, topics: Sequence[str], *, max_batch: int = 2000, until_idle: float | None = None
@@ -247,61 +286,162 @@ class AtLeastOnce:
         """Iterate over messages; a message is finished when the loop asks for the next one.
 
         A loop that is left by ``break`` or by an exception has not finished the message in hand: it comes again. Signals are
-        left to the caller. Use ``with`` around the client, so that the group is left at once.
+        left to the caller, and so are failures: only what cannot be read is tried again, or set aside. Use ``with`` around the
+        client, so that the group is left at once.
 
         Raises:
-            TypeError: the client has an inbox, which must know where its transactions end.
-            MessageIdMissing, MessageIdReused: it has no id, or that of another one. What came before is committed.
+            TypeError: the client has an inbox, which must know where its transactions end, or ``keep_alive``.
+            HandlerError: a message cannot be read, and there is no dead letter topic. What came before is committed.
+            MessageIdMissing, MessageIdReused: likewise, it has no id, or that of another one.
             DeliveryError, DeliveryUnknown: a record was not acknowledged; nothing of its portion is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
         if self._recognition.inbox is not None:
             raise TypeError("an inbox needs to know where a transaction ends: use run() or run_batches(), not messages()")
+        if self._apart is not None:
+            raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
         check_run(self._settings, self._lifecycle, topics, max_batch)
         return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
 
     def _messages(
         self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
     ) -> Generator[Message, None, None]:
-        with self._consuming(topics, max_batch, itself) as consumer:
-            for batch in consumer.batches(max_batch, until_idle):
+        with self._consuming(topics, itself) as consumer:
+            for batch in consumer.batches(self._pace(max_batch, None), until_idle):
                 with self._claimed(consumer, batch) as claimed:
                     work = claimed
                     while work.messages:
                         done, until = 0, time.monotonic() + COMMIT_EVERY
                         try:
-                            for message in work.fresh:
+                            for message in work.fresh[: self._reading.readable(work.fresh)]:
                                 yield message
                                 done += 1
                                 if time.monotonic() >= until or self._lifecycle.stopping:
                                     break
                         except GeneratorExit:
+                            if self._lifecycle.forked:
+                                raise
                             self._lifecycle.leave(LEAVING)
                             self._finish(consumer, batch, work, done)
                             raise
                         if not self._finish(consumer, batch, work, done):
                             break
                         work = work.rest(done)
-                        if work.messages and self._must_poll(batch):
+                        unreadable = work.fresh[:1] and not self._reading.readable(work.fresh[:1])
+                        done = self._read_again(consumer, batch, work) if unreadable else 0
+                        work = work.rest(max(done, 0))
+                        if work.messages and (self._must_poll(batch) or done < 0):
                             consumer.rewind(work.messages)
                             break
                     else:
-                        work.end()
+                        self._refuse(consumer, batch, work.problem)
+
+    # -- what fails -----------------------------------------------------------------------------------------------------
+
+    def _again(self, consumer: GroupConsumer, batch: Batch, work: Work, failed: Failed, handle: Handling) -> int:
+        """Try again what failed, and set it aside where that has no use. Returns how many are finished; 0: they come again.
+
+        Raises:
+            HandlerError: there is nowhere to set it aside.
+            DeliveryError, DeliveryUnknown: the dead letter was not acknowledged. Nothing of this is committed.
+        """
+        messages = work.fresh[: failed.size]
+        try:
+            wait = self._failures.waiting(consumer, batch, self._renew)
+            outcome = self._failures.again(partial(attempted, handle, messages), messages[0], failed.error, wait)
+        except Left:
+            return 0
+        if isinstance(outcome, GaveUp):
+            if len(messages) > 1 and self._failures.topic is not None:
+                return self._one_by_one(consumer, batch, work, handle, len(messages))
+            self._set_aside(messages[0], outcome)
+        return len(messages) if self._finish(consumer, batch, work, len(messages)) else 0
+
+    def _one_by_one(self, consumer: GroupConsumer, batch: Batch, work: Work, handle: Handling, size: int) -> int:
+        """Find out which messages of a batch fail, and set only these aside. Returns how many are finished."""
+        for number in range(size):
+            if number and self._must_poll(batch):
+                return number
+            _, failed = handle(work.fresh[:1])
+            if failed is not None:
+                self._set_aside(work.fresh[0], GaveUp(failed.error, 1))
+            if not self._finish(consumer, batch, work, 1):
+                return number
+            work = work.rest(1)
+        return size
+
+    def _set_aside(self, message: Message, outcome: GaveUp) -> None:
+        """Send a message to the dead letter topic. It is finished once that is acknowledged (L05)."""
+        self._send(self._failures.letter(message, outcome))
+        if self._claims is not None:
+            self._claims.set_aside()
+
+    def _refuse(self, consumer: GroupConsumer, batch: Batch, problem: Problem | None, portions: Portions | None = None) -> None:
+        """The end of a batch before a message that must not be handled: it is raised, or set aside."""
+        if problem is None:
+            return
+        message, error = problem
+        if self._failures.topic is None:
+            raise error
+        if portions is not None:
+            portions.set_aside(batch, message, entry_of(message, self._ids), GaveUp(error, 0))
+        else:
+            self._send(self._failures.letter(message, GaveUp(error, 0)))
+            self._finish(consumer, batch, Work([message]), 1)
+        consumer.rewind(batch.messages)  # what came after it
+
+    def _read_again(self, consumer: GroupConsumer, batch: Batch, work: Work) -> int:
+        """Read the next message again, or set it aside. Returns how many are finished with that; -1: it comes again."""
+        message = work.fresh[0]
+        check = partial(self._reading.check, message)
+        try:
+            outcome = self._failures.again(
+                check, message, self._reading.unreadable[id(message)], self._failures.waiting(consumer, batch, self._renew)
+            )
+        except Left:
+            return -1
+        if not isinstance(outcome, GaveUp):
+            return 0
+        self._set_aside(message, outcome)
+        return 1 if self._finish(consumer, batch, work, 1) else -1
+
+    def _forgive(self, error: Exception) -> None:
+        """A record that was refused with this error is not held against its message: that goes another way."""
+        if self._producer is not None:
+            self._producer.forgive(error)
 
     # -- recognising what was handled before ---------------------------------------------------------------------------
 
     @contextmanager
     def _claimed(self, consumer: GroupConsumer, batch: Batch) -> Iterator[Work]:
         """What of a batch is to be handled. Claims that are not completed at the end are released."""
+        self._begin(consumer, batch)
         if self._claims is None:
+            self._reading.open(batch.messages)
             yield Work(batch.messages)
             return
         self._topic_ids.renew()
         try:
-            yield self._claim(consumer, batch, self._claims)
+            work = self._claim(consumer, batch, self._claims)
+            self._reading.open(work.fresh)
+            yield work
         finally:
             self._claims.release()
         self._claims.tidy()
+
+    def _begin(self, consumer: GroupConsumer, batch: Batch) -> None:
+        self._reading.begin(batch.messages)
+        if self._apart is not None:
+            self._apart.attend(lambda: self._serve(consumer, batch), consumer.resume)
+
+    def _serve(self, consumer: GroupConsumer, batch: Batch) -> None:
+        """Serve the group while a handler works in its own thread."""
+        consumer.serve_beside(batch)
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._claims is not None:
+            self._claims.renew()
 
     def _claim(self, consumer: GroupConsumer, batch: Batch, claims: Claims) -> Work:
         try:
@@ -345,11 +485,18 @@ class AtLeastOnce:
         """Whether a store that does not answer is not asked again."""
         return self._lifecycle.stopping or not self._recognition.waits
 
+    # -- in the transactions of an inbox -------------------------------------------------------------------------------
+
     def _run_inbox(
-        self, inbox: Inbox[Any], topics: Sequence[str], max_batch: int, until_idle: float | None, handle: Handling
+        self,
+        inbox: Inbox[Any],
+        topics: Sequence[str],
+        handle: Handling,
+        pace: Pace,
+        until_idle: float | None,
     ) -> None:
         """The loop with an inbox: each portion of a batch is one transaction of its database."""
-        with self._consuming(topics, max_batch) as consumer:
+        with self._consuming(topics) as consumer:
             portions = Portions(
                 self._settings,
                 self._lifecycle,
@@ -358,18 +505,25 @@ class AtLeastOnce:
                 scope=self._recognition.scope,
                 mark=self._recognition.mark,
                 counts=self._recognition.counts,
-                handle=handle,
                 acknowledged=self._acknowledged,
+                failures=self._failures,
+                send=self._send,
+                must_poll=self._must_poll,
             )
-            for batch in consumer.batches(max_batch, until_idle):
+            for batch in consumer.batches(pace, until_idle):
+                self._begin(consumer, batch)
                 self._topic_ids.renew()
                 entries, problem = patiently(partial(entries_of, batch.messages, self._ids), consumer, batch, self._no_more)
                 messages = batch.messages[: len(entries)]
+                self._reading.open(messages)
                 while messages:
-                    done, failure = portions.transact(batch, messages, entries)
-                    if failure is not None:
-                        raise failure
+                    began = time.monotonic()
+                    done, failed = portions.transact(batch, messages, entries, handle)
+                    pace.took(done, time.monotonic() - began)
                     messages, entries = messages[done:], entries[done:]
+                    if failed is not None:
+                        done = portions.again(batch, messages, entries, failed, handle)
+                        messages, entries = messages[done:], entries[done:]
                     if not done:
                         consumer.rest(batch.messages, FENCED_REST)
                         break
@@ -377,8 +531,7 @@ class AtLeastOnce:
                         consumer.rewind(batch.messages)
                         break
                 else:
-                    if problem is not None:
-                        raise problem
+                    self._refuse(consumer, batch, problem, portions)
                 portions.tidy()
 
     # -- finishing ------------------------------------------------------------------------------------------------------
@@ -413,9 +566,21 @@ class AtLeastOnce:
                 time.sleep(0.1)
             else:
                 return True
+        self._failures.given_away(finished, batch)
         log.warning("the group gave partitions away: up to %d messages that were handled are handled again", len(finished))
         consumer.rewind(batch.messages)
         return False
+
+    def _send_all(self, records: Iterable[Record] | None) -> None:
+        """Send what a handler returned.
+
+        Raises:
+            RecordRefused: one of them is refused before it is sent, and may be the fault of this message alone.
+        """
+        for record in records_in(records):
+            delivery = self._send(self._writing.serialize(record))
+            if delivery.done and self._failures.topic is not None:
+                delivery.refused()
 
     def _acknowledged(self) -> None:
         """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""
@@ -424,15 +589,32 @@ class AtLeastOnce:
             self._raise_failures(left, "Nothing was committed past the messages it came from.")
 
     @contextmanager
-    def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        check_run(self._settings, self._lifecycle, topics, max_batch)
+    def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
         with self._lifecycle.running(itself), closing(TopicIds(self._settings)) as topic_id:
+            self._preflight.start(topics)
             self._topic_ids = topic_id
             self._claims, self._ids = self._recognition.claims(topic_id), self._recognition.ids(topic_id)
-            stored = self._recognition.stored(topic_id)
-            consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, stored=stored)
-            with closing(consumer):
+            consumer = GroupConsumer(
+                self._settings,
+                self._lifecycle,
+                topics,
+                self._start,
+                self._seen,
+                also=[] if self._failures.topic is None else [self._failures.topic],
+                stored=self._recognition.stored(topic_id),
+            )
+            try:
                 yield consumer
+            finally:
+                if self._apart is not None:
+                    self._apart.close()
+                consumer.close()
+
+    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        return handler if self._apart is None else partial(self._apart.call, handler)
+
+    def _pace(self, max_batch: int, first: int | None) -> Pace:
+        return Pace(max_batch, self._settings.max_poll_interval / 2, first)
 
     @property
     def dedup_counts(self) -> Mapping[str, int]:
@@ -470,6 +652,7 @@ class AtLeastOnce:
         Raises:
             DeliveryError, DeliveryUnknown: an *earlier* record failed and nobody looked. This one was not sent.
             TypeError, ValueError: it is not a record.
+            Exception: whatever a serializer raises. Nothing was sent.
             ForkedClientError: made by another process.
         """
         self._lifecycle.check()
@@ -477,6 +660,7 @@ class AtLeastOnce:
             pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
             headers = [*pairs, (MESSAGE_ID, message_id)]
         record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
+        record = self._writing.serialize(record)
         if self._producer is not None and self._producer.failed and not self._lifecycle.in_run:
             self._raise_failures(0, "This record was not sent.")
         return self._send(record)
@@ -543,6 +727,18 @@ class AtLeastOnce:
             if error is None:
                 raise
             log.exception("close() failed after the error that is raised")  # never hide the first error
+
+    def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
+        """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.
+
+        Returns:
+            The findings: what was seen, what is needed, why, and the command that mends it. What may not be asked is a finding.
+
+        Raises:
+            TypeError: ``topics`` is a single name.
+            ForkedClientError: made by another process.
+        """
+        return self._preflight.report(topics)
 
     @classmethod
     def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:

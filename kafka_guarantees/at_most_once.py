@@ -10,27 +10,34 @@ What happens to one message::
 * A commit whose outcome is unknown is not followed by handling: the brokers are asked what is committed (M02).
 * A commit that may have been sent twice, or whose outcome is unknown, is the last of its member: it leaves the group, so that
   the one that comes late is refused, and joins as another.
-* A handler that raises is not called again for that message (M04).
+* A handler that raises is not called again for that message (M04). A dead letter of it is sent, and not waited for.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
-from contextlib import closing
-from typing import TYPE_CHECKING
+from contextlib import closing, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from ._apart import Apart
 from ._consumer import GroupConsumer, check_run
+from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets, not_before
+from ._pace import Pace
+from ._preflight import Preflight
 from ._producer import PlainProducer
+from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
-from .errors import AuthorizationError, BrokerError
+from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError
 from .records import Record, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -39,6 +46,8 @@ if TYPE_CHECKING:
     from ._consumer import Batch, Start
     from ._lifecycle import Itself
     from ._offsets import Partition
+    from ._preflight import AtStart, PreflightReport
+    from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
     from .records import BatchHandler, Handler, Headers, Payload
 
@@ -56,6 +65,15 @@ class AtMostOnce:
         start: where a group without committed offsets begins. ``"latest"`` is the only start that can never handle a message
             twice: ``"earliest"`` repeats everything once the group's offsets have expired or were deleted (M05).
         on_error: called with a message and the exception that the handler raised for it; by default it is logged.
+        retry: refused: a second attempt is a second handling.
+        dead_letter: topic for messages that could not be handled, or read. Copies are sent at most once, like all records.
+        keep_alive: handlers have a thread of their own, and may take longer than ``max.poll.interval.ms``.
+        key_deserializer, value_deserializer: of confluent-kafka, or any function of bytes and a SerializationContext; handlers
+            see what they return. ``None`` is left alone.
+        key_serializer, value_serializer: the same for records that are produced.
+        preflight: when a run starts, the brokers are asked whether their topics and settings keep this guarantee. What is
+            found is logged (``"warn"``), or what is unsafe ends the run before it consumes (``"raise"``); or nothing is asked
+            (``"off"``). See ``preflight()``.
 
     Promised: no message is handled twice, whatever is killed, paused or rebalanced. A record is sent at most once.
     Not promised: that a record arrives, or that it is handled. Two records with the same content are two messages (M06).
@@ -71,7 +89,22 @@ class AtMostOnce:
         *,
         start: Start = "latest",
         on_error: Callable[[Message, Exception], object] | None = None,
+        retry: None = None,
+        dead_letter: str | None = None,
+        keep_alive: bool = False,
+        key_deserializer: Deserializer | None = None,
+        value_deserializer: Deserializer | None = None,
+        key_serializer: Serializer | None = None,
+        value_serializer: Serializer | None = None,
+        preflight: AtStart = "warn",
     ) -> None:
+        if retry is not None:
+            raise UnsafeConfigError(
+                "retry",
+                retry,
+                "a handler that raised may have had its effect, and a second attempt would have it twice (M04)",
+                "on_error or dead_letter tell of the message; AtLeastOnce tries again",
+            )
         self._settings = resolve(Guarantee.AT_MOST_ONCE, config)
         self._start = start
         self._on_error = on_error or _log_dropped
@@ -80,6 +113,11 @@ class AtMostOnce:
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._seen: set[Partition] = set()
         self._stray: str | None = None  # why a commit of this member may still be on its way
+        self._reading = Reading(key_deserializer, value_deserializer)
+        self._writing = Writing(key_serializer, value_serializer)
+        self._apart = Apart(self._lifecycle) if keep_alive else None
+        self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=None, dead_letter=dead_letter)
+        self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
         self._commits: deque[float] = deque(maxlen=RECENT)  # how long the last commits took, in seconds
 
     # -- consuming ----------------------------------------------------------------------------------------------------
@@ -100,24 +138,29 @@ class AtMostOnce:
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
+        handler = self._apart_or_here(handler)
         with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for messages in portions:
+                call = self._reading.checked(handler)
                 for message in messages:
                     try:
-                        for record in records_in(handler(message)):
-                            self._send(record)
+                        self._send_all(call(message))
                     except Exception as error:  # noqa: BLE001 - M04: reported, and never tried again
                         self._dropped([message], error)
+                    if self._lifecycle.forked:
+                        break
 
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 500, until_idle: float | None = None
     ) -> None:
         """Like ``run``, with a handler that takes several messages at once. All of them are dropped where it raises."""
+        handler = self._apart_or_here(handler)
         with closing(self._portions(topics, max_batch, until_idle)) as portions:
-            for messages in portions:
+            for portion in portions:
+                messages = self._readable(portion)
                 try:
-                    for record in records_in(handler(messages)):
-                        self._send(record)
+                    if messages:
+                        self._send_all(handler(messages))
                 except Exception as error:  # noqa: BLE001 - M04
                     self._dropped(messages, error)
 
@@ -127,8 +170,11 @@ class AtMostOnce:
         """Iterate over messages that are committed already: each comes once at most. Signals are left to the caller.
 
         Raises:
+            TypeError: the client has ``keep_alive``.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
+        if self._apart is not None:
+            raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
         check_run(self._settings, self._lifecycle, topics, max_batch)
         return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
 
@@ -137,17 +183,30 @@ class AtMostOnce:
     ) -> Generator[Message, None, None]:
         with closing(self._portions(topics, max_batch, until_idle, itself)) as portions:
             for messages in portions:
-                yield from messages
+                yield from self._readable(messages)
+
+    def _readable(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Those that can be read; the others are dropped."""
+        unreadable = self._reading.unreadable
+        if not unreadable:
+            return messages
+        for message in messages:
+            if id(message) in unreadable:
+                self._dropped([message], unreadable[id(message)])
+        return [message for message in messages if id(message) not in unreadable]
 
     def _portions(
         self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself | None = None
     ) -> Generator[Sequence[Message], None, None]:
         """The loop: as a member of the group, fetch, commit a portion, and hand it out if it is still ours."""
         check_run(self._settings, self._lifecycle, topics, max_batch)
-        with self._lifecycle.running(itself):
+        with self._lifecycle.running(itself), nullcontext() if self._apart is None else closing(self._apart):
+            self._preflight.start(topics)
             while True:
                 self._stray = None
-                with closing(GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)) as consumer:
+                also = [] if self._failures.topic is None else [self._failures.topic]
+                member = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
+                with closing(member) as consumer:
                     yield from self._portions_of(consumer, max_batch, until_idle)
                 if self._stray is None or self._lifecycle.stopping:
                     return
@@ -158,12 +217,16 @@ class AtMostOnce:
     ) -> Generator[Sequence[Message], None, None]:
         """The portions of one member, until it is to end, or a commit of it may still be on its way."""
         size = 1
-        for batch in consumer.batches(max_batch, until_idle):
+        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle):
+            self._reading.begin(batch.messages)
+            if self._apart is not None:
+                self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
             rest = not_before(batch.messages, self._handled)
             while rest and not self._lifecycle.stopping and self._stray is None:
                 portion, rest = rest[:size], rest[size:]
                 if not self._committed(consumer, batch, portion):
                     break
+                self._reading.open(portion)
                 started = time.monotonic()
                 yield portion
                 size = next_size(len(portion), size, time.monotonic() - started, max_batch)
@@ -204,6 +267,18 @@ class AtMostOnce:
                 self._on_error(message, error)
             except Exception:
                 log.exception("on_error raised")
+            if self._failures.topic is not None:
+                try:
+                    self._send(self._failures.letter(message, GaveUp(error, 1)))
+                except Exception:
+                    log.exception("a dead letter was not sent")
+
+    def _send_all(self, records: Iterable[Record] | None) -> None:
+        for record in records_in(records):
+            self._send(self._writing.serialize(record))
+
+    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        return handler if self._apart is None else partial(self._apart.call, handler)
 
     # -- producing ----------------------------------------------------------------------------------------------------
 
@@ -225,9 +300,11 @@ class AtMostOnce:
         Raises:
             DeliveryError: it was certainly not sent: too large, or the queue stayed full for ``delivery.timeout.ms``.
             TypeError, ValueError: it is not a record.
+            Exception: whatever a serializer raises. Nothing was sent.
             ForkedClientError: made by another process.
         """
-        self._send(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
+        record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
+        self._send(self._writing.serialize(record))
 
     def _send(self, record: Record) -> None:
         self._lifecycle.check()
@@ -243,8 +320,12 @@ class AtMostOnce:
             BrokerError: the producer cannot go on.
         """
         self._lifecycle.check()
+        if self._producer is None:
+            return 0
         deadline = time.monotonic() + timeout
-        return 0 if self._producer is None else self._producer.flush(lambda: time.monotonic() >= deadline)
+        left = self._producer.flush(lambda: time.monotonic() >= deadline)
+        self._producer.raise_refused()
+        return left
 
     # -- ending -------------------------------------------------------------------------------------------------------
 
@@ -263,6 +344,10 @@ class AtMostOnce:
         self._lifecycle.closed = True
         if self._producer is not None:
             left = self._producer.close(max(0.0, deadline - time.monotonic()))
+            try:
+                self._producer.raise_refused()
+            except DeliveryError as exc:
+                log.warning("%s", exc)
             if left:
                 log.warning("%d records were not sent: the brokers did not take them within %.1f s", left, timeout)
 
@@ -272,6 +357,18 @@ class AtMostOnce:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+    def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
+        """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.
+
+        Returns:
+            The findings: what was seen, what is needed, why, and the command that mends it. What may not be asked is a finding.
+
+        Raises:
+            TypeError: ``topics`` is a single name.
+            ForkedClientError: made by another process.
+        """
+        return self._preflight.report(topics)
 
     @classmethod
     def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:

@@ -1,4 +1,4 @@
-"""The ``kafka-guarantees`` command: ``explain``, ``broker``, ``demo`` and ``prove``.
+"""The ``kafka-guarantees`` command: ``explain``, ``preflight``, ``broker``, ``demo``, ``prove`` and ``dead-letters``.
 
 Rules. Importing this file loads no more than the package itself: each command imports what it needs when it runs. Exit
 status: 0 done, 1 a guarantee was broken, or not shown, or no Kafka could be had, 2 the command line or a setting is wrong,
@@ -8,14 +8,25 @@ status: 0 done, 1 a guarantee was broken, or not shown, or no Kafka could be had
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import signal
 import sys
 import warnings
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, DurabilityWarning, ExactlyOnce, Explanation, __version__
+from kafka_guarantees import (
+    AtLeastOnce,
+    AtMostOnce,
+    DurabilityWarning,
+    ExactlyOnce,
+    Explanation,
+    KafkaGuaranteesError,
+    __version__,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,9 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_explain(commands.add_parser("explain", help="the settings of a guarantee, with the reason for each"))
+    _add_preflight(commands.add_parser("preflight", help="whether your brokers and topics are as a guarantee needs them"))
     _add_broker(commands.add_parser("broker", help="a local Kafka in the foreground"))
     _add_demo(commands.add_parser("demo", help="kill workers of every guarantee on a real Kafka, and count"))
     _add_prove(commands.add_parser("prove", help="put a guarantee to the proof under many faults, here or on your cluster"))
+    _add_dead_letters(commands.add_parser("dead-letters", help="list, show and replay what is in a dead letter topic"))
     return parser
 
 
@@ -73,6 +86,25 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
         "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
     )
     parser.set_defaults(command=_explain)
+
+
+def _add_preflight(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Ask the brokers for what would void a guarantee, and print it with the commands that mend it. Nothing is changed. "
+        "Exit status 0: nothing is unsafe; 1: something is, or nobody answered."
+    )
+    parser.add_argument("guarantee", choices=list(EXPLAIN), metavar="GUARANTEE", help=" | ".join(EXPLAIN))
+    parser.add_argument("-b", "--bootstrap", metavar="HOST:PORT", help="wins over bootstrap.servers")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a properties file: key=value lines, # for comments")
+    parser.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
+    )
+    parser.add_argument(
+        "-t", "--topic", action="append", default=[], metavar="TOPIC", dest="topics", help="consumed or produced to; repeatable"
+    )
+    parser.add_argument("--dead-letter", metavar="TOPIC", help="the dead letter topic")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of what is printed (default: text)")
+    parser.set_defaults(command=_preflight)
 
 
 def _add_broker(parser: argparse.ArgumentParser) -> None:
@@ -123,11 +155,61 @@ def _add_prove(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_prove)
 
 
+def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "What is in a dead letter topic, and back with it to where it came from. Data goes to stdout, the rest to stderr."
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION", dest="action")
+    listing = actions.add_parser("list", help="a line for each, and which of them were replayed")
+    showing = actions.add_parser("show", help="one of them, with its headers and value")
+    replaying = actions.add_parser("replay", help="send some of them back, each exactly once")
+    for action in (listing, showing, replaying):
+        action.add_argument("topic", metavar="TOPIC", help="the dead letter topic")
+        action.add_argument("-b", "--bootstrap", metavar="HOST:PORT", help="the cluster")
+        action.add_argument("--config", type=Path, metavar="FILE", help="a properties file: key=value lines, # for comments")
+        action.add_argument(
+            "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
+        )
+        action.set_defaults(command=_dead_letters)
+    for action in (listing, replaying):
+        action.add_argument("--origin", metavar="TOPIC", help="only those that came from this topic")
+        action.add_argument("--error", metavar="TYPE", help="only those with this error, as ValueError or json.JSONDecodeError")
+        action.add_argument("--since", type=_moment, metavar="TIME", help="only from then on: ISO 8601, UTC if it does not say")
+    listing.add_argument("--limit", type=_positive, metavar="N", help="only the newest so many")
+    listing.add_argument("--format", choices=("text", "json"), default="text", help="json: an object on each line")
+    showing.add_argument("place", type=_place, metavar="PARTITION:OFFSET")
+    how = showing.add_mutually_exclusive_group()
+    how.add_argument("--full", action="store_true", help="all of a long value")
+    how.add_argument("--raw", action="store_true", help="the bytes of the value to stdout, and nothing else")
+    # options after the places: before Python 3.12.7 a list of positionals is empty if an option comes first
+    replaying.usage = "%(prog)s TOPIC (PARTITION:OFFSET ... | --all) [options]"
+    which = replaying.add_mutually_exclusive_group(required=True)
+    which.add_argument("places", type=_place, nargs="*", default=[], metavar="PARTITION:OFFSET")
+    which.add_argument("--all", action="store_true", help="all that the filters let through")
+    replaying.add_argument("--dry-run", action="store_true", help="only say what would be sent")
+    replaying.add_argument("--without-headers", action="store_true", help="also those whose headers are lost")
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
+
+
+def _moment(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(re.sub("[zZ]$", "+00:00", text))  # 3.10 does not know the Z
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a time like 2026-01-31T12:00:00Z") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)).timestamp() * 1000)
+
+
+def _place(text: str) -> tuple[int, int]:
+    match = re.fullmatch("([0-9]{1,9}):([0-9]{1,18})", text)  # so that both fit into C
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} is not PARTITION:OFFSET")
+    return int(match[1]), int(match[2])
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -167,6 +249,26 @@ def _explain(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:  # UnsafeConfigError is a ValueError
         return _complain(error, WRONG)
     return OK
+
+
+def _preflight(arguments: argparse.Namespace) -> int:
+    from ._preflight import preflight  # noqa: PLC0415 - importing stays cheap
+    from ._settings import Guarantee, resolve  # noqa: PLC0415 - likewise
+
+    guarantee = Guarantee(arguments.guarantee)
+    try:
+        config = {**_file(arguments.config), **dict(arguments.settings)}
+        if arguments.bootstrap:
+            config["bootstrap.servers"] = arguments.bootstrap
+        if guarantee is Guarantee.EXACTLY_ONCE:
+            config.setdefault("transactional.id", "preflight")  # nothing is begun with it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DurabilityWarning)  # of the client's settings, which `explain` explains
+            report = preflight(resolve(guarantee, config), arguments.topics, dead_letter=arguments.dead_letter)
+    except (OSError, ValueError) as error:  # UnsafeConfigError is a ValueError
+        return _complain(error, WRONG)
+    print(report.to_json() if arguments.format == "json" else report)  # noqa: T201 - a command prints
+    return OK if report.ok and report.cluster_id is not None else FAILED
 
 
 def _file(path: Path | None) -> dict[str, str]:
@@ -241,6 +343,46 @@ def _prove(arguments: argparse.Namespace) -> int:
         return _complain(error, WRONG)
     except (LocalKafkaError, KafkaException) as error:
         return _complain(error, FAILED)
+
+
+def _dead_letters(arguments: argparse.Namespace) -> int:
+    from confluent_kafka import KafkaException  # noqa: PLC0415 - importing stays cheap
+
+    from .dead_letters.command import list_, replay, show  # noqa: PLC0415 - likewise
+    from .dead_letters.reading import Filter, NotRead  # noqa: PLC0415 - likewise
+
+    try:
+        config = {
+            **_file(arguments.config),
+            **({"bootstrap.servers": arguments.bootstrap} if arguments.bootstrap else {}),
+            **dict(arguments.settings),
+        }
+        if arguments.action == "show":
+            done = show(config, arguments.topic, arguments.place, full=arguments.full, raw=arguments.raw)
+        else:
+            chosen = Filter(arguments.origin, arguments.error, arguments.since)
+            if arguments.action == "replay" and not arguments.all and chosen != Filter():
+                raise ValueError("--origin, --error and --since choose among --all")  # noqa: TRY301
+            if arguments.action == "list":
+                done = list_(config, arguments.topic, chosen, limit=arguments.limit, json=arguments.format == "json")
+            else:
+                done = replay(
+                    config,
+                    arguments.topic,
+                    chosen,
+                    None if arguments.all else arguments.places,
+                    dry_run=arguments.dry_run,
+                    without_headers=arguments.without_headers,
+                )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+        return BY_SIGNAL + signal.SIGPIPE
+    except (OSError, ValueError) as error:  # UnsafeConfigError is a ValueError
+        return _complain(error, WRONG)
+    except (NotRead, KafkaGuaranteesError, KafkaException) as error:
+        return _complain(error, FAILED)
+    return OK if done else FAILED
 
 
 def _complain(error: Exception | str, status: int) -> int:

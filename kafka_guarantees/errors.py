@@ -6,7 +6,7 @@
     ├── DeliveryUnknown        a record may or may not have been written
     ├── HandlerError           the handler raised; nothing was committed past its message
     ├── TransactionAborted     nothing of the transaction is visible; the consumer is rewound already
-    ├── FencedError            another instance has this transactional.id: stop this one
+    ├── FencedError            another instance has this transactional.id or group.instance.id: stop this one
     ├── OffsetsLost            the committed position no longer exists in the log
     │   ├── TopicRecreated     an inbox has the offset of an earlier topic of the same name
     │   └── OffsetBeyondEnd    an inbox has an offset that the topic has not reached
@@ -19,14 +19,25 @@
     └── ForkedClientError      a client used in a child process of the one that made it
 
     DurabilityWarning          (a UserWarning) allowed, but weaker than the guarantee's default
+    SecurityWarning            (a UserWarning) allowed, but anybody on the way can read or answer what is sent
 
-Rules. The ``KafkaException`` is always the ``__cause__``. The class is chosen by error code: ``retriable()``,
-``fatal()`` and ``txn_requires_abort()`` are set by librdkafka only on errors of its transactional calls (E01).
+Rules.
+* The ``KafkaException`` is always the ``__cause__``.
+* The class is chosen by error code: ``retriable()``, ``fatal()`` and ``txn_requires_abort()`` are set by librdkafka only on
+  errors of its transactional calls (E01). The tables below have the codes that are more than their default; docs/errors.md
+  is checked against them.
+* A message says what happened and where, what is safe, and what to do, in this order.
 """
 
 from __future__ import annotations
 
+import shlex
+from typing import TYPE_CHECKING
+
 from confluent_kafka import KafkaError, KafkaException
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 class KafkaGuaranteesError(Exception):
@@ -75,7 +86,10 @@ class TransactionAborted(KafkaGuaranteesError):
 
 
 class FencedError(KafkaGuaranteesError):
-    """Another instance began to use this ``transactional.id``: this one must stop. Its open transaction was aborted."""
+    """Another instance uses this ``transactional.id`` or ``group.instance.id``: this one must stop.
+
+    A transaction that it had open was aborted; nothing was committed that was not handled.
+    """
 
 
 class OffsetsLost(KafkaGuaranteesError):
@@ -91,7 +105,7 @@ class OffsetBeyondEnd(OffsetsLost):
 
 
 class AuthorizationError(KafkaGuaranteesError):
-    """The brokers refuse this client something it needs. The message names the ACL."""
+    """The brokers refuse this client something it needs. The message names the ACL, and how to grant it."""
 
 
 class MessageIdMissing(KafkaGuaranteesError):
@@ -122,40 +136,113 @@ class DurabilityWarning(UserWarning):
     """Allowed, but weaker than the guarantee's default: acknowledged records can be lost."""
 
 
-# The record never reached a log: librdkafka refused it, or the broker answered that it did not append it.
-# Every other failure is unknown: rd_kafka_message_status() is not in the Python binding (P05).
-NOT_WRITTEN = frozenset(
-    {
-        KafkaError._QUEUE_FULL,
-        KafkaError._PURGE_QUEUE,
-        KafkaError._UNKNOWN_TOPIC,
-        KafkaError._UNKNOWN_PARTITION,
-        KafkaError._INVALID_ARG,
-        KafkaError._FATAL,  # P09: raised by produce() itself once the producer is dead
-        KafkaError.MSG_SIZE_TOO_LARGE,
-        KafkaError.RECORD_LIST_TOO_LARGE,
-        KafkaError.INVALID_MSG,
-        KafkaError.INVALID_MSG_SIZE,
-        KafkaError.INVALID_RECORD,
-        KafkaError.INVALID_TIMESTAMP,
-        KafkaError.INVALID_REQUIRED_ACKS,
-        KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT,
-        KafkaError.UNSUPPORTED_COMPRESSION_TYPE,
-        KafkaError.POLICY_VIOLATION,
-        KafkaError.TOPIC_EXCEPTION,
-        KafkaError.UNKNOWN_TOPIC_OR_PART,
-        KafkaError.NOT_ENOUGH_REPLICAS,
-        KafkaError.TOPIC_AUTHORIZATION_FAILED,
-        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    }
-)
+class SecurityWarning(UserWarning):
+    """Allowed, but anybody on the way to the brokers can read what is sent, or answer in their place (S02)."""
+
+
+# -- what became of a record, by the code of its failure (P05: rd_kafka_message_status() is not in the Python binding) ------
+
+# It cannot be written as it is: no try was, and none will be.
+FAULTY = {
+    KafkaError._INVALID_ARG: "Correct the record.",
+    KafkaError.MSG_SIZE_TOO_LARGE: (
+        "Make it smaller; or raise message.max.bytes of this client, and max.message.bytes of the topic, whichever is exceeded."
+    ),
+    KafkaError.RECORD_LIST_TOO_LARGE: "Make it smaller, or lower batch.size, or raise segment.bytes of the topic.",
+    KafkaError.INVALID_MSG_SIZE: "Make it smaller.",
+    KafkaError.INVALID_RECORD: "Give it what the topic asks of its records: a key, where it is compacted.",
+    KafkaError.INVALID_TIMESTAMP: "Correct its timestamp, or message.timestamp.before.max.ms and ...after.max.ms of the topic.",
+    KafkaError.INVALID_REQUIRED_ACKS: "Correct acks.",
+    KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT: "Give the topic a message format that has headers and idempotence.",
+    KafkaError.UNSUPPORTED_COMPRESSION_TYPE: "Change compression.type.",
+    KafkaError.TOPIC_EXCEPTION: "Correct the name of the topic; internal topics cannot be written to.",
+}
+
+# This try was not written, and another would end alike. But before it one may have been whose answer was lost on the way.
+REFUSED = {
+    KafkaError._UNKNOWN_TOPIC: "Create the topic, or correct its name.",
+    KafkaError._UNKNOWN_PARTITION: "Correct the number of the partition, or leave it out.",
+    KafkaError.UNKNOWN_TOPIC_OR_PART: "Create the topic, or correct its name.",
+    KafkaError.POLICY_VIOLATION: "Ask who runs the brokers for their policy.",
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "",  # the ACL is the advice
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "",
+}
+
+# This try was not made, and another may succeed. Before it there may have been one, too.
+UNSENT = {
+    KafkaError._QUEUE_FULL: "Send fewer at a time.",
+    KafkaError._PURGE_QUEUE: "Give close() more time, and look whether the brokers are up.",
+    KafkaError._INVALID_DIFFERENT_RECORD: "Correct the other record, which was sent along with it.",
+    KafkaError._STATE: "Make a new client.",
+    KafkaError._FATAL: "Make a new client.",  # P09: raised by produce() itself once the producer is dead
+}
+
+# Every other code says nothing about it. Among them are some that sound definite: NOT_ENOUGH_REPLICAS and INVALID_MSG (a bad
+# checksum) are tried again by librdkafka, and what is reported is the last of several tries.
+
+# -- what ends a run, by the code of the event or answer -----------------------------------------------------------------
+
+_RESET = "with kafka-consumer-groups.sh --reset-offsets"
+_DAMAGED = f"Have the brokers' disks looked at. To give up what is damaged, set the group's offset behind it, {_RESET}."
+_CREDENTIALS = "Correct the credentials, or security.protocol and sasl.mechanism."
+
+# Asked again, the brokers would answer the same; or librdkafka goes on as if nothing was missing. Any other code passes: it is
+# logged, and librdkafka tries again by itself.
+STOPS = {
+    KafkaError.FENCED_INSTANCE_ID: "Stop one of them, or give each its own group.instance.id.",
+    KafkaError.UNRELEASED_INSTANCE_ID: (
+        "Stop one of them, or give each its own group.instance.id. After a crash of this one: wait until the brokers' "
+        "group.consumer.session.timeout.ms is over."
+    ),
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL: (
+        "Give all members of the group the same partition.assignment.strategy and the same group.protocol, and stop those that "
+        "differ: range and cooperative-sticky do not mix."
+    ),
+    KafkaError.UNSUPPORTED_ASSIGNOR: "Correct group.remote.assignor: the brokers list theirs in group.consumer.assignors.",
+    KafkaError.GROUP_MAX_SIZE_REACHED: "Run fewer members, or raise the brokers' group.max.size or group.consumer.max.size.",
+    KafkaError.INVALID_GROUP_ID: "Correct group.id; a group of another kind may have it.",
+    KafkaError.GROUP_ID_NOT_FOUND: "The group was deleted: run again to make it anew; where it goes on is up to start=.",
+    KafkaError.INVALID_SESSION_TIMEOUT: (
+        "Set session.timeout.ms between the brokers' group.min.session.timeout.ms and group.max.session.timeout.ms."
+    ),
+    KafkaError.INVALID_REGULAR_EXPRESSION: "Correct the pattern: with group.protocol=consumer the brokers read it, as RE2.",
+    KafkaError.INVALID_REQUEST: "Look into the brokers' log: they and this client do not understand each other.",
+    KafkaError.UNSUPPORTED_VERSION: "Upgrade the brokers, or leave out group.protocol=consumer.",
+    KafkaError._UNSUPPORTED_FEATURE: "Upgrade the brokers, or leave out group.protocol=consumer.",
+    KafkaError.TOPIC_EXCEPTION: "Correct the name of the topic.",
+    KafkaError._AUTHENTICATION: _CREDENTIALS,
+    KafkaError.SASL_AUTHENTICATION_FAILED: _CREDENTIALS,
+    KafkaError.UNSUPPORTED_SASL_MECHANISM: _CREDENTIALS,
+    KafkaError._FATAL: "Run again: that makes a new client.",
+    # librdkafka passes over records that it cannot read, and would have what comes after them committed
+    KafkaError._BAD_MSG: _DAMAGED,
+    KafkaError._BAD_COMPRESSION: _DAMAGED,
+    KafkaError._NOT_IMPLEMENTED: "Upgrade confluent-kafka: this one does not know the compression, or the format.",
+    KafkaError.INVALID_MSG: _DAMAGED,
+}
+
+INSTANCE = frozenset({KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID})
+
+# What says that a topic, or its partition, is not there.
+NO_TOPIC = frozenset({KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION})
 
 # S07: what to grant, by the code of the refusal.
 MISSING_ACL = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "READ on the topics that are consumed, WRITE on the topics that are produced to",
     KafkaError.GROUP_AUTHORIZATION_FAILED: "READ on the consumer group (group.id)",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "WRITE on the transactional.id (or its prefix)",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "IDEMPOTENT_WRITE on the cluster (only brokers older than 3.0 ask for it)",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: (
+        "WRITE on the topics that are produced to (brokers older than 3.0 ask for IDEMPOTENT_WRITE on the cluster)"
+    ),
+}
+
+# What it is where the caller knows the name: by the argument of broker_failure() that has it.
+_NAMED_ACL = {
+    "topic": ({KafkaError.TOPIC_AUTHORIZATION_FAILED}, "READ", "topic"),
+    # KIP-679: an idempotent producer may be refused as such, and what it needs is WRITE on any topic
+    "output": ({KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}, "WRITE", "topic"),
+    "group": ({KafkaError.GROUP_AUTHORIZATION_FAILED}, "READ", "group"),
+    "transactional_id": ({KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED}, "WRITE", "transactional.id"),
 }
 
 FENCED = frozenset({KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED})
@@ -172,21 +259,80 @@ def describe(error: KafkaError) -> str:
     return f"{error.name()}: {error.str()}"
 
 
-def delivery_failure(error: KafkaError, topic: str) -> DeliveryError | DeliveryUnknown:
-    """The error for a record that was not acknowledged: certainly not written, or unknown."""
-    if error.code() not in NOT_WRITTEN:
-        return DeliveryUnknown(
-            f"a record for topic {topic!r} may or may not have been written ({describe(error)}). "
-            "Sending it again may make a duplicate: keep its message id, so that a reader can tell."
+def stops(error: KafkaError) -> bool:
+    """Whether a run ends with this error, instead of waiting until it passes."""
+    return error.fatal() or error.code() in STOPS or error.code() in MISSING_ACL
+
+
+def futile(error: KafkaError) -> bool:
+    """Whether the same record would fail again."""
+    return error.code() in FAULTY or error.code() in REFUSED
+
+
+def delivery_failure(error: KafkaError, topic: str, partition: int | None = None) -> DeliveryError | DeliveryUnknown:
+    """The error for a record that was not acknowledged: certainly not written, or unknown.
+
+    Args:
+        error: of ``produce()`` or of the delivery report.
+        topic: where the record was to go.
+        partition: likewise. None where librdkafka had not chosen one yet: then no try was made before.
+    """
+    code = error.code()
+    where = f"topic {topic!r}" if partition is None else f"topic {topic!r} partition {partition}"
+    acl = MISSING_ACL.get(code)
+    if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+        acl = _grant("WRITE", "topic", [topic])
+    advice = f"Grant {acl}." if acl else FAULTY.get(code) or REFUSED.get(code) or UNSENT.get(code) or ""
+    once = code in REFUSED or code in UNSENT
+    if code in FAULTY or (once and partition is None):
+        return DeliveryError(
+            f"a record for {where} was not written ({describe(error)}). Sent again, it makes no duplicate. {advice}"
         )
-    acl = MISSING_ACL.get(error.code())
-    advice = f" Grant {acl}." if acl else ""
-    return DeliveryError(f"a record for topic {topic!r} was not written ({describe(error)}).{advice}")
+    earlier = " So ended the last try; one before it may have been written." if once else ""
+    return DeliveryUnknown(
+        f"a record for {where} may or may not have been written ({describe(error)}).{earlier} "
+        f"Sending it again may make a duplicate: keep its message id, so that a reader can tell. {advice or _LOOK}"
+    )
 
 
-def broker_failure(error: KafkaError, doing: str, safe: str) -> KafkaGuaranteesError:
-    """The error for a request other than a produce. ``doing`` and ``safe`` complete its sentences."""
-    acl = MISSING_ACL.get(error.code())
+def broker_failure(error: KafkaError, doing: str, safe: str, **names: str | Collection[str] | None) -> KafkaGuaranteesError:
+    """The error for a request other than a produce.
+
+    Args:
+        error: what was answered.
+        doing, safe: complete its sentences.
+        names: of ``topic`` (that is consumed), ``output`` (a topic that is produced to), ``group`` and ``transactional_id``,
+            one or several, as far as the request has to do with them. A later one wins over an earlier one.
+    """
+    error = _behind(error)
+    code = error.code()
+    acl = MISSING_ACL.get(code)
+    for argument, named in names.items():
+        refusals, operation, resource = _NAMED_ACL[argument]
+        if named and code in refusals:
+            acl = _grant(operation, resource, [named] if isinstance(named, str) else named)
     if acl:
         return AuthorizationError(f"{doing} was refused ({describe(error)}). Grant {acl}. {safe}")
-    return BrokerError(f"{doing} failed ({describe(error)}). {safe}")
+    kind = FencedError if code in INSTANCE else BrokerError
+    return kind(f"{doing} failed ({describe(error)}). {safe} {STOPS.get(code, _LOOK)}")
+
+
+def _grant(operation: str, resource: str, names: Collection[str]) -> str:
+    """The ACL, and the command that grants it."""
+    options = " ".join(f"--{resource.replace('.', '-')} {shlex.quote(name)}" for name in sorted(names))
+    named = " or ".join(map(repr, sorted(names)))
+    return (
+        f"{operation} on {resource} {named} (kafka-acls.sh --add --allow-principal User:... --operation {operation} {options})"
+    )
+
+
+_LOOK = "Look whether the brokers are up and can be reached."
+
+
+def _behind(error: KafkaError) -> KafkaError:
+    """What made a consumer fatal: the binding gives its code as ``_FATAL``, and the reason only in the text."""
+    if error.code() == KafkaError._FATAL:
+        for code in (*STOPS, *MISSING_ACL):
+            if code != KafkaError._FATAL and KafkaError(code).str() in error.str():
+                return KafkaError(code, error.str())
+    return error

@@ -2,11 +2,14 @@
 
 What happens to one message::
 
-    fetched with others -> transaction begun -> handled, its records produced -> every record with the brokers
+    fetched with others -> handled, its records kept -> transaction begun -> records produced -> all of them with the brokers
     -> still a member of the group? -> offsets into the transaction -> committed
 
-* Whatever goes wrong before the end of that line aborts the transaction: none of its records becomes visible, no offset
-  moves, and the messages are fetched again from where the group has committed (X13).
+* Handlers work before the transaction begins. So one that takes its time holds up no reader, and of one that raises nothing
+  was produced: its message is tried again, as ``retry`` says, or its copy for the dead letter topic goes into a transaction
+  with its offset (X21). Without that topic the run ends.
+* Whatever goes wrong in the transaction aborts it: none of its records becomes visible, no offset moves, and the messages are
+  fetched again from where the group has committed (X13).
 * Where nobody can say whether a commit happened, the producer is made anew: that ends the old transaction one way or the
   other, and then the committed offsets tell which (X09).
 * A producer that met anything ambiguous is made anew before the next transaction, so that a request of the past that is
@@ -19,31 +22,64 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from ._apart import Apart
 from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run
+from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
+from ._pace import Pace
+from ._preflight import Preflight
+from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer
-from .errors import DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, handler_error, outputs
+from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
+from .records import Record, RecordRefused, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
+    from tenacity import Retrying
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
+    from ._failures import Handling
     from ._lifecycle import Itself
     from ._offsets import Partition
+    from ._preflight import AtStart, PreflightReport
+    from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
     from .records import BatchHandler, Handler, Headers, Payload
 
+    Output = tuple[int, Sequence[Record]]  # how many messages were handled together, and what that produces
+
 log = logging.getLogger("kafka_guarantees")
+
+FIRST_BATCH = 20  # messages: nobody knows yet how long they take
+
+
+class _Refused(Exception):
+    """A record cannot be produced, as it could not the next time.
+
+    Args:
+        place: of its output.
+        error: what its handler failed with, so to speak.
+    """
+
+    def __init__(self, place: int, error: Exception) -> None:
+        super().__init__(place, error)
+        self.place = place
+        self.error = error
+
+
+def _handled(outputs: Sequence[Output]) -> int:
+    """How many messages these are the outputs of."""
+    return sum(size for size, _ in outputs)
 
 
 class ExactlyOnce:
@@ -55,6 +91,18 @@ class ExactlyOnce:
         start: where a group without committed offsets begins.
         commit_interval: seconds after which ``run`` closes a transaction; what is left of the batch goes into the next one.
             Readers see nothing of a transaction before its end.
+        retry: a ``tenacity.Retrying`` that decides whether a handler that raised is called again, and when. Only exceptions are
+            looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
+            attempts within three seconds, and only one after a mistake of the program, as a TypeError is. None: one attempt.
+        dead_letter: topic for messages that cannot be handled, or read: the copy there becomes visible together with the
+            offset. None: such a message ends the run.
+        keep_alive: handlers have a thread of their own, and may take longer than ``max.poll.interval.ms``.
+        key_deserializer, value_deserializer: of confluent-kafka, or any function of bytes and a SerializationContext; handlers
+            see what they return. ``None`` is left alone.
+        key_serializer, value_serializer: the same for records that are produced.
+        preflight: when a run starts, the brokers are asked whether their topics and settings keep this guarantee. What is
+            found is logged (``"warn"``), or what is unsafe ends the run before it consumes (``"raise"``); or nothing is asked
+            (``"off"``). See ``preflight()``.
 
     Promised: the records produced for a message, and the fact that it was consumed, become visible together, once.
     Not promised: anything outside of Kafka (a mail, a database) - handlers may run again after an abort; more than one
@@ -64,13 +112,33 @@ class ExactlyOnce:
         UnsafeConfigError: a setting contradicts the guarantee. Nothing was connected.
     """
 
-    def __init__(self, config: Mapping[str, object], /, *, start: Start = "earliest", commit_interval: float = 0.1) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, object],
+        /,
+        *,
+        start: Start = "earliest",
+        commit_interval: float = 0.1,
+        retry: Retrying | None = RETRY,
+        dead_letter: str | None = None,
+        keep_alive: bool = False,
+        key_deserializer: Deserializer | None = None,
+        value_deserializer: Deserializer | None = None,
+        key_serializer: Serializer | None = None,
+        value_serializer: Serializer | None = None,
+        preflight: AtStart = "warn",
+    ) -> None:
         self._settings = resolve(Guarantee.EXACTLY_ONCE, config, commit_interval=commit_interval)
         self._start = start
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
         self._producer = TransactionalProducer(self, self._settings, self._lifecycle)
         self._seen: set[Partition] = set()
+        self._reading = Reading(key_deserializer, value_deserializer)
+        self._writing = Writing(key_serializer, value_serializer)
+        self._apart = Apart(self._lifecycle) if keep_alive else None
+        self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
+        self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
 
     # -- consume, transform, produce ------------------------------------------------------------------------------------
 
@@ -78,7 +146,8 @@ class ExactlyOnce:
         """Call ``handler`` for every message of ``topics``; what it returns becomes visible exactly once.
 
         Blocks until ``stop()``, until SIGINT or SIGTERM if this is the main thread, or until no message has come for
-        ``until_idle`` seconds. The message in hand is finished and committed, and the group left, before it returns.
+        ``until_idle`` seconds. The message in hand is finished and committed, and the group left, before it returns; one that
+        waits to be tried again is left, and comes again.
 
         Args:
             topics: names, or patterns that begin with ``^``.
@@ -88,81 +157,134 @@ class ExactlyOnce:
             until_idle: seconds.
 
         Raises:
-            HandlerError: the handler raised; its transaction was aborted.
-            DeliveryError: a record cannot be written; its transaction was aborted.
+            HandlerError: the handler raised, in every attempt, or there was no use in another, and there is no dead letter
+                topic. What it finished before is committed, nothing at or after that message.
+            DeliveryError: a record, perhaps a dead letter, cannot be written; its transaction was aborted.
             FencedError: another instance has this transactional.id.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
+        self._run(topics, partial(self._handle, self._apart_or_here(handler)), max_batch, until_idle, None)
 
-        def portion(messages: Sequence[Message]) -> int:
-            until, done = time.monotonic() + self._commit_interval, 0
-            for message in messages:
-                self._produce(outputs(handler, message, message), message)
-                done += 1
-                if time.monotonic() >= until or self._lifecycle.stopping:
-                    break
-            return done
-
-        self._loop(topics, portion, max_batch, until_idle)
+    def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[list[Output], Failed | None]:
+        """Handle messages until it is time to commit, the client is to stop, or one fails. Returns what they produce."""
+        clock, lifecycle, serialized = time.monotonic, self._lifecycle, self._serialized
+        call = self._reading.checked(handler)
+        outputs: list[Output] = []
+        until = clock() + self._commit_interval
+        for message in messages:
+            try:
+                records = call(message)
+                outputs.append((1, serialized(records) if records is not None else ()))
+            except Exception as error:  # noqa: BLE001 - it is tried again, set aside, or raised
+                return outputs, Failed(1, error)
+            if clock() >= until or lifecycle.stopping:
+                break
+        return outputs, None
 
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 1000, until_idle: float | None = None
     ) -> None:
-        """Like ``run``, with a handler that takes a whole batch, in one transaction."""
+        """Like ``run``, with a handler that takes a batch, which is one transaction.
 
-        def whole(messages: Sequence[Message]) -> int:
-            self._produce(outputs(handler, messages, messages[0]), messages[0])
-            return len(messages)
+        Of few messages at first, then of as many as it can handle in good time. Where it raises, the batch is tried again. With
+        a dead letter topic its messages are then handled one by one, and those that fail are set aside.
+        """
+        self._run(topics, partial(self._handle_all, self._apart_or_here(handler)), max_batch, until_idle, FIRST_BATCH)
 
-        self._loop(topics, whole, max_batch, until_idle)
+    def _handle_all(self, handler: BatchHandler, messages: Sequence[Message]) -> tuple[list[Output], Failed | None]:
+        """Handle messages in one call, up to one that cannot be read. Returns what they produce."""
+        messages = messages[: self._reading.readable(messages)] or messages[:1]
+        try:
+            self._reading.check(messages[0])
+            return [(len(messages), self._serialized(handler(messages)))], None
+        except Exception as error:  # noqa: BLE001 - as above
+            return [], Failed(len(messages), error)
 
-    def _loop(
-        self,
-        topics: Sequence[str],
-        handle: Callable[[Sequence[Message]], int],
-        max_batch: int,
-        until_idle: float | None,
+    def _run(
+        self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None
     ) -> None:
         try:
             with self._consuming(topics, max_batch) as consumer:
-                for batch in consumer.batches(max_batch, until_idle):
+                pace = Pace(max_batch, self._settings.max_poll_interval / 2, first)
+                for batch in consumer.batches(pace, until_idle):
+                    self._read(consumer, batch)
                     rest = batch.messages
                     while rest:
-                        done = self._in_transaction(consumer, batch, rest, handle)
+                        began = time.monotonic()
+                        outputs, failed = handle(rest)
+                        pace.took(_handled(outputs), time.monotonic() - began)
+                        done, failed = self._committed(consumer, batch, rest, outputs, failed)
                         rest = rest[done:]
+                        if failed is not None:
+                            done = self._again(consumer, batch, rest[: failed.size], failed, handle)
+                            rest = rest[done:]
                         if rest and (not done or self._must_poll(batch)):
                             consumer.rewind(rest)
                             break
         except Abandoned as exc:
             log.warning("%s", exc)  # stop() was called and no broker answers: nothing is lost, and the caller wants to go
 
-    def _in_transaction(
+    def _committed(
         self,
         consumer: GroupConsumer,
         batch: Batch,
         messages: Sequence[Message],
-        handle: Callable[[Sequence[Message]], int],
-    ) -> int:
-        """Handle messages in one transaction. Returns how many are committed; 0 where it was aborted and all come again."""
+        outputs: Sequence[Output],
+        failed: Failed | None,
+    ) -> tuple[int, Failed | None]:
+        """Commit what was handled. Where a record of one message is refused, commit what comes before that message.
+
+        Returns:
+            How many messages are committed, and what failed after them: nothing, where a transaction was aborted.
+        """
+        while True:
+            try:
+                return (_handled(outputs), failed) if self._transact(consumer, batch, messages, outputs) else (0, None)
+            except _Refused as refused:
+                failed = Failed(outputs[refused.place][0], refused.error)
+                outputs = outputs[: refused.place]
+
+    def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Sequence[Output]) -> bool:
+        """One transaction with what the first messages produced. False: it was aborted, and all messages come again.
+
+        Raises:
+            _Refused: the transaction was aborted, because a record cannot be written.
+        """
         producer = self._producer
+        if not outputs:
+            return True
         try:
             producer.begin()
-            done = handle(messages)
-            self._commit(consumer, batch, messages[:done])
+            self._produce(outputs)
+            self._commit(consumer, batch, messages[: _handled(outputs)])
         except (AbortNeeded, InDoubt) as exc:
-            log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
+            log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", _handled(outputs), exc)
             failure = producer.failure
             producer.abort()
             if failure is not None:
                 raise failure from exc  # it would fail again
-            return 0
+            return False
+        except _Refused:
+            producer.abort()
+            raise
         except FencedError:
             raise
         except BaseException:
             producer.abandon()
             raise
         else:
-            return done
+            return True
+
+    def _produce(self, outputs: Sequence[Output]) -> None:
+        produce = self._producer.produce
+        for place, (_, records) in enumerate(outputs):
+            for record in records:
+                try:
+                    produce(record)
+                except (TypeError, ValueError) as error:
+                    raise _Refused(place, error) from error
+                except DeliveryError as error:
+                    raise _Refused(place, RecordRefused(error)) from error
 
     def _commit(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message]) -> None:
         """The end of a transaction.
@@ -175,16 +297,70 @@ class ExactlyOnce:
         self._producer.flush()
         # X02: the broker checks the membership (and it alone can), but not that these partitions are ours
         if not consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            self._failures.given_away(messages, batch)
             raise AbortNeeded("the group has given partitions away")
         self._producer.send_offsets(list(next_offsets(messages).values()), batch.metadata)
         self._producer.commit()
 
-    def _produce(self, records: Iterator[Record], message: Message) -> None:
-        for record in records:
-            try:
-                self._producer.produce(record)
-            except (TypeError, ValueError) as error:
-                raise handler_error(message, error) from error
+    # -- what fails -----------------------------------------------------------------------------------------------------
+
+    def _again(
+        self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], failed: Failed, handle: Handling
+    ) -> int:
+        """Try again what failed, and set it aside where that has no use. Returns how many are committed; 0: they come again.
+
+        Raises:
+            HandlerError, DeliveryError: there is nowhere to set it aside, or the dead letter cannot be written.
+        """
+        attempt = partial(attempted, handle, messages)
+        try:
+            outcome = self._failures.again(attempt, messages[0], failed.error, self._failures.waiting(consumer, batch))
+        except Left:
+            return 0
+        if not isinstance(outcome, GaveUp):
+            done, refused = self._committed(consumer, batch, messages, outcome, None)
+            if refused is None:
+                return done
+            outcome = GaveUp(refused.error, 1)
+        if len(messages) > 1 and self._failures.topic is not None:
+            return self._one_by_one(consumer, batch, messages, handle)
+        return self._set_aside(consumer, batch, messages[0], outcome)
+
+    def _one_by_one(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling) -> int:
+        """Find out which messages of a batch fail, and set only these aside. Returns how many are committed."""
+        for number, message in enumerate(messages):
+            if number and self._must_poll(batch):
+                return number
+            outputs, failed = handle([message])
+            done, failed = self._committed(consumer, batch, [message], outputs, failed)
+            if failed is not None:
+                done = self._set_aside(consumer, batch, message, GaveUp(failed.error, 1))
+            if not done:
+                return number
+        return len(messages)
+
+    def _set_aside(self, consumer: GroupConsumer, batch: Batch, message: Message, outcome: GaveUp) -> int:
+        """Commit the dead letter of a message together with its offset. Returns how many are committed."""
+        letter = self._failures.letter(message, outcome)
+        done, refused = self._committed(consumer, batch, [message], [(1, [letter])], None)
+        if refused is not None:
+            raise not_set_aside(refused.error)
+        return done
+
+    def _serialized(self, records: Iterable[Record] | None) -> Sequence[Record]:
+        """What a handler returned, as it is produced."""
+        given = records_in(records)
+        return list(map(self._writing.serialize, given)) if self._writing.needed else list(given)
+
+    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        return handler if self._apart is None else partial(self._apart.call, handler)
+
+    def _read(self, consumer: GroupConsumer, batch: Batch) -> None:
+        """Make a batch readable, and ready to be handled."""
+        self._reading.begin(batch.messages)
+        self._reading.open(batch.messages)
+        if self._apart is not None:
+            self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
 
     def _must_poll(self, batch: Batch) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
@@ -195,11 +371,15 @@ class ExactlyOnce:
     def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
         check_run(self._settings, self._lifecycle, topics, max_batch)
         with self._lifecycle.running(itself):
+            self._preflight.start(topics)
             self._producer.prepare()  # X24: the last run's transaction is ended before its messages are fetched again
-            consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen)
+            also = [] if self._failures.topic is None else [self._failures.topic]
+            consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
             try:
                 yield consumer
             finally:
+                if self._apart is not None:
+                    self._apart.close()
                 consumer.close()
 
     # -- the caller's own loop ----------------------------------------------------------------------------------------
@@ -218,12 +398,17 @@ class ExactlyOnce:
 
         Leaving the ``with`` normally commits. Leaving it by an exception aborts and rewinds: the next transaction begins with
         the same messages. So it does, without an exception, where a rebalance or a broker kept it from being committed.
-        Signals are left to the caller.
+        Signals are left to the caller, and so are failures: only what cannot be read is tried again, or set aside in the
+        transaction, without being among its messages.
 
         Raises:
+            HandlerError: a message cannot be read, and there is no dead letter topic.
+            TypeError: the client has ``keep_alive``.
             FencedError, OffsetsLost, AuthorizationError, BrokerError: see there.
             KafkaGuaranteesError: a transaction was not used in a ``with``.
         """
+        if self._apart is not None:
+            raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not transactions()")
         check_run(self._settings, self._lifecycle, topics, max_batch)
         return self._lifecycle.iterate(lambda itself: self._transactions(topics, max_batch, until_idle, itself))
 
@@ -231,13 +416,32 @@ class ExactlyOnce:
         self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
     ) -> Generator[Transaction, None, None]:
         with self._consuming(topics, max_batch, itself) as consumer:
-            for batch in consumer.batches(max_batch, until_idle):
-                transaction = Transaction(self, consumer, batch)
+            for batch in consumer.batches(Pace(max_batch, self._settings.max_poll_interval / 2), until_idle):
+                self._read(consumer, batch)
+                try:
+                    letters = self._unreadable(consumer, batch)
+                except Left:
+                    consumer.unplace(batch.messages)
+                    continue
+                transaction = Transaction(self, consumer, batch, letters)
                 yield transaction
+                self._lifecycle.check_fork()
                 if not transaction._committed:  # whatever the reason: its messages must not be passed over
                     consumer.unplace(batch.messages)
                 transaction._check_used()
                 self._producer.prepare()  # what the last one left open is ended before its messages are asked for again
+
+    def _unreadable(self, consumer: GroupConsumer, batch: Batch) -> dict[int, Record]:
+        """The dead letters of messages that cannot be read, by the identity of the message."""
+        letters = {}
+        for message in batch.messages if self._reading.unreadable else ():
+            error = self._reading.unreadable.get(id(message))
+            if error is not None:
+                check = partial(self._reading.check, message)
+                outcome = self._failures.again(check, message, error, self._failures.waiting(consumer, batch))
+                if isinstance(outcome, GaveUp):
+                    letters[id(message)] = self._failures.letter(message, outcome)
+        return letters
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
@@ -248,7 +452,7 @@ class ExactlyOnce:
             DeliveryUnknown: it may or may not have been committed.
             FencedError, AuthorizationError, BrokerError: see there.
         """
-        with self._lifecycle.running(lambda: None), Transaction(self, None, None) as transaction:
+        with self._lifecycle.running(lambda: None), Transaction(self, None, None, {}) as transaction:
             yield transaction
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -274,6 +478,18 @@ class ExactlyOnce:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
+    def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
+        """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.
+
+        Returns:
+            The findings: what was seen, what is needed, why, and the command that mends it. What may not be asked is a finding.
+
+        Raises:
+            TypeError: ``topics`` is a single name.
+            ForkedClientError: made by another process.
+        """
+        return self._preflight.report(topics)
+
     @classmethod
     def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:
         """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret."""
@@ -287,8 +503,12 @@ class Transaction:
         messages: what it consumes; empty for one that only produces.
     """
 
-    def __init__(self, kafka: ExactlyOnce, consumer: GroupConsumer | None, batch: Batch | None) -> None:
-        self.messages: Sequence[Message] = batch.messages if batch is not None else ()
+    def __init__(
+        self, kafka: ExactlyOnce, consumer: GroupConsumer | None, batch: Batch | None, letters: Mapping[int, Record]
+    ) -> None:
+        taken: Sequence[Message] = batch.messages if batch is not None else ()
+        self.messages = [message for message in taken if id(message) not in letters] if letters else taken
+        self._letters = letters
         self._kafka = kafka
         self._producer = kafka._producer
         self._consumer = consumer
@@ -315,6 +535,7 @@ class Transaction:
         Raises:
             DeliveryError: this record cannot be written. The transaction will be aborted, even if this is swallowed (X05).
             TypeError, ValueError: it is not a record. Likewise.
+            Exception: whatever a serializer raises. Nothing was sent.
             TransactionAborted: the transaction must be aborted already.
             KafkaGuaranteesError: the transaction is over, or was not begun (X18).
         """
@@ -322,7 +543,8 @@ class Transaction:
         if self._phase != "open":
             raise KafkaGuaranteesError(f"this transaction is {self._phase}: produce inside its `with` block. Nothing was sent.")
         try:
-            self._producer.produce(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
+            record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
+            self._producer.produce(self._kafka._writing.serialize(record))
         except AbortNeeded as exc:
             self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")
             raise self._aborted from exc
@@ -336,7 +558,19 @@ class Transaction:
         except InDoubt as exc:
             self._producer.abort()
             raise TransactionAborted(f"the transaction could not begin: {exc}") from exc
+        for letter in self._letters.values():
+            self._set_aside(letter)
         return self
+
+    def _set_aside(self, letter: Record) -> None:
+        try:
+            self._producer.produce(letter)
+        except AbortNeeded as exc:
+            self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")  # at its end
+        except BaseException:
+            self._phase = "over"
+            self._producer.abandon()
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
         self._phase = "over"
@@ -367,7 +601,7 @@ class Transaction:
 
     def _commit(self) -> None:
         if self._consumer is not None and self._batch is not None:
-            self._kafka._commit(self._consumer, self._batch, self.messages)
+            self._kafka._commit(self._consumer, self._batch, self._batch.messages)
         else:
             self._producer.flush()
             self._producer.commit()

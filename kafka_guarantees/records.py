@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 from confluent_kafka import KafkaException
 
-from .errors import DeliveryUnknown, HandlerError, delivery_failure
+from .errors import DeliveryError, DeliveryUnknown, delivery_failure
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
@@ -93,21 +93,16 @@ def records_in(result: Iterable[Record] | None) -> Iterator[Record]:
         yield record
 
 
-def outputs(handler: Callable[[T], Iterable[Record] | None], given: T, message: Message) -> Iterator[Record]:
-    """The records that ``handler(given)`` produces. Whatever it raises comes as HandlerError at ``message``."""
-    try:
-        yield from records_in(handler(given))
-    except Exception as error:
-        raise handler_error(message, error) from error
+class RecordRefused(Exception):
+    """A record of the handler is refused before it is sent, as it would be each time.
 
+    Args:
+        failure: what is raised for it, where it ends the run.
+    """
 
-def handler_error(message: Message, error: BaseException) -> HandlerError:
-    """The error for a handler that failed at ``message``."""
-    where = f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"
-    return HandlerError(
-        f"the handler failed at {where} ({type(error).__name__}: {error}). Nothing at or after that offset was committed, so "
-        "the next run begins there again. Correct the handler or the message."
-    )
+    def __init__(self, failure: KafkaGuaranteesError) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 class _Server(Protocol):
@@ -170,6 +165,16 @@ class Delivery:
             raise self._failure
         return self
 
+    def refused(self) -> None:
+        """Raise where librdkafka did not take the record. Then it counts as looked at, as after ``result()``.
+
+        Raises:
+            RecordRefused: it did not.
+        """
+        if isinstance(self._failure, DeliveryError):
+            self._producer.unacknowledged.discard(self)
+            raise RecordRefused(self._failure)
+
     def _settle(self, error: KafkaError | None, message: Message) -> None:
         # the delivery callback: it never raises (P12)
         if error is None:
@@ -178,7 +183,7 @@ class Delivery:
             self.done = True
             self._producer.unacknowledged.discard(self)  # last: an exception out of a signal handler leaves it there
         else:
-            failure = delivery_failure(error, self.topic)
+            failure = delivery_failure(error, self.topic, message.partition())
             failure.__cause__ = KafkaException(error)
             self._fail(failure)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import random
 import sys
 import time
@@ -26,7 +27,6 @@ from kafka_guarantees import (
     AtMostOnce,
     DeliveryUnknown,
     ExactlyOnce,
-    HandlerError,
     TransactionAborted,
     at_least_once,
     at_most_once,
@@ -35,6 +35,7 @@ from kafka_guarantees import (
 from kafka_guarantees._client import Callbacks
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._offsets import next_offsets, not_before
+from kafka_guarantees._pace import Pace
 from kafka_guarantees._producer import PlainProducer, enqueue
 from kafka_guarantees._transaction_state import State, TransactionState
 from kafka_guarantees._transactional import InDoubt, TransactionalProducer
@@ -132,6 +133,16 @@ def handlers_are(changed: Callable[[Callable[[Any], Iterator[Any]]], Callable[[A
             original(self, topics, changed(handler), **options)
 
 
+def swallowing(handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
+    """A handler that never raises; what it had produced by then counts."""
+
+    def swallowed(given: Any) -> Iterator[Any]:
+        with suppress(Exception):
+            yield from records_in(handler(given))
+
+    return swallowed
+
+
 def nobody_looks_at_the_membership() -> None:
     """Whatever is in hand counts as ours."""
 
@@ -174,7 +185,7 @@ def amo_commits_after_handling() -> None:
 
     @instead(AtMostOnce, "_portions_of")
     def _(_original: Any, self: Any, consumer: Any, max_batch: int, until_idle: Any) -> Iterator[Any]:
-        for batch in consumer.batches(max_batch, until_idle):
+        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle):
             rest = not_before(batch.messages, self._handled)
             while rest and not self._lifecycle.stopping:
                 portion, rest = rest[:50], rest[50:]
@@ -321,20 +332,13 @@ def alo_commits_by_the_clock() -> None:
 @mutant(ALO, "unseen", "poll skip", faults=["churn"])
 def alo_goes_on_past_a_failure() -> None:
     """A handler that raised is logged, and the highest offset that is done is committed: max(done) (L01)."""
-
-    def swallowing(handler: Callable[[Any], Iterator[Any]]) -> Callable[[Any], Iterator[Any]]:
-        def swallowed(given: Any) -> Iterator[Any]:
-            with suppress(Exception):
-                yield from records_in(handler(given))
-
-        return swallowed
-
     handlers_are(swallowing, AtLeastOnce)
 
     @instead(AtLeastOnce, "_finish")
-    def _(original: Any, self: Any, consumer: Any, batch: Any, messages: Any) -> bool:
+    def _(original: Any, *args: Any) -> bool:
+        *given, work, handled = args
         left = sys.exc_info()[0] is GeneratorExit  # a loop over messages() that was left by an exception
-        return bool(original(self, consumer, batch, batch.messages if left else messages))
+        return bool(original(*given, work, len(work.fresh) if left else handled))
 
 
 @mutant(ALO, "lost output", faults=["kill transformers at work"], config={"linger.ms": 300}, **AT_WORK)
@@ -378,10 +382,6 @@ def alo_handles_backwards() -> None:
             batch.messages = batch.messages[::-1]
         return batch
 
-    @instead(AtLeastOnce, "_finish")
-    def _(original: Any, self: Any, consumer: Any, batch: Any, messages: Any) -> bool:
-        return bool(original(self, consumer, batch, messages[::-1]))
-
 
 @mutant(ALO, "order per key")
 def alo_chooses_any_partition() -> None:
@@ -398,9 +398,9 @@ def alo_goes_on_after_a_poll_that_raised() -> None:
         return callback
 
     @instead(GroupConsumer, "_take")
-    def _(_original: Any, self: Any, max_batch: int) -> Any:
+    def _(_original: Any, self: Any, max_batch: int, wait: float) -> Any:
         try:
-            fetched = self.raw.consume(max_batch, 0.2)
+            fetched = self.raw.consume(max_batch, wait)
         except Exception:  # noqa: BLE001 - that is the mutant
             fetched = []
         return fetched, self._rebalances
@@ -468,11 +468,7 @@ def eos_reads_what_is_not_committed() -> None:
 @mutant(EOS, "aborted read", "torn transaction", failing=FAILING)
 def eos_commits_after_a_failure() -> None:
     """A transaction in which a handler raised is committed anyway (X05)."""
-
-    @instead(ExactlyOnce, "_produce")
-    def _(original: Any, *args: Any) -> None:
-        with suppress(HandlerError):
-            original(*args)
+    handlers_are(swallowing, ExactlyOnce)
 
     @instead(Transaction, "__exit__")
     def _(original: Any, self: Any, *error: Any) -> bool:
@@ -588,15 +584,12 @@ def eos_sends_offsets_of_one_partition() -> None:
 
 @mutant(EOS, "unseen", "poll skip", failing=FAILING)
 def eos_passes_over_what_fails() -> None:
-    """Messages whose transaction was aborted because a handler raised are committed, so that it does not raise again (X13)."""
+    """Messages whose handler raised are committed, so that it does not raise again (L01, X13)."""
 
-    @instead(ExactlyOnce, "_in_transaction")
-    def _(original: Any, self: Any, consumer: Any, batch: Any, messages: Any, *handle: Any) -> int:
-        try:
-            return int(original(self, consumer, batch, messages, *handle))
-        except HandlerError:
-            consumer.commit(next_offsets(messages).values())
-            raise
+    @instead(ExactlyOnce, "_again")
+    def _(_original: Any, _self: Any, consumer: Any, _batch: Any, messages: Any, *_failed: Any) -> int:
+        consumer.commit(next_offsets(messages).values())
+        return len(messages)
 
     @instead(Transaction, "__exit__")
     def _(original: Any, self: Any, *error: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,18 +10,21 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from kafka_guarantees import AtLeastOnce, ExactlyOnce, __version__
+from kafka_guarantees import AtLeastOnce, ExactlyOnce, __version__, _preflight
 from kafka_guarantees.cli import main, properties
 from kafka_guarantees.demo import topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
 
 COMMAND = (sys.executable, "-W", "error", "-m", "kafka_guarantees")
 DEADLINE = 60.0
@@ -224,3 +228,107 @@ def test_demo_leaves_no_process_behind(
         assert process.wait(DEADLINE) == status
     wait_until(lambda: not any(map(alive, children)), "its processes are gone")
     assert number == signal.SIGKILL or not list(tmp_path.iterdir())
+
+
+# -- preflight ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.broker
+def test_preflight_says_what_is_unsafe(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 0 and a report where nothing is unsafe; 1 where something is, with the command; -b wins over the settings."""
+    there, missing = kafka_topic(), fresh("missing")
+    argv = ["preflight", "exactly-once", "-b", kafka.bootstrap, "--set", "bootstrap.servers=127.0.0.1:1", "-t", there]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("exactly-once, cluster ")
+    assert f"topic '{there}': replication factor: 1" in out
+    assert main([*argv, "--topic", missing, "--dead-letter", fresh("dead")]) == 1
+    out = capsys.readouterr().out
+    assert f"--create --topic {missing} " in out
+    assert "dead letter topic 'dead-" in out
+
+
+@pytest.mark.broker
+def test_preflight_as_data(
+    kafka: RunningKafka, fresh: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--format json`` prints the report for other programs; the settings may come from a file."""
+    file = tmp_path / "client.properties"
+    file.write_text(f"bootstrap.servers={kafka.bootstrap}\ngroup.id=offers\n")
+    missing = fresh("missing")
+    assert main(["preflight", "at-least-once", "--config", str(file), "-t", missing, "--format", "json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["guarantee"], report["ok"]) == ("at-least-once", False)
+    assert {(row["level"], row["subject"]) for row in report["findings"]} >= {
+        ("unsafe", f"topic '{missing}'"),
+        ("warning", "internal topic '__consumer_offsets'"),
+    }
+
+
+def test_preflight_without_an_answer_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing unsafe was seen, but nothing was seen at all: that is no success."""
+    monkeypatch.setattr(_preflight, "preflight", partial(_preflight.preflight, timeout=0.3))
+    assert main(["preflight", "at-most-once", "-b", "127.0.0.1:1"]) == 1
+    assert capsys.readouterr().out.startswith("at-most-once, no cluster answered: 1 unknown\n")
+
+
+@pytest.mark.parametrize("argv", [(), ("-b", "127.0.0.1:1", "--set", "acks=1"), ("--config", "/nowhere/client.properties")])
+def test_preflight_with_settings_that_cannot_be_is_status_2(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    """No address, a setting that the guarantee refuses, a file that is not there: said before anybody is asked."""
+    assert main(["preflight", "exactly-once", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("kafka-guarantees: ")
+
+
+# -- dead letters ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["dead-letters"],
+        ["dead-letters", "list"],
+        ["dead-letters", "list", "dlq", "--since", "yesterday"],
+        ["dead-letters", "list", "dlq", "--limit", "0"],
+        ["dead-letters", "list", "dlq", "--format", "xml"],
+        ["dead-letters", "show", "dlq"],
+        ["dead-letters", "show", "dlq", "0"],
+        ["dead-letters", "show", "dlq", "-1:0"],
+        ["dead-letters", "show", "dlq", "0:99999999999999999999"],
+        ["dead-letters", "show", "dlq", "0:1", "--raw", "--full"],
+        ["dead-letters", "replay", "dlq"],
+        ["dead-letters", "replay", "dlq", "0:1", "--all"],
+        ["dead-letters", "replay", "dlq", "--all", "--set", "s3cr3t"],
+    ],
+)
+def test_a_wrong_command_about_dead_letters_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Usage and status 2, before anybody is asked; nothing is replayed that was not named."""
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("usage: kafka-guarantees dead-letters")
+    assert "s3cr3t" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["list", "dlq"], "bootstrap"),
+        (["show", "dlq", "0:1"], "bootstrap"),
+        (["replay", "dlq", "0:1", "--origin", "orders", "-b", "127.0.0.1:1"], "--all"),
+        (["list", "dlq", "--config", "/no/such/file"], "/no/such/file"),
+        (["list", "dlq", "-b", "127.0.0.1:1", "--set", "no.such.setting=1"], "no.such.setting"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_message(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2, and a line that says which."""
+    assert main(["dead-letters", *argv]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"kafka-guarantees: [^\n]*\n", err)
+    assert says in err

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees._recognition.claims import Claims, Sorted, Work, sort_out
-from kafka_guarantees._recognition.message_ids import MessageIds
+from kafka_guarantees._recognition.message_ids import MessageIds, Problem
 from kafka_guarantees.dedup import MemoryDedupStore
 from kafka_guarantees.dedup.contract import Item, Outcome
 from kafka_guarantees.dedup.ids import header, key_of, position_of
@@ -174,7 +174,8 @@ def test_what_is_finished_ends_before_the_first_that_is_not_handled(
 def test_the_rest_of_the_rest_is_the_rest(given_work: tuple[list[Any], list[int] | None], data: st.DataObject) -> None:
     """Whatever the portions: each continues where the one before ended, and together they are the batch."""
     messages, places = given_work
-    whole = work = Work(messages, places, MessageIdMissing("the next has none"))
+    problem = Problem(Message(), MessageIdMissing("the next has none"))
+    whole = work = Work(messages, places, problem)
     finished: list[Any] = []
     handled = 0
     while work.fresh:
@@ -185,8 +186,7 @@ def test_the_rest_of_the_rest_is_the_rest(given_work: tuple[list[Any], list[int]
         assert [*finished, *work.messages] == messages
         assert list(work.fresh) == list(whole.fresh[handled:])
         assert list(work.messages) == list(whole.rest(handled).messages)
-        with pytest.raises(MessageIdMissing):  # the reason why the batch ends there is not lost on the way
-            work.end()
+        assert work.problem is problem  # the reason why the batch ends there is not lost on the way
     assert [*finished, *work.finished(0)] == messages
 
 
@@ -285,8 +285,10 @@ def test_what_was_claimed_behind_the_stop_is_released_at_once() -> None:
     assert [m.offset() for m in work.messages] == [0]
     assert store.asked[1][0] == "release"
     assert Counter(store.asked[1][1]) == Counter(keys("c", "d"))
-    with pytest.raises(MessageIdReused, match="offset 1"):
-        work.end()
+    assert work.problem is not None
+    assert work.problem.message.offset() == 1
+    assert isinstance(work.problem.error, MessageIdReused)
+    assert "offset 1" in str(work.problem.error)
 
 
 def test_a_message_without_an_id_ends_the_batch_before_it() -> None:
@@ -295,8 +297,10 @@ def test_a_message_without_an_id_ends_the_batch_before_it() -> None:
     work, _ = claims(store).claim([message("a", 0), message(None, 1), message("c", 2)])
     assert store.asked == [("claim", keys("a"))]
     assert [m.offset() for m in work.messages] == [0]
-    with pytest.raises(MessageIdMissing, match="offset 1"):
-        work.end()
+    assert work.problem is not None
+    assert work.problem.message.offset() == 1
+    assert isinstance(work.problem.error, MessageIdMissing)
+    assert "offset 1" in str(work.problem.error)
 
 
 def test_what_becomes_of_messages_is_counted() -> None:

@@ -29,6 +29,7 @@ from kafka_guarantees import (
 )
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._pace import Pace
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.dedup import (
     MemoryDedupStore,
@@ -48,7 +49,7 @@ from kafka_guarantees.dedup import (
 from kafka_guarantees.dedup.contract import Item
 from kafka_guarantees.dedup.ids import key_of
 
-from .conftest import committed
+from .conftest import committed, read_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -240,7 +241,7 @@ def test_a_batch_that_was_given_away_while_it_waited_is_not_ours_again(
     first = GroupConsumer(settings, Lifecycle("test"), [topic], "earliest", set())
     second = None
     try:
-        batch = next(first.batches(10, None))
+        batch = next(first.batches(Pace(10, 60), None))
         first.keep_alive(batch, 0.3)
         assert first.still_ours(batch, within=6)
         second = GroupConsumer(settings, Lifecycle("test"), [topic], "earliest", set())
@@ -297,7 +298,7 @@ def test_headers_that_cannot_be_read_are_no_id_and_crash_nobody(
     config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
 ) -> None:
     """S04: a name that is not UTF-8. confluent-kafka raises for it once, and then gives a list that ends the process."""
-    topic, handled = kafka_topic(), Handled()
+    topic, letters, handled = kafka_topic(), kafka_topic(), Handled()
     send(config, topic, ["a"])
     produce_with_header(config["bootstrap.servers"], topic, b"bad\xff\xfe")
     send(config, topic, ["b"])
@@ -311,10 +312,13 @@ def test_headers_that_cannot_be_read_are_no_id_and_crash_nobody(
     ids = first_of(cloudevent(), header("message-id"), header("id"))
     with AtLeastOnce(config, dedup=store, message_id=ids) as kafka, pytest.raises(MessageIdMissing, match="offset 1"):
         kafka.run([topic], looks, until_idle=1)
-    with AtLeastOnce(config, dedup=store, message_id=ids, on_missing_id="process") as kafka:
+    without: dict[str, Any] = {"dedup": store, "message_id": ids, "on_missing_id": "process"}
+    with AtLeastOnce(config, **without) as kafka, pytest.raises(HandlerError, match=r"offset 1 \(HeadersLost"):
         kafka.run([topic], looks, until_idle=1)
-    assert handled == ["a", "poison", "b"]
-    assert seen[2:4] == [[], []]
+    with AtLeastOnce(config, **without, dead_letter=letters) as kafka:
+        kafka.run([topic], looks, until_idle=1)
+    assert handled == ["a", "b"]
+    assert [message.value() for message in read_all(config["bootstrap.servers"], letters)] == [b"poison"]
 
 
 def produce_with_header(bootstrap: str, topic: str, name: bytes) -> None:

@@ -44,7 +44,7 @@ def test_every_row_of_a_table_names_a_test() -> None:
     assert not [row for row in rows if row not in headers and "`test_" not in row]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/guarantees.md", "docs/proof.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/guarantees.md", "docs/proof.md", "docs/security.md"])
 def test_links_lead_somewhere(document: str) -> None:
     """A relative link points at a file of the repository."""
     path = ROOT / document
@@ -52,7 +52,7 @@ def test_links_lead_somewhere(document: str) -> None:
     assert not [target for target in targets if not (path.parent / target).exists()]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/security.md"])
 def test_examples_in_documents_are_valid(document: str) -> None:
     """Their code parses, and imports only what is public."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)

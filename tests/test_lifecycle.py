@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
 from kafka_guarantees._client import Callbacks, Caller
@@ -358,8 +359,9 @@ def test_a_callback_hears_what_librdkafka_says() -> None:
     logger = logging.getLogger("test.user")
     made = Callbacks().of({"stats_cb": heard.append, "error_cb": heard.append, "logger": logger})
     made["stats_cb"]("{}")
-    made["error_cb"]("error")
-    assert heard == ["{}", "error"]
+    error = KafkaError(KafkaError._TRANSPORT)
+    made["error_cb"](error)
+    assert heard == ["{}", error]
     assert made["logger"] is logger
     assert set(Callbacks().of({})) == {"error_cb", "logger"}
 
@@ -533,6 +535,7 @@ CALLS = {
         "run": "kafka.run(['t'], print)",
         "run_batches": "kafka.run_batches(['t'], print)",
         "messages": "next(kafka.messages(['t']))",
+        "preflight": "kafka.preflight()",
         "with": "kafka.__enter__()",
     },
     "AtLeastOnce": {
@@ -541,6 +544,7 @@ CALLS = {
         "run": "kafka.run(['t'], print)",
         "run_batches": "kafka.run_batches(['t'], print)",
         "messages": "next(kafka.messages(['t']))",
+        "preflight": "kafka.preflight()",
         "with": "kafka.__enter__()",
     },
     "ExactlyOnce": {
@@ -548,6 +552,7 @@ CALLS = {
         "run_batches": "kafka.run_batches(['t'], print)",
         "transactions": "next(kafka.transactions(['t']))",
         "transaction": "kafka.transaction().__enter__()",
+        "preflight": "kafka.preflight()",
         "with": "kafka.__enter__()",
     },
 }

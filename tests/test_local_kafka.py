@@ -341,3 +341,49 @@ def test_many_at_once_fill_the_cache_once(empty_cache: Path, tmp_path: Path) -> 
     assert len(homes) == 1
     assert (homes.pop() / "bootstrap.checkpoint").exists()
     assert (tmp_path / "runs").read_text() == "run\n"
+
+
+# -- SASL_SSL -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.broker
+def test_a_user_of_a_secure_kafka_may_do_nothing_until_an_acl_says_so() -> None:
+    """The operator's way in stays open; users log in over SASL_SSL, see no topic, and are still known after a restart."""
+    with LocalKafka(security="sasl_ssl") as kafka:
+        kafka.create_topic("t")
+        user = kafka.add_user("alice")
+        for restarted in (False, True):
+            if restarted:
+                kafka.restart(0)
+            error = AdminClient({**user, "log_level": 0}).list_topics("t", timeout=DEADLINE_S).topics["t"].error
+            assert error is not None
+            assert error.name() == "TOPIC_AUTHORIZATION_FAILED"
+            assert send(kafka.bootstrap, "t", b"operator")
+        elsewhere = user["bootstrap.servers"].replace("127.0.0.1", "localhost")
+        for wrong in ({"sasl.password": "wrong"}, {"bootstrap.servers": elsewhere}):
+            client = AdminClient({**user, **wrong, "log_level": 0})
+            with pytest.raises(KafkaException):
+                client.list_topics(timeout=1)
+
+
+@pytest.mark.broker
+def test_users_of_three_brokers_are_known_to_all_of_them() -> None:
+    """add_user() returns when every broker lets the user in."""
+    with LocalKafka(brokers=3, security="sasl_ssl") as kafka:
+        user = kafka.add_user("alice")
+        for address in user["bootstrap.servers"].split(","):
+            metadata = AdminClient({**user, "bootstrap.servers": address}).list_topics(timeout=DEADLINE_S)
+            assert set(metadata.brokers) == {0, 1, 2}
+
+
+@pytest.mark.broker
+def test_an_open_kafka_has_no_users(own: LocalKafka) -> None:
+    """Asking for one says what to do."""
+    with pytest.raises(LocalKafkaError, match='security="sasl_ssl"'):
+        own.add_user("alice")
+
+
+def test_another_security_is_refused() -> None:
+    """Before anything is started."""
+    with pytest.raises(ValueError, match="sasl_ssl"):
+        LocalKafka(security="ssl")  # type: ignore[arg-type]

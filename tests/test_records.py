@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record
+from kafka_guarantees._failures import GaveUp, handler_error
 from kafka_guarantees._producer import _headers, _payload
-from kafka_guarantees.errors import DeliveryError, DeliveryUnknown, HandlerError
-from kafka_guarantees.records import handler_error, outputs, records_in
+from kafka_guarantees.errors import DeliveryError, DeliveryUnknown
+from kafka_guarantees.records import records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -128,58 +129,17 @@ def test_records_before_a_wrong_one_were_seen() -> None:
     assert next(rest) is B
 
 
-# --- outputs ---------------------------------------------------------------------------------------------------------
-
-AT = Message(topic="orders", partition=2, offset=41)
+# --- failures --------------------------------------------------------------------------------------------------------
 
 
-def test_outputs_are_the_records_of_the_handler() -> None:
-    """The handler gets what it is called with, and its records come out."""
-    assert list(outputs(lambda given: [Record(given)], "x", AT)) == [Record("x")]
-    assert list(outputs(lambda _given: None, 1, AT)) == []
-
-
-def raises_at_once(_given: object) -> list[Record]:
-    raise KeyError("amount")
-
-
-def raises_later(_given: object) -> Iterator[Record]:
-    yield A
-    raise KeyError("amount")
-
-
-@pytest.mark.parametrize("handler", [raises_at_once, raises_later])
-def test_an_exception_of_the_handler_names_its_message(handler: Callable[[object], Iterable[Record]]) -> None:
-    """Also one from the middle of a generator: topic, partition, offset, its own text, and what is safe."""
-    with pytest.raises(HandlerError) as caught:
-        list(outputs(handler, None, AT))
-    assert isinstance(caught.value.__cause__, KeyError)
-    text = str(caught.value)
-    assert "topic 'orders' partition 2 offset 41 (KeyError: 'amount')" in text
+@pytest.mark.parametrize(("attempts", "said"), [(1, "offset 41 (KeyError"), (3, "offset 41, in 3 attempts (KeyError")])
+def test_the_error_for_a_failed_handler_names_its_message(attempts: int, said: str) -> None:
+    """Topic, partition, offset, the handler's own text, how often it was tried, what is safe and what to do."""
+    message = Message(topic="orders", partition=2, offset=41)
+    text = str(handler_error(message, GaveUp(KeyError("amount"), attempts)))
+    assert "topic 'orders' partition 2 " + said + ": 'amount')" in text
     assert "Nothing at or after that offset was committed" in text
-
-
-def test_something_that_is_not_records_is_a_failed_handler() -> None:
-    """A wrong return value is the handler's mistake: the message is not finished."""
-    with pytest.raises(HandlerError, match="return an iterable of Record") as caught:
-        list(outputs(lambda _given: 5, None, AT))  # type: ignore[arg-type,return-value]
-    assert isinstance(caught.value.__cause__, TypeError)
-
-
-@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_in_the_handler_stays_an_interrupt(interrupt: type[BaseException]) -> None:
-    """Ctrl-C is not a failed handler."""
-
-    def handler(_given: object) -> None:
-        raise interrupt
-
-    with pytest.raises(interrupt):
-        list(outputs(handler, None, AT))
-
-
-def test_handler_error_says_where() -> None:
-    """The one text for a failed handler, whoever makes it."""
-    assert "partition 2 offset 41 (ValueError: no)" in str(handler_error(AT, ValueError("no")))
+    assert "dead_letter=" in text
 
 
 # --- Delivery --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from kafka_guarantees._settings.presets import PRESETS, Kind
 from kafka_guarantees._settings.properties import ALIASES, CALLBACK, ENUM, FLAGS, PROPERTIES, SHOWN, STRING
 from kafka_guarantees._settings.refusals import REFUSALS, WEAKENINGS
 from kafka_guarantees._settings.values import HIDDEN
-from kafka_guarantees.errors import DurabilityWarning, UnsafeConfigError
+from kafka_guarantees.errors import DurabilityWarning, SecurityWarning, UnsafeConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,6 +50,7 @@ def resolved(guarantee: Guarantee, config: dict[str, object], **options: Any) ->
     """Resolve, without a word about weaker settings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DurabilityWarning)
+        warnings.simplefilter("ignore", SecurityWarning)
         return resolve(guarantee, config, **options)
 
 
@@ -324,6 +325,7 @@ WEAKER: dict[str, object] = {
     "allow.auto.create.topics": "True",
     "check.crcs": 0,
     "enable.ssl.certificate.verification": False,
+    "security.protocol": "SASL_PLAINTEXT",
     "ssl.endpoint.identification.algorithm": "none",
     "transaction.timeout.ms": 60_000,
 }
@@ -335,12 +337,14 @@ WEAKER: dict[str, object] = {
     ids=lambda x: getattr(x, "setting", None),
 )
 def test_a_weaker_setting_is_marked(guarantee: Guarantee, weakening: Any) -> None:
-    """It is allowed, warned about if it costs durability, and marked in explain()."""
+    """It is allowed, warned about if it costs durability or security, and marked in explain()."""
     config = minimal(guarantee) | {weakening.setting: WEAKER[weakening.setting]}
+    if weakening.setting == "security.protocol":
+        config |= {"sasl.mechanism": "PLAIN", "sasl.username": "offers", "sasl.password": "secret"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = resolve(guarantee, config)
-    assert [w.category for w in caught] == [DurabilityWarning] * weakening.durability
+    assert [w.category for w in caught] == ([] if weakening.warning is None else [weakening.warning])
     assert row(result.explanation, weakening.setting).weaker
     assert weakening.costs in result.explanation.warnings[0]
     assert explain(guarantee, config).warnings == result.explanation.warnings
@@ -351,6 +355,7 @@ def test_what_is_weaker() -> None:
     always = {
         "allow.auto.create.topics",
         "enable.ssl.certificate.verification",
+        "security.protocol",
         "ssl.endpoint.identification.algorithm",
     }
     assert {g: {w.setting for w in WEAKENINGS if g in w.guarantees} for g in Guarantee} == {

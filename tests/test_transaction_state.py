@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kafka_guarantees._transaction_state import (
     IDLE_LIMIT,
+    NEVER,
     SLOW_END,
     TRANSITIONS,
     Event,
@@ -339,3 +340,51 @@ def test_a_call_is_repeated_only_where_librdkafka_says_that_it_may(code: int, fl
 def test_a_missing_acl_is_refused_whatever_its_flags(code: int, flags: dict[str, bool]) -> None:
     """S07: no retry and no new producer gives a right that was not granted."""
     assert judge(error(code, **flags), age=99.0, transaction_timeout=TIMEOUT) is Verdict.REFUSED
+
+
+# The default of every code that is in no table: what librdkafka's own flags say, and without one the outcome is unknown.
+BY_FLAGS = [
+    ({"retriable": True}, Verdict.RETRY),
+    ({"abort": True}, Verdict.ABORT),
+    ({"retriable": True, "abort": True}, Verdict.ABORT),
+    ({"fatal": True}, Verdict.RENEW),
+    ({}, Verdict.RENEW),
+]
+POISONED = {E._FATAL, E._CONFLICT, E._STATE}
+
+
+@pytest.mark.parametrize(("flags", "expected"), BY_FLAGS)
+def test_every_code_gets_its_verdict(flags: dict[str, bool], expected: Verdict) -> None:
+    """E01: of transactional calls the flags are true. They decide, unless the code says that it is over, or will ever be."""
+    for name, code in vars(KafkaError).items():
+        if not (name.isupper() and isinstance(code, int)):
+            continue
+        verdict = judge(error(code, **flags), age=0.5, transaction_timeout=TIMEOUT)
+        if code in FENCED:
+            assert verdict is Verdict.FENCED
+        elif code in MISSING_ACL or code in NEVER:
+            assert verdict is Verdict.REFUSED
+        else:
+            assert verdict is (Verdict.RENEW if code in POISONED else expected), name
+
+
+@pytest.mark.parametrize("code", sorted(NEVER))
+@pytest.mark.parametrize("flags", [{}, {"fatal": True}, {"abort": True}, {"retriable": True}])
+def test_what_can_never_be_is_not_tried_for_ever(code: int, flags: dict[str, bool]) -> None:
+    """Brokers that are too old, a group.id that is none: to abort and fetch again would never end, and say nothing."""
+    assert judge(error(code, **flags), age=99.0, transaction_timeout=TIMEOUT) is Verdict.REFUSED
+
+
+def test_what_can_never_be_is_what_is_written_here() -> None:
+    """No code of a transaction in trouble is among them: there the next one succeeds."""
+    assert {
+        E._UNSUPPORTED_FEATURE,
+        E.INVALID_COMMIT_OFFSET_SIZE,
+        E.INVALID_GROUP_ID,
+        E.INVALID_REQUEST,
+        E.INVALID_TRANSACTION_TIMEOUT,
+        E.OFFSET_METADATA_TOO_LARGE,
+        E.SECURITY_DISABLED,
+        E.UNSUPPORTED_FOR_MESSAGE_FORMAT,
+        E.UNSUPPORTED_VERSION,
+    } == NEVER

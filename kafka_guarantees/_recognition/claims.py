@@ -3,7 +3,7 @@
     ids -> one claim for the batch -> NEW, TAKEN_OVER  handle
                                       DUPLICATE        leave out, and count as finished
                                       IN_PROGRESS      give back with everything after it in its partition (D09)
-                                      MISMATCH         stop before it (D08)
+                                      MISMATCH         stop before it, or set it aside (D08)
 
 Rules.
 * Of an id that comes twice in a batch the first is handled. The second is finished when the first is, so it stands behind it.
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from ..dedup.contract import Item, Outcome
 from ..dedup.ids import fingerprint_of
 from ..errors import MessageIdMissing, StoreUnavailable
-from .message_ids import place, reused_id
+from .message_ids import Problem, place, reused_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from .._offsets import Partition
     from ..dedup.contract import DedupStore, Inbox, Takeover
-    from ..errors import KafkaGuaranteesError
     from .message_ids import MessageIds
 
 log = logging.getLogger("kafka_guarantees")
@@ -50,19 +49,20 @@ class Work:
     Attributes:
         messages: in their order.
         fresh: those to handle, in the same order.
+        problem: the message after these, if it must not be handled, and why.
     """
 
-    __slots__ = ("_places", "_problem", "fresh", "messages")
+    __slots__ = ("_places", "fresh", "messages", "problem")
 
     def __init__(
         self,
         messages: Sequence[Message],
         places: Sequence[int] | None = None,
-        problem: KafkaGuaranteesError | None = None,
+        problem: Problem | None = None,
     ) -> None:
         self.messages = messages
         self._places = places  # of fresh, in messages; None: all are fresh
-        self._problem = problem  # of the message after these
+        self.problem = problem
         self.fresh = messages if places is None else [messages[place] for place in places]
 
     def finished(self, handled: int) -> Sequence[Message]:
@@ -73,12 +73,7 @@ class Work:
         """What is left, when ``handled`` of ``fresh`` are handled."""
         end = self._end(handled)
         places = None if self._places is None else [place - end for place in self._places[handled:]]
-        return Work(self.messages[end:], places, self._problem)
-
-    def end(self) -> None:
-        """Raise why the batch ends here, if the next message must not be handled."""
-        if self._problem is not None:
-            raise self._problem
+        return Work(self.messages[end:], places, self.problem)
 
     def _end(self, handled: int) -> int:
         if self._places is None:
@@ -170,7 +165,9 @@ class Claims:
         self._fingerprint = fingerprint
         self._counts = counts
         self._token = os.urandom(16)
+        self._pid = os.getpid()
         self._open: list[Item | None] = []  # of what is fresh and not finished, in its order
+        self._renew_at = 0.0
         self._rests: Counter[Partition] = Counter()  # how often a partition was given back in a row
         self._tidy_at = time.monotonic() + TIDY_EVERY
 
@@ -195,10 +192,13 @@ class Claims:
         partitions = (place(message)[:2] for message in messages[: len(items)])
         sorted_out = sort_out(partitions, items, answers)
         self._open = [items[index] for index in sorted_out.fresh]
+        self._renew_at = time.monotonic() + self._lease / 3
         if len(sorted_out.kept) < len(items):
             self._let_go(list(first.values()), answers)
         self._count(sorted_out, answers)
-        problem = missing if sorted_out.stop is None else reused_id(messages[sorted_out.stop])
+        problem = None if missing is None else Problem(messages[len(items)], missing)
+        if sorted_out.stop is not None:
+            problem = Problem(messages[sorted_out.stop], reused_id(messages[sorted_out.stop]))
         if len(sorted_out.fresh) == len(items):
             return Work(messages[: len(items)], None, problem), ()
         kept = [messages[index] for index in sorted_out.kept]
@@ -280,12 +280,34 @@ class Claims:
         self._counts["unprotected"] += len(messages)
         return Work(messages)
 
+    def renew(self) -> None:
+        """Have the leases of what is in hand begin anew, before they are over: a handler or a retry takes its time."""
+        if time.monotonic() < self._renew_at:
+            return
+        self._renew_at = time.monotonic() + self._lease / 3
+        items = [item for item in self._open if item is not None]
+        try:
+            self._store.claim(self._scope, items, token=self._token, lease=self._lease, takeover=self._takeover)
+        except StoreUnavailable as error:
+            log.info("claims were not renewed: %s", error)
+
+    def set_aside(self) -> None:
+        """The next fresh message goes to the dead letter topic: its id is released, so that it can be sent again."""
+        first, self._open[0] = self._open[0], None
+        if first is not None:
+            try:
+                self._store.release(self._scope, [first], token=self._token)
+            except StoreUnavailable as error:
+                log.info("a claim is left until its lease is over: %s", error)
+
     def skip(self, handled: int) -> None:
         """Forget the ids of the next ``handled`` fresh messages, which cannot be completed."""
         self._open = self._open[handled:]
 
     def release(self) -> None:
         """Release what is claimed and not completed, so that nobody has to wait for it. Does nothing if the store is down."""
+        if os.getpid() != self._pid:
+            return  # a child that leaves the handler: its parent is still about them (Y04)
         items = [item for item in self._open if item is not None]
         self._open = []
         if items:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from operator import methodcaller
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..dedup.contract import Entry, Source
 from ..dedup.ids import POSITION, key_of, position_of
@@ -16,11 +16,19 @@ if TYPE_CHECKING:
 
     from .._offsets import Partition
     from ..dedup.ids import Id, IdOf
+    from ..errors import KafkaGuaranteesError
 
 # Not message.headers(): Python may call that on a short way, on which it does not look whether C code has left an exception.
 read_headers = methodcaller("headers")
 
 OnMissingId = Literal["raise", "position", "process"]
+
+
+class Problem(NamedTuple):
+    """A message that must not be handled, and why."""
+
+    message: Message
+    error: KafkaGuaranteesError
 
 
 class MessageIds:
@@ -102,7 +110,13 @@ def reused_id(message: Message) -> MessageIdReused:
     )
 
 
-def entries_of(messages: Sequence[Message], ids: MessageIds) -> tuple[list[Entry], MessageIdMissing | None]:
+def entry_of(message: Message, ids: MessageIds) -> Entry:
+    """A message as an inbox sees it, without an id."""
+    topic, partition, offset = place(message)
+    return Entry(Source(topic, ids.topic_id(topic), partition), offset, None)
+
+
+def entries_of(messages: Sequence[Message], ids: MessageIds) -> tuple[list[Entry], Problem | None]:
     """The messages as an inbox sees them, before the first that has no id and must have one."""
     entries: list[Entry] = []
     sources: dict[Partition, Source] = {}
@@ -114,5 +128,5 @@ def entries_of(messages: Sequence[Message], ids: MessageIds) -> tuple[list[Entry
         try:
             entries.append(Entry(source, offset, ids.key(message)))
         except MessageIdMissing as error:
-            return entries, error
+            return entries, Problem(message, error)
     return entries, None

@@ -36,6 +36,7 @@ class Recognition:
 
     Attributes:
         inbox: the inbox, if there is one.
+        retention: how long ids are remembered; None where there are none.
         waits: whether nothing is handled while the store is down.
         counts: of messages, by what became of them.
 
@@ -86,6 +87,7 @@ class Recognition:
                 stacklevel=3,
             )
         self.inbox = inbox
+        self.retention = None if memory is None else memory.retention
         self.waits = on_store_error == "wait"
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self._settings = settings

@@ -10,43 +10,45 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import TopicPartition
 
+from .._failures import Failed, GaveUp, Left
 from .._offsets import next_offsets
-from ..errors import BrokerError, KafkaGuaranteesError, PartitionFenced, StoreUnavailable
+from ..errors import BrokerError, PartitionFenced, StoreUnavailable
 from .claims import TIDY_EVERY, Work, tidy
 from .patience import patiently
 
 if TYPE_CHECKING:
     from collections import Counter
+    from collections.abc import Callable, Sequence
+
+    from confluent_kafka import Message
 
     from .._consumer import Batch, GroupConsumer
+    from .._failures import Failures, Handling
     from .._lifecycle import Lifecycle
     from .._settings import Settings
     from ..dedup.contract import Entry, Inbox
+    from ..records import Record
 
 log = logging.getLogger("kafka_guarantees")
-
-# Takes fresh messages and the connection of an inbox. Returns how many are finished, and what failed after them.
-Handling = Callable[[Sequence[Message], Any], tuple[int, KafkaGuaranteesError | None]]
 
 
 class _RolledBack(Exception):
     """A handler failed in a transaction.
 
     Args:
-        place: of its message.
-        failure: to be raised.
+        place: of the first message that failed.
+        failed: how many messages failed together, and why.
     """
 
-    def __init__(self, place: int, failure: KafkaGuaranteesError) -> None:
-        super().__init__(place, failure)
+    def __init__(self, place: int, failed: Failed) -> None:
+        super().__init__(place, failed)
         self.place = place
-        self.failure = failure
+        self.failed = failed
 
 
 class Portions:
@@ -60,8 +62,10 @@ class Portions:
         scope: whose ids and offsets these are.
         mark: is committed with the group's offsets.
         counts: to count in.
-        handle: handles messages.
         acknowledged: waits until every record that was produced is acknowledged, or raises.
+        failures: what to do about messages that fail.
+        send: produces a record.
+        must_poll: whether the rest of a batch must be given back.
     """
 
     def __init__(
@@ -74,8 +78,10 @@ class Portions:
         scope: str,
         mark: str,
         counts: Counter[str],
-        handle: Handling,
         acknowledged: Callable[[], None],
+        failures: Failures,
+        send: Callable[[Record], object],
+        must_poll: Callable[[Batch], bool],
     ) -> None:
         self._settings = settings
         self._lifecycle = lifecycle
@@ -84,35 +90,102 @@ class Portions:
         self._scope = scope
         self._mark = mark
         self._counts = counts
-        self._handle = handle
         self._acknowledged = acknowledged
+        self._failures = failures
+        self._send = send
+        self._must_poll = must_poll
         self._tidy_at = time.monotonic() + TIDY_EVERY
 
     def transact(
-        self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry]
-    ) -> tuple[int, KafkaGuaranteesError | None]:
+        self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling
+    ) -> tuple[int, Failed | None]:
         """Handle messages in one transaction. If one fails, that is rolled back, and those before it are handled in another.
+
+        Args:
+            batch: which they are of.
+            messages: in their order.
+            entries: of these messages.
+            handle: handles messages, with the connection of the inbox.
 
         Returns:
             How many are finished, and what failed after them.
         """
-        failure = None
+        failed = None
         while messages:
-            transaction = partial(self._in_transaction, batch, messages, entries)
+            transaction = partial(self._in_transaction, batch, messages, entries, handle)
             try:
                 finished = patiently(transaction, self._consumer, batch, self._stopping)
             except _RolledBack as error:
-                failure = error.failure
+                failed = error.failed
                 messages, entries = messages[: error.place], entries[: error.place]
             except (PartitionFenced, StoreUnavailable) as error:
                 log.warning("%d messages were given back: %s", len(messages), error)
-                break
+                return 0, None
             else:
                 self._show(batch, finished)
-                return len(finished), failure
-        return 0, failure
+                return len(finished), failed
+        return 0, failed
 
-    def _in_transaction(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry]) -> Sequence[Message]:
+    def _attempt(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
+        """Handle messages that failed before. Returns how many are finished.
+
+        Raises:
+            Exception: what their handler raised.
+            Left: they were given back.
+        """
+        done, failed = self.transact(batch, messages, entries, handle)
+        if failed is not None:
+            raise failed.error
+        if not done:
+            raise Left
+        return done
+
+    def again(
+        self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], failed: Failed, handle: Handling
+    ) -> int:
+        """Try again what failed, each time in a transaction of its own, and set it aside where that has no use.
+
+        Returns:
+            How many are finished; 0: they come again.
+
+        Raises:
+            HandlerError: there is nowhere to set it aside.
+        """
+        messages, entries = messages[: failed.size], entries[: failed.size]
+        attempt = partial(self._attempt, batch, messages, entries, handle)
+        try:
+            outcome = self._failures.again(attempt, messages[0], failed.error, self._failures.waiting(self._consumer, batch))
+        except Left:
+            return 0
+        if not isinstance(outcome, GaveUp):
+            return outcome
+        if len(messages) == 1 or self._failures.topic is None:
+            return self.set_aside(batch, messages[0], entries[0], outcome)
+        for number, (message, entry) in enumerate(zip(messages, entries, strict=True)):
+            if number and self._must_poll(batch):
+                return number
+            done, failing = self.transact(batch, [message], [entry], handle)
+            if failing is not None:
+                done = self.set_aside(batch, message, entry, GaveUp(failing.error, 1))
+            if not done:
+                return number
+        return len(messages)
+
+    def set_aside(self, batch: Batch, message: Message, entry: Entry, outcome: GaveUp) -> int:
+        """Send a message to the dead letter topic, and move its offset. Its id is not noted, so that it can be sent again."""
+        letter = self._failures.letter(message, outcome)
+
+        def send(fresh: Sequence[Message], _connection: object) -> tuple[int, None]:
+            if fresh:
+                self._send(letter)
+            return len(fresh), None
+
+        done, _ = self.transact(batch, [message], [entry._replace(key=None)], send)
+        return done
+
+    def _in_transaction(
+        self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling
+    ) -> Sequence[Message]:
         """Handle messages in one transaction. Returns those that are finished.
 
         Raises:
@@ -125,15 +198,17 @@ class Portions:
         try:
             with self._inbox.transaction(self._scope, entries) as transaction:
                 work = Work(messages, transaction.fresh)
-                handled, failure = self._handle(work.fresh, transaction.connection)
+                handled, failed = handle(work.fresh, transaction.connection)
                 finished = work.finished(handled)
-                if failure is not None:
-                    rolled_back = _RolledBack(len(finished), failure)
-                    raise failure.__cause__ or failure  # noqa: TRY301 - an inbox tells by it whether its connection was lost
+                if failed is not None:
+                    # one that failed alone stays alone: repeats of others behind it are not tried with it
+                    together = 1 if failed.size == 1 else len(work.finished(handled + failed.size)) - len(finished)
+                    rolled_back = _RolledBack(len(finished), Failed(together, failed.error))
+                    raise failed.error  # noqa: TRY301 - an inbox tells by it whether its connection was lost
                 self._acknowledged()
                 transaction.finish(handled)
         except Exception as error:
-            if rolled_back is not None and error in (rolled_back.failure, rolled_back.failure.__cause__):
+            if rolled_back is not None and error is rolled_back.failed.error:
                 raise rolled_back from None
             raise
         self._counts["duplicate"] += len(finished) - handled

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ..errors import DurabilityWarning, UnsafeConfigError
+from ..errors import UnsafeConfigError
 from . import librdkafka
 from .explanation import (
     BY_GUARANTEE,
@@ -96,7 +96,7 @@ def resolve(
         guarantee: which one.
         config: librdkafka's properties, for both sides.
         commit_interval: seconds after which a transaction is closed (exactly-once only).
-        stacklevel: where a ``DurabilityWarning`` points: 1 is the caller of this function, 2 is the caller's caller.
+        stacklevel: where a warning points: 1 is the caller of this function, 2 is the caller's caller.
 
     Raises:
         TypeError: ``config`` is not a mapping.
@@ -105,8 +105,8 @@ def resolve(
     merged = _Merged(guarantee, config, commit_interval)
     merged.require_addresses()
     for weakening in merged.weaker:
-        if weakening.durability:
-            warnings.warn(merged.sentence(weakening), DurabilityWarning, stacklevel=stacklevel + 1)
+        if weakening.warning is not None:
+            warnings.warn(merged.sentence(weakening), weakening.warning, stacklevel=stacklevel + 1)
     return merged.settings()
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..errors import DurabilityWarning, SecurityWarning
 from .presets import ACKED, ALL, ALO, AMO, EOS, MAX_IN_FLIGHT, SOCKET_MARGIN_MS
 
 if TYPE_CHECKING:
@@ -33,14 +34,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Weakening:
-    """One row: the user's value is allowed but marked. ``durability`` ones are also a ``DurabilityWarning``."""
+    """One row: the user's value is allowed but marked, and said as a ``warning`` of this class where there is one."""
 
     guarantees: tuple[Guarantee, ...]
     setting: str
     when: Callable[[Value, Known], bool]
     costs: str
     see: str
-    durability: bool = True
+    warning: type[UserWarning] | None = DurabilityWarning
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,7 @@ WEAKENINGS = (
         _is("false"),
         "anybody on the way can answer in the broker's place: an acknowledgement proves nothing",
         "S02",
+        SecurityWarning,
     ),
     Weakening(
         ALL,
@@ -242,6 +244,15 @@ WEAKENINGS = (
         _is("none"),
         "any host with a certificate can answer in the broker's place: an acknowledgement proves nothing",
         "S02",
+        SecurityWarning,
+    ),
+    Weakening(
+        ALL,
+        "security.protocol",
+        lambda value, effective: value == "sasl_plaintext" and effective["sasl.mechanism"] in ("PLAIN", "OAUTHBEARER"),
+        "the password or token goes to the broker readable: anybody on the way can use it from then on",
+        "S02",
+        SecurityWarning,
     ),
     Weakening(
         EOS,
@@ -249,7 +260,7 @@ WEAKENINGS = (
         lambda value, effective: float(value) > float(effective["session.timeout.ms"]),
         "longer than session.timeout.ms: after a crash the next owner of the partitions waits for the old transaction",
         "X17",
-        durability=False,
+        warning=None,
     ),
 )
 

@@ -238,6 +238,8 @@ class SqliteInbox:
 
     def _roll_back(self) -> None:
         """Undo what is open; a failure of that would hide what went wrong first."""
+        if os.getpid() != self.pid:
+            return  # a child that leaves the handler: the transaction is its parent's (Y04)
         try:
             if self._connection.in_transaction:
                 self._connection.execute(_ROLLBACK)

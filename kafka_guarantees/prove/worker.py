@@ -20,6 +20,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tenacity import Retrying, stop_after_attempt, wait_random
+
 import kafka_guarantees
 from kafka_guarantees import (
     AtLeastOnce,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 CLASSES: dict[str, Any] = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
 EXPLAINED = (BrokerError, DeliveryError, DeliveryUnknown, FencedError, Storm)  # by brokers that come and go, and by storms
+TWICE = Retrying(stop=stop_after_attempt(2), wait=wait_random(max=0.1))
 PR_SET_PDEATHSIG = 1
 CALLBACK_RAISES = 0.3  # of the calls of a callback that is to raise
 
@@ -80,7 +83,9 @@ def _client(life: Life) -> Any:
             raise RuntimeError("a callback of the user raises")
 
     callbacks = {"error_cb": callback, "stats_cb": callback, "statistics.interval.ms": 200}
-    start = {} if life.job.role == "sender" else {"start": "earliest"}
+    start: dict[str, Any] = {} if life.job.role == "sender" else {"start": "earliest"}
+    if life.job.guarantee != "at-most-once":
+        start["retry"] = life.dice.choice([None, TWICE])
     return CLASSES[life.job.guarantee]({**life.job.config, **callbacks}, **start)
 
 

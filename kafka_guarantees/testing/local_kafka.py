@@ -29,11 +29,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from confluent_kafka import KafkaException, Producer
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
+    AdminClient,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 from confluent_kafka.cimpl import NewTopic
 from typing_extensions import Self
 
 from kafka_guarantees.testing._jars import CHECKPOINT, LIB, LocalKafkaError, explain_java, java, kafka_home
+from kafka_guarantees.testing._sasl_ssl import MECHANISM, broker_settings, make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -160,17 +166,30 @@ class LocalKafka(RunningKafka):
     Args:
         brokers: 1 or 3.
         config: server properties that win over the ones that LocalKafka sets.
+        security: ``"sasl_ssl"`` adds a listener for the users of :meth:`add_user`, and Kafka's own authorizer, which denies
+            them everything that no ACL allows. ``bootstrap`` stays the way in of the operator, who may do anything.
 
     Raises:
-        ValueError: another number of brokers.
+        ValueError: another number of brokers, or another security.
     """
 
-    def __init__(self, brokers: Literal[1, 3] = 1, *, config: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        brokers: Literal[1, 3] = 1,
+        *,
+        config: Mapping[str, object] | None = None,
+        security: Literal["sasl_ssl"] | None = None,
+    ) -> None:
         if brokers not in (1, 3):
             raise ValueError(f"brokers={brokers!r}: LocalKafka runs 1 or 3 of them")
+        if security not in (None, "sasl_ssl"):
+            raise ValueError(f'security={security!r}: LocalKafka knows "sasl_ssl", or None')
         super().__init__("")
         self._nodes = range(brokers)
         self._config = dict(config or {})
+        self._secure = security is not None
+        self._ca = Path()
+        self._sasl_ports: dict[int, int] = {}  # node -> port of the SASL_SSL listener, if there is one
         self._keeper: _KeeperPipe | None = None
         self._java: list[str] = []
         self._cluster_id = ""
@@ -182,6 +201,41 @@ class LocalKafka(RunningKafka):
         """What goes into ``bootstrap.servers``: all brokers, whether they run at the moment or not."""
         self._running_keeper()
         return ",".join(self._address(n) for n in self._nodes)
+
+    def add_user(self, name: str) -> dict[str, str]:
+        """Make a user with a random password and no rights. Returns its configuration for librdkafka.
+
+        The certificate is for 127.0.0.1 alone: with ``localhost`` in ``bootstrap.servers`` the host name is wrong.
+
+        Args:
+            name: of the user; its principal is ``User:name``. One that exists gets a new password.
+
+        Raises:
+            LocalKafkaError: this cluster has no security; or the user could not log in within 30 seconds.
+        """
+        self._running_keeper()
+        if not self._secure:
+            raise LocalKafkaError('this LocalKafka has no users: make it with security="sasl_ssl"')
+        password = uuid.uuid4().hex
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_512, 4096)
+        credential = UserScramCredentialUpsertion(name, info, password.encode())
+        admin = AdminClient({**_QUIET, "bootstrap.servers": self.bootstrap})
+        admin.alter_user_scram_credentials([credential])[name].result(_TOPIC_DEADLINE_S)
+        addresses = {n: f"127.0.0.1:{port}" for n, port in self._sasl_ports.items()}
+        user = {
+            "security.protocol": "SASL_SSL",
+            "ssl.ca.location": str(self._ca),
+            "sasl.mechanism": MECHANISM,
+            "sasl.username": name,
+            "sasl.password": password,
+        }
+        deadline = time.monotonic() + _TOPIC_DEADLINE_S
+        for address in [addresses[n] for n in self._nodes if self.running(n) and n not in self._paused]:
+            while _metadata(address, security=user) is None:  # brokers hear of it one after the other
+                if time.monotonic() > deadline:
+                    raise LocalKafkaError(f"user {name!r} cannot log in at {address} after {_TOPIC_DEADLINE_S:.0f} s")
+                time.sleep(_POLL_S)
+        return {"bootstrap.servers": ",".join(addresses.values()), **user}
 
     @property
     def brokers(self) -> int:
@@ -292,8 +346,11 @@ class LocalKafka(RunningKafka):
         home, command = kafka_home(), java()
         self._java = [command, *_JVM, "-cp", f"{home / LIB}/*"]
         self._keeper = _KeeperPipe()
-        ports = iter(_free_ports(2 * self.brokers))
+        ports = iter(_free_ports((3 if self._secure else 2) * self.brokers))
         self._ports = {n: (next(ports), next(ports)) for n in self._nodes}
+        if self._secure:
+            self._sasl_ports = {n: next(ports) for n in self._nodes}
+            self._ca = make_certificate(self.data_dir, command)
         self._cluster_id = _kafka_uuid()
         for n in self._nodes:
             self._format(n, home / CHECKPOINT)
@@ -316,12 +373,14 @@ class LocalKafka(RunningKafka):
         port, controller_port = self._ports[n]
         copies = self.brokers
         in_sync = 1 if copies == 1 else copies - 1
+        sasl_ssl = f",SASL_SSL://127.0.0.1:{self._sasl_ports[n]}" if self._secure else ""
         return {
             **_SETTINGS,
+            **(broker_settings(self.data_dir) if self._secure else {}),
             "node.id": n,
             "log.dirs": self._node_dir(n) / "data",
-            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}{sasl_ssl}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{port}{sasl_ssl}",
             "controller.quorum.voters": ",".join(f"{i}@127.0.0.1:{self._ports[i][1]}" for i in self._nodes),
             "default.replication.factor": copies,
             "min.insync.replicas": in_sync,
@@ -491,14 +550,14 @@ _QUIET: dict[str, str | int | float | bool] = {
 }  # refused connections are expected
 
 
-def _metadata(address: str, topic: str | None = None) -> ClusterMetadata | None:
+def _metadata(address: str, topic: str | None = None, *, security: Mapping[str, str] | None = None) -> ClusterMetadata | None:
     """What the broker at this address says of the cluster, or None if it does not answer.
 
     A new client each time: one that knows the whole cluster may ask another broker.
     """
     if not _accepts(address):
         return None
-    client = AdminClient({**_QUIET, "bootstrap.servers": address})
+    client = AdminClient({**_QUIET, **(security or {}), "bootstrap.servers": address})
     try:
         return client.list_topics(topic, timeout=2) if topic else client.list_topics(timeout=2)
     except KafkaException:

@@ -1,0 +1,307 @@
+"""What becomes of a message whose handler raised: tried again, set aside in the dead letter topic, or the end of the run.
+
+Rules.
+* tenacity decides whether and when; waiting is ours: everything is paused, and the group served (L08, Y15).
+* The message is tried again in its place, and nothing of its partition overtakes it (L01).
+* A message that the group gives to another member while it waits, or that waits in a client which is to stop, is left: it was
+  neither handled nor set aside, and comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from confluent_kafka.serialization import SerializationError
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+
+from ._dead_letters import dead_letter
+from ._serialization import HeadersLost
+from .errors import HandlerError
+from .records import RecordRefused
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message
+    from tenacity import RetryCallState
+
+    from ._consumer import Batch, GroupConsumer
+    from ._lifecycle import Lifecycle
+    from ._serialization import Reading
+    from ._settings import Settings
+    from .records import Record
+
+log = logging.getLogger("kafka_guarantees")
+
+T = TypeVar("T")
+
+attempt: ContextVar[int] = ContextVar("kafka_guarantees.attempt", default=1)
+"""Which attempt at a message its handler is called for: 1 is the first. For log records, and for handlers that act on it."""
+
+# Another attempt would end in the same way: mistakes of the program, records that no topic takes, bytes that mean nothing.
+FUTILE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    HeadersLost,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    RecordRefused,
+    RecursionError,
+    SerializationError,
+    SyntaxError,
+    TypeError,
+    UnicodeError,
+)
+
+RETRY = Retrying(
+    stop=stop_after_attempt(5),
+    wait=wait_random_exponential(multiplier=0.2, max=10),  # seconds: 3 in all at the most
+    retry=retry_if_not_exception_type(FUTILE),
+)
+
+SLICE = 0.5  # seconds between two looks whether the message is still ours
+
+
+class Failed(NamedTuple):
+    """What a handler raised.
+
+    Attributes:
+        size: how many messages failed together.
+        error: what it raised.
+    """
+
+    size: int
+    error: Exception
+
+
+# Takes messages, and with an inbox its connection. Returns how many are finished, or what they produce, and what failed next.
+Handling = Callable[..., tuple[Any, "Failed | None"]]
+
+
+def attempted(handle: Handling, messages: Sequence[Message]) -> Any:
+    """One attempt at messages, which raises where it fails."""
+    done, failed = handle(messages)
+    if failed is not None:
+        raise failed.error
+    return done
+
+
+class Left(Exception):
+    """The message is not tried again here: the group gave it away, or the client is to stop. It comes again."""
+
+
+class GaveUp(NamedTuple):
+    """The end of all attempts.
+
+    Attributes:
+        error: what the last one raised.
+        attempts: how many there were.
+    """
+
+    error: Exception
+    attempts: int
+
+
+class Failures:
+    """What a client does about messages that fail.
+
+    Args:
+        settings: of the client.
+        lifecycle: of the client.
+        reading: of the client: has the bytes of messages as they came.
+        retry: decides about attempts; None: there is only one.
+        dead_letter: the topic for what cannot be handled; None: the run ends with it.
+
+    Raises:
+        TypeError, ValueError: these cannot be.
+    """
+
+    def __init__(
+        self, settings: Settings, lifecycle: Lifecycle, reading: Reading, *, retry: Retrying | None, dead_letter: str | None
+    ) -> None:
+        if not (retry is None or isinstance(retry, Retrying)):
+            raise TypeError(f"retry is a tenacity.Retrying, or None for one attempt only, not {retry!r}")
+        if dead_letter is not None and not (isinstance(dead_letter, str) and dead_letter):
+            raise ValueError(f"dead_letter is the name of a topic, not {dead_letter!r}")
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._reading = reading
+        self._retry = retry
+        self.topic = dead_letter
+        self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
+
+    def again(
+        self,
+        call: Callable[[], T],
+        message: Message,
+        error: Exception,
+        wait: Callable[[float], None],
+    ) -> T | GaveUp:
+        """Try again what has failed once.
+
+        Args:
+            call: one attempt.
+            message: the one that failed, or the first of several; is the argument of the call that tenacity shows to callbacks.
+            error: of the first attempt.
+            wait: waits for so many seconds.
+
+        Returns:
+            What ``call`` returned, or why there is no further attempt.
+
+        Raises:
+            Left: see there.
+        """
+        if self._retry is None:
+            return GaveUp(error, 1)
+        tries = _Tries(call, error)
+        retry = self._retry.retry
+        retrying = self._retry.copy(
+            sleep=wait,
+            retry=lambda state: state.outcome is not None and state.outcome.failed and retry(state),  # what is done stays done
+            reraise=True,
+            before_sleep=self._retry.before_sleep or _log_attempt,
+        )
+        try:
+            result: T = retrying(tries, message)
+        except Exception as last:
+            if last is not tries.error:
+                raise  # of waiting, or of a callback of the user's: the message has not failed for good
+            return GaveUp(tries.error, tries.made)
+        if tries.interrupt is not None:
+            raise tries.interrupt
+        # else the result is that of retry_error_callback, which does not finish a message
+        return result if tries.done else GaveUp(tries.error, tries.made)
+
+    def waiting(
+        self, consumer: GroupConsumer, batch: Batch, meanwhile: Callable[[], object] = lambda: None
+    ) -> Callable[[float], None]:
+        """The way to wait with ``batch`` in hand. Raises Left where it is not any more, or the client is to stop."""
+
+        def wait(seconds: float) -> None:
+            until = time.monotonic() + seconds
+            while True:
+                consumer.keep_alive(batch, min(until - time.monotonic(), SLICE))
+                if self._lifecycle.stopping or not consumer.still_ours(batch, within=self._settings.max_poll_interval):
+                    raise Left
+                if time.monotonic() >= until:
+                    return
+                meanwhile()
+
+        return wait
+
+    def given_away(self, messages: Sequence[Message], batch: Batch) -> None:
+        """Messages were handled, and the group gave their partitions away meanwhile.
+
+        Raises:
+            HandlerError: because the handler was too slow, twice in a row at the same message: it would go on for ever.
+        """
+        seconds = time.monotonic() - batch.fetched
+        if not self._settings.max_poll_interval < seconds < math.inf:
+            return
+        message = messages[0]
+        place = message.topic(), message.partition(), message.offset()
+        if self._too_slow != place:
+            self._too_slow = place
+            return
+        raise HandlerError(
+            f"the handler took {seconds:.1f} s from topic {place[0]!r} partition {place[1]} offset {place[2]} on, for the "
+            f"second time; max.poll.interval.ms is {self._settings.max_poll_interval:.1f} s: the group gave it to others. "
+            "Nothing of it was committed, so it would be handled again and again. Say keep_alive=True; or make "
+            "max.poll.interval.ms longer, or max_batch smaller."
+        )
+
+    def letter(self, message: Message, failed: GaveUp) -> Record:
+        """The dead letter for a message.
+
+        Raises:
+            HandlerError: there is no dead letter topic, so that this ends the run.
+        """
+        where = f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"
+        if self.topic is None:
+            if isinstance(failed.error, RecordRefused):
+                raise failed.error.failure
+            raise handler_error(message, failed) from failed.error
+        log.error(
+            "%s could not be handled in %d attempts (%s), and goes to the dead letter topic %r",
+            where,
+            failed.attempts,
+            type(failed.error).__name__,
+            self.topic,
+            exc_info=failed.error,
+        )
+        return dead_letter(
+            self.topic,
+            message,
+            failed.error,
+            group=self._settings.group_id,
+            attempts=failed.attempts,
+            raw=self._reading.raw(message),
+            headers_lost=self._reading.headers_lost(message),
+            now=time.time(),
+        )
+
+
+class _Tries:
+    """Attempts after the first, as tenacity makes them. Remembers what the last of them raised."""
+
+    def __init__(self, call: Callable[[], Any], error: Exception) -> None:
+        self._call = call
+        self.error = error
+        self.made = 0
+        self.done = False
+        self.interrupt: BaseException | None = None  # Left, or out of a signal handler: not for tenacity to judge
+
+    def __call__(self, _message: Message) -> Any:
+        self.made += 1
+        if self.made == 1:
+            raise self.error  # this attempt was made already
+        token = attempt.set(self.made)
+        try:
+            result = self._call()
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, Left):
+                self.error = error
+                raise
+            self.interrupt = error  # raised once tenacity has returned
+            return None
+        finally:
+            attempt.reset(token)
+        self.done = True
+        return result
+
+
+def _log_attempt(state: RetryCallState) -> None:
+    message: Message = state.args[0]
+    error = None if state.outcome is None else state.outcome.exception()
+    log.warning(
+        "attempt %d at topic %r partition %s offset %s failed (%s: %s); the next is in %.1f s",
+        state.attempt_number,
+        message.topic(),
+        message.partition(),
+        message.offset(),
+        type(error).__name__,
+        error,
+        state.upcoming_sleep,
+    )
+
+
+def not_set_aside(error: Exception) -> Exception:
+    """Why a dead letter could not be written."""
+    return error.failure if isinstance(error, RecordRefused) else error
+
+
+def handler_error(message: Message, failed: GaveUp) -> HandlerError:
+    """The error for a message that could not be handled, and ends the run."""
+    error, attempts = failed
+    tried = "" if attempts == 1 else f", in {attempts} attempts"
+    return HandlerError(
+        f"the handler failed at topic {message.topic()!r} partition {message.partition()} offset {message.offset()}{tried} "
+        f"({type(error).__name__}: {error}). Nothing at or after that offset was committed, so the next run begins there "
+        "again. Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
+    )

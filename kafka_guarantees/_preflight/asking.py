@@ -1,0 +1,192 @@
+"""The brokers are asked: all at once, with one deadline, on a thread of their own.
+
+Rules.
+* Nothing is asked for by its coordinator, so neither groups nor transactional ids are: librdkafka 2.16 ends the process by an
+  assertion when the connection to one breaks (librdkafka issue 4605).
+* Nothing is asked for that creates a topic: ``list_topics(name)`` would, where ``allow.auto.create.topics`` is on.
+* A C client is reached by its handle alone, and an error is not raised where it is a future's. Its traceback would keep the
+  frames of this file in a cycle with it, and with them the client. Who collects that destroys the client; librdkafka ends the
+  process by an assertion if that is the client's own thread, which runs Python to hand out answers.
+* What the brokers refuse or do not answer is an answer too, and no exception.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from concurrent.futures import TimeoutError  # noqa: A004 - before Python 3.11 it is another one than the builtin
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
+
+from .._client import Abandoned, Caller, Handle
+from ..errors import kafka_error
+from .checks import Case, findings
+from .report import PreflightReport
+from .seen import OFFSETS, PATTERN, TRANSACTIONS, Cluster, Config, Topic, matches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from concurrent.futures import Future
+    from datetime import timedelta
+
+    from .._settings import Settings
+
+NO_ANSWER = "_TIMED_OUT"
+NO_NAME = "TOPIC_EXCEPTION"  # as the brokers would say
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
+LEAST = 0.05  # seconds that a request is given at least
+OTHERS = 0.25  # seconds until addresses that did not answer are not waited for: one that is down must not delay every start
+GRACE = 1.0  # seconds after which not even librdkafka's own timeouts are waited for
+
+
+def preflight(
+    settings: Settings,
+    topics: Sequence[str],
+    *,
+    dead_letter: str | None = None,
+    retention: timedelta | None = None,
+    timeout: float = 5.0,
+) -> PreflightReport:
+    """Ask the brokers whether they are as the guarantee needs them.
+
+    Args:
+        settings: the resolved settings of the guarantee.
+        topics: those that are consumed or produced to: names, or patterns that begin with ``^``.
+        dead_letter: the dead letter topic.
+        retention: how long a deduplication store or an inbox remembers an id.
+        timeout: seconds for everything. Brokers that do not answer are a finding, not an exception.
+
+    Raises:
+        TypeError: ``topics`` is a single name.
+        UnsafeConfigError: no client can be made with these settings.
+    """
+    if isinstance(topics, str):
+        raise TypeError(f"topics is a list of names: [{topics!r}]")
+    names = tuple(dict.fromkeys(topics))
+    deadline = time.monotonic() + timeout
+    caller = Caller("kafka-guarantees-preflight")
+    try:
+        seen = caller.call(
+            lambda: ask(settings, (*names, *([dead_letter] if dead_letter is not None else [])), deadline),
+            lambda: time.monotonic() > deadline + GRACE,
+            "preflight",
+        )
+    except Abandoned:
+        seen = Cluster(error=NO_ANSWER)
+    finally:
+        caller.end()
+    case = Case(settings, seen, names, dead_letter, retention)
+    return PreflightReport(settings.guarantee, findings(case), seen.cluster_id)
+
+
+def ask(settings: Settings, topics: Iterable[str], deadline: float) -> Cluster:
+    """What there is to know about some topics and the cluster they are in.
+
+    Args:
+        settings: what reaches the cluster.
+        topics: names and patterns.
+        deadline: on the monotonic clock.
+    """
+    admin = dict(settings.admin)
+    addresses = [address.strip() for address in str(admin["bootstrap.servers"]).split(",") if address.strip()]
+    clients: list[Handle] = []
+    try:
+        main = _client(clients, admin)
+        others = {}
+        if len(addresses) > 1:  # X29: two clusters in one list
+            by_address = {address: _client(clients, {**admin, "bootstrap.servers": address}) for address in addresses}
+            others = {address: one.raw.describe_cluster(request_timeout=_left(deadline)) for address, one in by_address.items()}
+        started = time.monotonic()
+        seen = _ask(main, tuple(topics), deadline)
+        if seen.cluster_id is None:
+            return seen
+        until = min(deadline, started + OTHERS)
+        answers = {address: _result(future, until)[0] for address, future in others.items()}
+        return replace(seen, others={address: one.cluster_id for address, one in answers.items() if one is not None})
+    finally:
+        for client in clients:
+            client.let_go()
+
+
+def _ask(client: Handle, wanted: tuple[str, ...], deadline: float) -> Cluster:
+    # authorized operations need brokers of 2.3, which is older than all that confluent-kafka supports
+    cluster = client.raw.describe_cluster(include_authorized_operations=True, request_timeout=_left(deadline))
+    named = [*(name for name in wanted if not name.startswith(PATTERN)), *_matching(client, wanted, deadline)]
+    names = [name for name in dict.fromkeys((*named, OFFSETS, TRANSACTIONS)) if _NAME.fullmatch(name)]
+    described = client.raw.describe_topics(
+        TopicCollection(names), include_authorized_operations=True, request_timeout=_left(deadline)
+    )
+    configured = client.raw.describe_configs(
+        [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names], request_timeout=_left(deadline)
+    )
+    answer, error = _result(cluster, deadline)
+    if answer is None:
+        return Cluster(error=error)
+    of_broker = {}
+    if answer.nodes:  # any of them: they are one kind
+        broker = ConfigResource(ConfigResource.Type.BROKER, str(answer.nodes[0].id))
+        of_broker = client.raw.describe_configs([broker], request_timeout=_left(deadline))
+    configs = {resource.name: future for resource, future in configured.items()}
+    seen = {name: _topic(described[name], configs[name], deadline) for name in names}
+    return Cluster(
+        cluster_id=answer.cluster_id,
+        brokers=len(answer.nodes),
+        rights=_rights(answer),
+        topics={**seen, **{name: Topic(error=NO_NAME) for name in named if name not in seen}},
+        config=next((_config(future, deadline) for future in of_broker.values()), Config(error=NO_ANSWER)),
+    )
+
+
+def _client(clients: list[Handle], config: Mapping[str, object]) -> Handle:
+    handle = Handle()
+    handle.make(AdminClient, {**config, "log_level": 0})  # it would log to stderr what is reported here
+    clients.append(handle)
+    return handle
+
+
+def _matching(client: Handle, wanted: Iterable[str], deadline: float) -> list[str]:
+    patterns = [name for name in wanted if name.startswith(PATTERN)]
+    if not patterns:
+        return []
+    try:
+        known = client.raw.list_topics(timeout=_left(deadline)).topics
+    except KafkaException:
+        return []
+    return sorted(name for name in known if any(matches(pattern, name) for pattern in patterns))
+
+
+def _topic(described: Future[Any], configured: Future[Any], deadline: float) -> Topic:
+    answer, error = _result(described, deadline)
+    if answer is None:
+        return Topic(error=error)
+    replicas = min((len(partition.replicas) for partition in answer.partitions), default=None)
+    return Topic(replicas, _rights(answer), config=_config(configured, deadline))
+
+
+def _config(future: Future[Any], deadline: float) -> Config:
+    answer, error = _result(future, deadline)
+    if answer is None:
+        return Config(error=error)
+    return Config({name: entry.value for name, entry in answer.items() if entry.value is not None})
+
+
+def _rights(answer: Any) -> frozenset[str] | None:
+    operations = answer.authorized_operations
+    return None if operations is None else frozenset(operation.name for operation in operations)
+
+
+def _result(future: Future[Any], deadline: float) -> tuple[Any, str]:
+    try:
+        error = future.exception(max(0.0, deadline - time.monotonic()))  # not raised: see the rules above
+    except TimeoutError:
+        return None, NO_ANSWER
+    if error is None:
+        return future.result(), ""
+    return None, kafka_error(error).name() if isinstance(error, KafkaException) else type(error).__name__
+
+
+def _left(deadline: float) -> float:
+    return max(LEAST, deadline - time.monotonic())

@@ -1,0 +1,81 @@
+"""The preflight of a client: asked for by its user, or looked at when a run starts."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Literal, get_args
+
+from .asking import preflight
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from .._lifecycle import Lifecycle
+    from .._settings import Settings
+    from .report import PreflightReport
+
+log = logging.getLogger("kafka_guarantees")
+
+AtStart = Literal["raise", "warn", "off"]
+
+AT_START = 2.0  # seconds that the start of a run waits for brokers: without them nothing can start anyway
+_LOGGED: set[str] = set()  # by this process: what is wrong with a topic is said once
+
+
+class Preflight:
+    """What one client asks the brokers before it relies on them.
+
+    Args:
+        settings: of the client.
+        lifecycle: of the client.
+        at_start: what to do about findings when a run starts.
+        dead_letter: topic.
+        retention: of the deduplication store or inbox.
+
+    Raises:
+        ValueError: ``at_start`` is something else.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        at_start: AtStart,
+        *,
+        dead_letter: str | None = None,
+        retention: timedelta | None = None,
+    ) -> None:
+        if at_start not in get_args(AtStart):
+            raise ValueError(f"preflight is one of {', '.join(map(repr, get_args(AtStart)))}, not {at_start!r}")
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._at_start = at_start
+        self._dead_letter = dead_letter
+        self._retention = retention
+        self._looked: set[frozenset[str]] = set()
+
+    def report(self, topics: Sequence[str]) -> PreflightReport:
+        """Ask now. See ``AtLeastOnce.preflight``."""
+        self._lifecycle.check()
+        return preflight(self._settings, topics, dead_letter=self._dead_letter, retention=self._retention)
+
+    def start(self, topics: Sequence[str]) -> None:
+        """Look at the topics of a run, the first time that they are run.
+
+        Raises:
+            UnsafeConfigError: the brokers would break the guarantee, and this is to be an error. Nothing was consumed.
+        """
+        if self._at_start == "off" or frozenset(topics) in self._looked:
+            return
+        report = preflight(self._settings, topics, dead_letter=self._dead_letter, retention=self._retention, timeout=AT_START)
+        if self._at_start == "raise":
+            report.raise_if_unsafe()
+        if report.cluster_id is not None:
+            self._looked.add(frozenset(topics))
+        for one in report.findings:
+            text = f"preflight: {one.level}: {one}"
+            level = logging.WARNING if one.level in ("unsafe", "warning") else logging.DEBUG
+            if level != logging.WARNING or text not in _LOGGED:
+                _LOGGED.add(text)
+                log.log(level, "%s", text)

@@ -1,0 +1,240 @@
+"""Dead letters go back to where they came from, each exactly once.
+
+What happens to a portion of one partition::
+
+    fetched -> transaction begun -> markers read to the end -> those that have none produced, with a marker each -> committed
+
+* The transactional.id belongs to the dead letter topic. Whoever begins a transaction has ended that of any other replay, so
+  that after its beginning nobody else can write a marker; if somebody does later, this transaction cannot commit.
+* Therefore the markers are read inside the transaction, and whatever aborted it, or left it in doubt, it can be done again:
+  the markers say what is still to be done. This also holds for a replay that was killed.
+* A record that the brokers refuse is found by halving the portion, and left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from kafka_guarantees import DeliveryError, DeliveryUnknown, ExactlyOnce, Record, TransactionAborted
+from kafka_guarantees._dead_letters import marker, origin_of
+
+from .reading import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from confluent_kafka import Message
+
+    from kafka_guarantees import Transaction
+    from kafka_guarantees._dead_letters import DeadLetter
+
+    from .reading import Contents, Entry, Place, TopicReader
+
+PORTION = 500  # records in a transaction
+PORTION_SIZE = 16_000_000  # bytes in a transaction that has more than one
+TRIES = 3  # transactions in a row that may be aborted for a reason that is not a record's
+MESSAGE_SIZE = 50_000_000  # bytes: the brokers decide, not the client
+
+
+@dataclass
+class Outcome:
+    """What became of the chosen dead letters.
+
+    Attributes:
+        sent: those that are back.
+        before: those that had a marker.
+        left: those that stay, with the reason.
+    """
+
+    sent: list[Place] = field(default_factory=list)
+    before: list[Place] = field(default_factory=list)
+    left: list[tuple[Place, str]] = field(default_factory=list)
+
+
+def producer(config: Mapping[str, str], topic: str) -> ExactlyOnce:
+    """The client that replays. Its id is the topic's, whatever the configuration says: two replays must meet in it."""
+    ours = {"message.max.bytes": MESSAGE_SIZE, **config, "transactional.id": transactional_id(topic)}
+    return ExactlyOnce(ours)
+
+
+def transactional_id(topic: str) -> str:
+    """The transactional.id of every replay of this dead letter topic."""
+    return f"kafka-guarantees-dead-letters-{topic}"
+
+
+def end_earlier(kafka: ExactlyOnce) -> None:
+    """End what an earlier replay left open, so that it hides nothing."""
+    with kafka.transaction():
+        pass
+
+
+def sort_out(
+    reader: TopicReader, contents: Contents, places: Sequence[Place], outcome: Outcome, *, without_headers: bool
+) -> list[Entry]:
+    """Those of these places that can be sent. What became of the others is put into ``outcome``."""
+    good = []
+    partitions: dict[str, int] = {}
+    for place in dict.fromkeys(places):
+        entry = contents.entries.get(place)
+        if entry is None:
+            outcome.left.append((place, "there is no dead letter"))
+        elif place in contents.replayed:
+            outcome.before.append(place)
+        else:
+            topic = entry.letter.topic
+            if topic not in partitions:
+                partitions[topic] = reader.partitions_of(topic)
+            refusal = _refusal(entry.letter, partitions[topic], without_headers=without_headers)
+            if refusal is None:
+                good.append(entry)
+            else:
+                outcome.left.append((place, refusal))
+    return good
+
+
+def _refusal(letter: DeadLetter, partitions: int, *, without_headers: bool) -> str | None:
+    if letter.headers_lost and not without_headers:
+        return "the headers could not be read and are lost, a message id with them; --without-headers sends it all the same"
+    if letter.topic.startswith("__"):
+        return f"topic {letter.topic!r} is one of Kafka's own"
+    if not partitions:
+        return f"topic {letter.topic!r} does not exist, or this client may not write to it"
+    if letter.partition >= partitions:
+        return f"topic {letter.topic!r} has no partition {letter.partition}"
+    return None
+
+
+class Replay:
+    """Sends dead letters of one topic back.
+
+    Args:
+        kafka: see ``producer``.
+        reader: of the dead letter topic.
+        contents: of it, read after ``end_earlier``.
+        outcome: what became of each, up to date at any time.
+        sent: called for each that is back.
+    """
+
+    def __init__(
+        self,
+        kafka: ExactlyOnce,
+        reader: TopicReader,
+        contents: Contents,
+        outcome: Outcome,
+        sent: Callable[[Entry], None],
+    ) -> None:
+        self._kafka = kafka
+        self._reader = reader
+        self._contents = contents
+        self._sent = sent
+        self._outcome = outcome
+        self._doubtful: set[Place] = set()
+        self._hidden: dict[int, str] = {}  # partitions where markers cannot be read, and why
+
+    def run(self, chosen: Sequence[Entry]) -> None:
+        """Send these. Nothing speaks against any of them.
+
+        Raises:
+            FencedError: another replay of this topic has begun.
+            KafkaGuaranteesError, KafkaException, NotRead: the rest was not sent.
+        """
+        work = deque(_portions(chosen))
+        tries = 0
+        while work:
+            portion = work.popleft()
+            hidden = self._hidden.get(portion[0].place[0])
+            if hidden is not None:
+                self._outcome.left += [(entry.place, hidden) for entry in portion]
+                continue
+            try:
+                self._transaction(portion)
+            except (DeliveryError, TransactionAborted, DeliveryUnknown) as error:
+                refused = error if isinstance(error, DeliveryError) else error.__cause__
+                if isinstance(refused, DeliveryError):
+                    work.extendleft(self._narrowed(portion, refused))
+                    continue
+                if isinstance(error, DeliveryUnknown):
+                    self._doubtful |= {entry.place for entry in portion}
+                tries += 1
+                if tries == TRIES:
+                    raise
+                work.appendleft(portion)
+            else:
+                tries = 0
+
+    def _narrowed(self, portion: list[Entry], refused: DeliveryError) -> list[list[Entry]]:
+        """What to try instead of a portion that has a record that cannot be written, the last one first."""
+        if len(portion) == 1:
+            self._outcome.left.append((portion[0].place, str(refused)))
+            return []
+        half = len(portion) // 2
+        return [portion[half:], portion[:half]]
+
+    def _transaction(self, portion: Sequence[Entry]) -> None:
+        partition = portion[0].place[0]
+        letters = {
+            place_of(message): (message, letter)
+            for message in self._reader.fetch(partition, [entry.place[1] for entry in portion])
+            if (letter := origin_of(message)) is not None
+        }
+        with self._kafka.transaction() as tx:
+            self._contents.read_markers(partition)
+            hidden = self._contents.complaint(partition)
+            marked = {entry.place for entry in portion} & self._contents.replayed
+            for place, (message, letter) in letters.items():
+                if hidden is None and place not in marked:
+                    _produce(tx, _original(message, letter))
+                    _produce(tx, marker(self._reader.topic, *place))
+        if hidden is not None:
+            self._hidden[partition] = hidden
+            self._outcome.left += [(entry.place, hidden) for entry in portion]
+            return
+        for entry in portion:
+            if entry.place in marked and entry.place not in self._doubtful:
+                self._outcome.before.append(entry.place)
+            elif entry.place not in marked and entry.place not in letters:
+                self._outcome.left.append((entry.place, "it is no longer there"))
+            else:
+                self._outcome.sent.append(entry.place)
+                self._sent(entry)
+
+
+def _original(message: Message, letter: DeadLetter) -> Record:
+    """The record as it was before it became a dead letter."""
+    return Record(
+        letter.topic,
+        message.value(),
+        message.key(),
+        headers=letter.headers,
+        partition=letter.partition,
+        timestamp=letter.timestamp,
+    )
+
+
+def _produce(tx: Transaction, record: Record) -> None:
+    tx.produce(
+        record.topic,
+        record.value,
+        record.key,
+        headers=record.headers,
+        partition=record.partition,
+        timestamp=record.timestamp,
+    )
+
+
+def _portions(chosen: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Each of one partition, in order, and bounded."""
+    in_order = sorted(chosen, key=lambda entry: entry.place)
+    for _, entries in groupby(in_order, key=lambda entry: entry.place[0]):
+        portion: list[Entry] = []
+        size = 0
+        for entry in entries:
+            if portion and (len(portion) == PORTION or size + entry.size > PORTION_SIZE):
+                yield portion
+                portion, size = [], 0
+            portion.append(entry)
+            size += entry.size
+        yield portion

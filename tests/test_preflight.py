@@ -1,0 +1,708 @@
+"""Preflight: what is found in what the brokers say, by table; and asking real brokers, which may refuse or not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+
+from kafka_guarantees import UnsafeConfigError
+from kafka_guarantees._preflight import Finding, PreflightReport, asking, preflight
+from kafka_guarantees._preflight.checks import BROKERS, LOST_WITH_A_BROKER, NAMES, TOPICS, Case, findings, span
+from kafka_guarantees._preflight.seen import DENIED, MISSING, OFFSETS, TRANSACTIONS, Cluster, Config, Topic
+from kafka_guarantees._settings import Guarantee, Settings, resolve
+from kafka_guarantees.testing.local_kafka import LocalKafka
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+AMO, ALO, EXO = Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE, Guarantee.EXACTLY_ONCE
+HOUR, DAY = 3_600_000, 86_400_000
+NOW = 10.0  # seconds in which anything here must happen
+
+RIGHTS = frozenset({"READ", "WRITE", "DESCRIBE", "DESCRIBE_CONFIGS"})
+TOPIC_CONFIG = {
+    "min.insync.replicas": "2",
+    "unclean.leader.election.enable": "false",
+    "retention.ms": str(7 * DAY),
+    "retention.bytes": "-1",
+    "cleanup.policy": "delete",
+    "max.message.bytes": "1048588",
+}
+BROKER_CONFIG = {
+    "transaction.max.timeout.ms": "900000",
+    "transactional.id.expiration.ms": str(7 * DAY),
+    "producer.id.expiration.ms": str(DAY),
+    "offsets.retention.minutes": "10080",
+    "offsets.topic.replication.factor": "3",
+    "transaction.state.log.replication.factor": "3",
+    "transaction.state.log.min.isr": "2",
+}
+
+
+def settings(guarantee: Guarantee, bootstrap: str = "127.0.0.1:9092", /, **more: object) -> Settings:
+    ids = {"group.id": "payments", **({"transactional.id": "payments-0"} if guarantee is EXO else {})}
+    return resolve(
+        guarantee, {"bootstrap.servers": bootstrap, **ids, **{name.replace("_", "."): v for name, v in more.items()}}
+    )
+
+
+def topic(replicas: int = 3, rights: frozenset[str] | None = RIGHTS, error: str = "", **config: str) -> Topic:
+    changed = {**TOPIC_CONFIG, **{name.replace("_", "."): value for name, value in config.items()}}
+    return Topic(None, None, error) if error else Topic(replicas, rights, config=Config(changed))
+
+
+def cluster(topics: Mapping[str, Topic] | None = None, *, brokers: int = 3, **config: str) -> Cluster:
+    good = {
+        "offers": topic(),
+        "dead": topic(max_message_bytes="2000000"),
+        OFFSETS: topic(cleanup_policy="compact"),
+        TRANSACTIONS: topic(cleanup_policy="compact"),
+    }
+    changed = {**BROKER_CONFIG, **{name.replace("_", "."): value for name, value in config.items()}}
+    return Cluster("id-1", brokers, frozenset({"ALTER"}), topics={**good, **(topics or {})}, config=Config(changed))
+
+
+def found(guarantee: Guarantee, seen: Cluster, retention: timedelta | None = None, **more: object) -> tuple[Finding, ...]:
+    return findings(Case(settings(guarantee, "127.0.0.1:9092", **more), seen, ("offers",), "dead", retention))
+
+
+def only(found: tuple[Finding, ...]) -> Finding:
+    (one,) = found
+    return one
+
+
+# -- what is found --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guarantee", Guarantee)
+def test_what_is_as_it_should_be_is_not_mentioned(guarantee: Guarantee) -> None:
+    """Three replicas, two in sync, and the defaults of Kafka: nothing to say under any guarantee."""
+    assert found(guarantee, cluster()) == ()
+
+
+class Bad(NamedTuple):
+    """One thing that is wrong: where it is reported, and at which level under each guarantee."""
+
+    subject: str
+    check: str
+    seen: Cluster
+    levels: Mapping[Guarantee, str]
+    more: Mapping[str, object] = {}
+    retention: timedelta | None = None
+
+
+OFFERS, DEAD = "topic 'offers'", "dead letter topic 'dead'"
+KEPT_BY, STATE = f"internal topic '{OFFSETS}'", f"internal topic '{TRANSACTIONS}'"
+KEPT = {ALO: "unsafe", EXO: "unsafe"}
+POSITION = {AMO: "unsafe", ALO: "warning", EXO: "unsafe"}
+SENT = {AMO: "info", ALO: "warning", EXO: "warning"}
+OLD = {AMO: "warning", ALO: "warning", EXO: "warning"}
+LATE = {AMO: "warning", ALO: "info", EXO: "warning"}
+TXN = {EXO: "unsafe"}
+GONE = topic(error=MISSING)
+
+BAD = {
+    "one replica": Bad(OFFERS, "replication factor", cluster({"offers": topic(1)}), KEPT),
+    "two replicas": Bad(
+        OFFERS, "replication factor", cluster({"offers": topic(2, min_insync_replicas="1")}), {ALO: "warning", EXO: "warning"}
+    ),
+    "one in sync": Bad(OFFERS, "min.insync.replicas", cluster({"offers": topic(min_insync_replicas="1")}), KEPT),
+    "all in sync": Bad(
+        OFFERS,
+        "min.insync.replicas",
+        cluster({"offers": topic(min_insync_replicas="3")}),
+        {ALO: "warning", EXO: "warning"},
+    ),
+    "unclean": Bad(
+        OFFERS, "unclean.leader.election.enable", cluster({"offers": topic(unclean_leader_election_enable="true")}), KEPT
+    ),
+    "kept for an hour": Bad(
+        OFFERS, "retention.ms", cluster({"offers": topic(retention_ms=str(HOUR))}), {ALO: "warning", EXO: "warning"}
+    ),
+    "kept by size": Bad(
+        OFFERS, "retention.bytes", cluster({"offers": topic(retention_bytes="1000")}), {ALO: "info", EXO: "info"}
+    ),
+    "kept longer than offsets": Bad(OFFERS, "retention.ms", cluster({"offers": topic(retention_ms=str(8 * DAY))}), LATE),
+    "kept for ever": Bad(OFFERS, "retention.ms", cluster({"offers": topic(retention_ms="-1")}), LATE),
+    "kept longer than ids": Bad(OFFERS, "retention.ms", cluster(), {ALO: "info"}, retention=timedelta(days=1)),
+    "compacted": Bad(
+        OFFERS, "cleanup.policy", cluster({"offers": topic(cleanup_policy="compact,delete")}), {ALO: "info", EXO: "info"}
+    ),
+    "small messages": Bad(OFFERS, "max.message.bytes", cluster({"offers": topic(max_message_bytes="999999")}), SENT),
+    "huge messages": Bad(
+        OFFERS,
+        "max.message.bytes",
+        cluster({"offers": topic(max_message_bytes="99999489"), "dead": topic(max_message_bytes="200000000")}),
+        OLD,
+    ),
+    "one replica of dead letters": Bad(
+        DEAD, "replication factor", cluster({"dead": topic(1, max_message_bytes="2000000")}), KEPT
+    ),
+    "one in sync of dead letters": Bad(
+        DEAD, "min.insync.replicas", cluster({"dead": topic(max_message_bytes="2000000", min_insync_replicas="1")}), KEPT
+    ),
+    "unclean dead letters": Bad(
+        DEAD,
+        "unclean.leader.election.enable",
+        cluster({"dead": topic(max_message_bytes="2000000", unclean_leader_election_enable="true")}),
+        KEPT,
+    ),
+    "compacted dead letters": Bad(
+        DEAD,
+        "cleanup.policy",
+        cluster({"dead": topic(max_message_bytes="2000000", cleanup_policy="compact")}),
+        {AMO: "warning", ALO: "unsafe", EXO: "unsafe"},
+    ),
+    "dead letters kept for an hour": Bad(
+        DEAD,
+        "retention.ms",
+        cluster({"dead": topic(max_message_bytes="2000000", retention_ms=str(HOUR))}),
+        {ALO: "warning", EXO: "warning"},
+    ),
+    "small dead letters": Bad(DEAD, "max.message.bytes", cluster({"dead": topic(max_message_bytes="1056779")}), SENT),
+    "one replica of offsets": Bad(KEPT_BY, "replication factor", cluster({OFFSETS: topic(1)}), POSITION),
+    "one in sync of offsets": Bad(KEPT_BY, "min.insync.replicas", cluster({OFFSETS: topic(min_insync_replicas="1")}), POSITION),
+    "unclean offsets": Bad(
+        KEPT_BY,
+        "unclean.leader.election.enable",
+        cluster({OFFSETS: topic(unclean_leader_election_enable="true")}),
+        POSITION,
+    ),
+    "one replica of transactions": Bad(STATE, "replication factor", cluster({TRANSACTIONS: topic(1)}), TXN),
+    "one in sync of transactions": Bad(
+        STATE, "min.insync.replicas", cluster({TRANSACTIONS: topic(min_insync_replicas="1")}), TXN
+    ),
+    "short transactions": Bad(
+        "the brokers",
+        "transaction.max.timeout.ms",
+        cluster(transaction_max_timeout_ms="29999"),
+        TXN,
+        {"transaction_timeout_ms": 30_000},
+    ),
+    "ids that expire": Bad(
+        "the brokers", "transactional.id.expiration.ms", cluster(transactional_id_expiration_ms=str(HOUR - 1)), {EXO: "warning"}
+    ),
+    "ids that expire within days": Bad(
+        "the brokers", "transactional.id.expiration.ms", cluster(transactional_id_expiration_ms=str(DAY)), {EXO: "info"}
+    ),
+    "producers that expire": Bad(
+        "the brokers", "producer.id.expiration.ms", cluster(producer_id_expiration_ms="1000"), {ALO: "warning", EXO: "warning"}
+    ),
+    "no offsets topic yet": Bad(
+        "the brokers",
+        "offsets.topic.replication.factor",
+        cluster({OFFSETS: GONE}, offsets_topic_replication_factor="1"),
+        POSITION,
+    ),
+    "no transactions topic yet": Bad(
+        "the brokers",
+        "transaction.state.log.replication.factor",
+        cluster({TRANSACTIONS: GONE}, transaction_state_log_replication_factor="1"),
+        TXN,
+    ),
+    "no transactions topic in sync yet": Bad(
+        "the brokers",
+        "transaction.state.log.min.isr",
+        cluster({TRANSACTIONS: topic(error="TOPIC_AUTHORIZATION_FAILED")}, transaction_state_log_min_isr="1"),
+        TXN,
+    ),
+    "missing": Bad(OFFERS, "existence", cluster({"offers": GONE}), {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"}),
+    "missing dead letters": Bad(DEAD, "existence", cluster({"dead": GONE}), {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"}),
+    "all denied": Bad(
+        OFFERS,
+        "rights",
+        cluster({"offers": topic(error="TOPIC_AUTHORIZATION_FAILED")}),
+        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+    ),
+    "read denied": Bad(
+        OFFERS,
+        "right to READ",
+        cluster({"offers": topic(rights=RIGHTS - {"READ"})}),
+        {AMO: "info", ALO: "info", EXO: "info"},
+    ),
+    "dead letters denied": Bad(
+        DEAD,
+        "right to WRITE",
+        cluster({"dead": topic(rights=RIGHTS - {"WRITE"}, max_message_bytes="2000000")}),
+        {AMO: "warning", ALO: "unsafe", EXO: "unsafe"},
+    ),
+    "two clusters": Bad(
+        "bootstrap.servers",
+        "cluster id",
+        replace(cluster(), others={"a:1": "id-1", "b:1": "id-2"}),
+        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+    ),
+}
+
+
+@pytest.mark.parametrize("guarantee", Guarantee)
+@pytest.mark.parametrize("name", BAD)
+def test_each_thing_that_is_wrong_is_found_where_it_matters(name: str, guarantee: Guarantee) -> None:
+    """B01-B05, M05, X29, D05: at the level of the guarantee, with value and need; and not where the guarantee does without."""
+    bad = BAD[name]
+    all_found = found(guarantee, bad.seen, bad.retention, **bad.more)
+    mine = [one for one in all_found if (one.subject, one.check) == (bad.subject, bad.check)]
+    assert [one.level for one in mine] == ([bad.levels[guarantee]] if guarantee in bad.levels else [])
+    for one in mine:
+        assert one.value
+        assert one.needed
+        assert re.fullmatch(r"[A-Z].*\.", one.why)
+
+
+def test_no_row_of_the_tables_is_untested() -> None:
+    """A row that is added is tested too: what is wrong above names all of them."""
+    tested = {(bad.subject, bad.check) for bad in BAD.values()} | {
+        ("the brokers", "offsets.retention.minutes")  # it goes with retention.ms, and has a test of its own
+    }
+    subject = dict(zip(NAMES, (OFFERS, DEAD, KEPT_BY, STATE), strict=True))
+    assert {(subject[row.role], row.setting) for row in TOPICS} <= tested
+    assert {(subject[role], "replication factor") for role in LOST_WITH_A_BROKER} <= tested
+    assert {("the brokers", row.setting) for row in BROKERS} <= tested
+
+
+def test_offsets_that_are_forgotten_early() -> None:
+    """B05, C11: offsets that live shorter than an outage are reported, and what each topic keeps beyond that as well."""
+    checks = [one.check for one in found(EXO, cluster(offsets_retention_minutes="60"))]
+    assert checks == ["retention.ms", "offsets.retention.minutes"]
+
+
+@pytest.mark.parametrize("guarantee", [ALO, EXO])
+def test_without_a_group_nobody_asks_for_offsets(guarantee: Guarantee) -> None:
+    """A client that only produces has no offsets to lose."""
+    config = {"bootstrap.servers": "a:1", **({"transactional.id": "payments-0"} if guarantee is EXO else {})}
+    seen = cluster({OFFSETS: topic(1), "offers": topic(retention_ms="-1")}, offsets_retention_minutes="60")
+    assert findings(Case(resolve(guarantee, config), seen, ("offers",))) == ()
+    assert findings(Case(resolve(guarantee, config), replace(seen, topics={}), ())) == ()
+
+
+@pytest.mark.parametrize("brokers", [1, 2])
+def test_a_small_cluster_is_warned_of_and_not_refused(brokers: int) -> None:
+    """What takes three brokers is a warning that says so where there are fewer, without a command that would stop writing."""
+    small = topic(1, min_insync_replicas="1")
+    seen = cluster({"offers": small, OFFSETS: small, TRANSACTIONS: small}, brokers=brokers)
+    small_ones = [one for one in found(EXO, seen) if one.level != "info"]
+    assert {one.check for one in small_ones} == {"replication factor"}, "with one copy, min.insync.replicas says nothing new"
+    for one in small_ones:
+        assert one.level == "warning"
+        assert f"has {brokers} broker" in one.why
+        assert not one.command
+    (unclean,) = found(EXO, cluster({"offers": topic(unclean_leader_election_enable="true")}, brokers=brokers))
+    assert unclean.level == "warning"
+
+
+def test_patterns_stand_for_the_topics_that_they_match() -> None:
+    """What a pattern matches is checked like a topic that is named; one that matches nothing is mentioned."""
+    seen = cluster({"offers": topic(), "orders": topic(min_insync_replicas="1"), "dead": topic(error="_TIMED_OUT")})
+    by_pattern = findings(Case(settings(ALO), seen, ("^o.*", "^nothing", "^(", "^__.*", "^dead"), "dead"))
+    assert [(one.level, one.subject) for one in by_pattern] == [
+        ("unsafe", "topic 'orders'"),
+        ("unknown", DEAD),
+        ("info", "pattern '^nothing'"),
+        ("info", "pattern '^('"),
+        ("info", "pattern '^__.*'"),
+        ("info", "pattern '^dead'"),
+    ]
+
+
+@pytest.mark.parametrize("error", [*sorted(DENIED), "_TIMED_OUT"])
+def test_what_could_not_be_asked_is_unknown(error: str) -> None:
+    """S07: a right that is missing, or no answer, is a finding that names what was not asked, and the ACL that would let it."""
+    seen = replace(cluster({"offers": Topic(3, RIGHTS, config=Config(error=error))}), config=Config(error=error))
+    of_topic, of_brokers = found(ALO, seen)
+    for one in (of_topic, of_brokers):
+        assert (one.level, one.check, one.value) == ("unknown", "settings", error)
+        assert ("--operation DescribeConfigs" in one.command) == (error in DENIED)
+    assert "min.insync.replicas" in of_topic.why
+    assert "offsets.retention.minutes" in of_brokers.why
+    assert "transaction.max.timeout.ms" not in of_brokers.why, "at-least-once has no transactions"
+    assert "replication" not in of_brokers.why, "the offsets topic itself was seen"
+    blind = replace(seen, topics={**seen.topics, OFFSETS: Topic(error=error)})
+    assert "offsets.topic.replication.factor" in found(ALO, blind)[1].why
+
+
+def test_without_any_right_nothing_is_promised() -> None:
+    """A topic that can be neither read nor written is unsafe; one right is enough, since its role is not known."""
+    seen = cluster({"offers": topic(rights=frozenset({"DESCRIBE"}))})
+    assert [(one.level, one.check) for one in found(AMO, seen)] == [("unsafe", "right to READ"), ("unsafe", "right to WRITE")]
+
+
+def test_rights_that_only_the_coordinator_knows_are_named_where_rights_are_limited() -> None:
+    """S07: groups and transactional ids are not asked for; a client that is no operator is told what it needs."""
+    limited = found(EXO, replace(cluster(), rights=frozenset({"DESCRIBE"})))
+    assert [(one.level, one.subject, one.check) for one in limited] == [
+        ("info", "group 'payments'", "right to READ"),
+        ("info", "transactional.id 'payments-0'", "right to WRITE"),
+    ]
+    assert limited[0].command.endswith("--add --allow-principal User:NAME --operation Read --group payments")
+    assert limited[1].command.endswith("--operation Write --transactional-id payments-0")
+
+
+def test_no_answer_is_one_finding() -> None:
+    """Where nobody answered there is nothing else to say."""
+    one = only(found(EXO, Cluster(error="_TIMED_OUT")))
+    assert (one.level, one.subject) == ("unknown", "the brokers")
+    assert "_TIMED_OUT" in one.value
+
+
+def test_settings_that_brokers_do_not_have_are_passed_over() -> None:
+    """Brokers of another version, or of another maker, do not tell everything: nothing is made up."""
+    empty = Topic(3, None, config=Config({"retention.ms": "much"}))
+    seen = Cluster("id", 3, frozenset({"ALTER"}), topics={"offers": empty, OFFSETS: empty}, config=Config({}))
+    assert findings(Case(settings(EXO), seen, ("offers",), None, timedelta(hours=1))) == ()
+
+
+def test_times_are_written_for_people_and_for_brokers() -> None:
+    """The number that the brokers know, and what it comes to."""
+    assert [span(ms) for ms in (-1, 0, 1, 1500, 2000, 3 * HOUR, 604_800_000)] == [
+        "for ever",
+        "0",
+        "1",
+        "1500",
+        "2000 (2 s)",
+        "10800000 (3 h)",
+        "604800000 (7 d)",
+    ]
+
+
+# -- the report -----------------------------------------------------------------------------------------------------------
+
+
+def report() -> PreflightReport:
+    seen = cluster(
+        {"offers": topic(1, min_insync_replicas="1", retention_bytes="1"), "dead": GONE}, offsets_retention_minutes="9"
+    )
+    return PreflightReport(EXO, found(EXO, seen), "id-1")
+
+
+def test_a_report_puts_the_gravest_first() -> None:
+    """Findings, text and counts go from unsafe to info."""
+    levels = [one.level for one in report().findings]
+    assert levels == ["unsafe", "unsafe", "unsafe", "warning", "warning", "info"]
+    assert repr(report()) == "<PreflightReport exactly-once: 3 unsafe, 2 warning, 1 info>"
+    assert str(report()).startswith("exactly-once, cluster id-1: 3 unsafe, 2 warning, 1 info\n")
+
+
+def test_a_report_says_everything_as_text_and_as_data() -> None:
+    """Each finding is in both; commands stand on one line each, so that they can be copied."""
+    text, data = str(report()), json.loads(report().to_json())
+    assert data == report().as_dict()
+    assert (data["guarantee"], data["cluster_id"], data["ok"]) == ("exactly-once", "id-1", False)
+    for one, row in zip(report().findings, data["findings"], strict=True):
+        assert all(part in re.sub(r"\s+", " ", text) for part in (one.subject, one.check, one.value, one.needed, one.why))
+        assert not one.command or f"\n         {one.command}\n" in f"{text}\n"
+        assert row["why"] == one.why
+
+
+def test_raise_if_unsafe_names_everything_unsafe_and_nothing_else() -> None:
+    """One error for all of it, with the commands; it is an UnsafeConfigError like that of a setting."""
+    with pytest.raises(UnsafeConfigError) as caught:
+        report().raise_if_unsafe()
+    text = str(caught.value)
+    for one in report().findings:
+        assert ((one.why.rstrip(".") in text) and (one.command in text)) == (one.level == "unsafe")
+    assert "exactly-once" in text
+
+
+def test_warnings_do_not_raise() -> None:
+    """``ok`` and ``raise_if_unsafe()`` go by what is unsafe, and by nothing less."""
+    fine = PreflightReport(ALO, tuple(one for one in report().findings if one.level != "unsafe"), "id-1")
+    assert fine.ok
+    fine.raise_if_unsafe()
+    assert not report().ok
+
+
+def test_commands_carry_the_real_names_quoted() -> None:
+    """A command can be pasted into a shell: names are quoted, and a secured cluster is told that it takes a file."""
+    seen = cluster({"my topic": topic(unclean_leader_election_enable="true")})
+    case = Case(settings(ALO, "h1:1,h2:2", security_protocol="ssl"), seen, ("my topic",))
+    assert only(findings(case)).command == (
+        "kafka-configs.sh --bootstrap-server h1:1,h2:2 --command-config admin.properties --alter --entity-type topics "
+        "--entity-name 'my topic' --add-config unclean.leader.election.enable=false"
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_no_secret_is_in_any_text() -> None:
+    """S01: what gets a client into the cluster is in no finding, however the report is turned into text."""
+    secret = "m4rker"
+    config = {
+        "bootstrap.servers": "h1:1",
+        "group.id": "g",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "PLAIN",
+        "sasl.username": "someone",
+        "sasl.password": secret,
+        "ssl.key.password": secret,
+    }
+    seen = replace(cluster({"offers": GONE, "dead": topic(rights=frozenset({"READ"}))}), rights=None)
+    limited = findings(Case(resolve(ALO, config), replace(seen, config=Config(error=min(DENIED))), ("offers",), "dead"))
+    one = PreflightReport(ALO, limited, "id")
+    with pytest.raises(UnsafeConfigError) as caught:
+        one.raise_if_unsafe()
+    texts = (str(one), repr(one), one.to_json(), str(caught.value), repr(caught.value), repr(limited))
+    assert len(limited) >= 4
+    assert not [text for text in texts if secret in text]
+
+
+# -- asking ---------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def silent() -> Iterator[str]:
+    """An address where connections are taken and nothing is ever answered."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("topics", [["offers"], ["^offers"], []])
+def test_brokers_that_do_not_answer_are_a_finding_in_time(topics: list[str]) -> None:
+    """The timeout is for everything together, and running out of it is no exception."""
+    with silent() as address:
+        started = time.monotonic()
+        one = preflight(settings(EXO, address), topics, timeout=0.5)
+        assert time.monotonic() - started < 0.5 + 2
+    assert [finding.level for finding in one.findings] == ["unknown"]
+    assert one.ok
+    assert one.cluster_id is None
+
+
+def test_ctrl_c_ends_the_asking_at_once() -> None:
+    """The main thread stays interruptible while nobody answers."""
+    with silent() as address:
+        timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+        started = time.monotonic()
+        try:
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                preflight(settings(ALO, address), ["offers"], timeout=4)
+        finally:
+            timer.join()
+        assert time.monotonic() - started < 3
+        wait_until(lambda: not mine(), "the thread that asks has ended")
+
+
+def test_not_even_librdkafka_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The deadline holds also where a request does not end with its own timeout."""
+    over = threading.Event()
+
+    def ask(*_: object) -> Cluster:
+        over.wait(NOW)
+        return Cluster()
+
+    monkeypatch.setattr(asking, "ask", ask)
+    monkeypatch.setattr(asking, "GRACE", 0.1)
+    try:
+        assert preflight(settings(ALO), ["offers"], timeout=0.1).cluster_id is None
+        assert not over.is_set()
+        assert mine()
+    finally:
+        over.set()
+
+
+def test_a_single_name_is_no_list() -> None:
+    """``topics="offers"`` would be six topics of one letter."""
+    with pytest.raises(TypeError, match=r"\['offers'\]"):
+        preflight(settings(ALO), "offers")
+
+
+def mine() -> list[str]:
+    return [
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name in {"kafka-guarantees-preflight", "kafka-guarantees-destroy"}
+    ]
+
+
+def wait_until(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + NOW
+    while not happened():
+        assert time.monotonic() < deadline, f"waited in vain until {what}"
+        time.sleep(0.02)
+
+
+def by_subject(one: PreflightReport) -> set[tuple[str, str, str, str]]:
+    return {(finding.level, finding.subject, finding.check, finding.value) for finding in one.findings}
+
+
+@pytest.mark.broker
+def test_one_broker_is_warned_of(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """B01, B02: on one broker nothing is refused for it, and topic and internal topics are named with what they have."""
+    name = kafka_topic()
+    one = preflight(settings(EXO, kafka.bootstrap), [name])
+    assert one.ok
+    assert by_subject(one) == {
+        ("warning", subject, "replication factor", "1") for subject in (f"topic {name!r}", KEPT_BY, STATE)
+    }
+    wait_until(lambda: not mine(), "its threads have ended")
+
+
+@pytest.mark.broker
+def test_at_most_once_does_without_durable_topics(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """Only its offsets must not be lost (M05)."""
+    one = preflight(settings(AMO, kafka.bootstrap), [kafka_topic(config={"unclean.leader.election.enable": "true"})])
+    assert by_subject(one) == {("warning", KEPT_BY, "replication factor", "1")}
+
+
+@pytest.mark.broker
+def test_settings_of_topics_are_read(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """What a topic was made with is what is compared, also where only a pattern says its name."""
+    config = {"unclean.leader.election.enable": "true", "max.message.bytes": "2000", "retention.ms": "1000"}
+    name, dead = kafka_topic(config=config), kafka_topic(config={"cleanup.policy": "compact"})
+    one = preflight(settings(ALO, kafka.bootstrap), [f"^{name}$"], dead_letter=dead)
+    assert by_subject(one) >= {
+        ("warning", f"topic {name!r}", "unclean.leader.election.enable", "true"),
+        ("warning", f"topic {name!r}", "max.message.bytes", "2000"),
+        ("warning", f"topic {name!r}", "retention.ms", "1000 (1 s)"),
+        ("unsafe", f"dead letter topic {dead!r}", "cleanup.policy", "compact"),
+    }
+
+
+@pytest.fixture(scope="module")
+def peculiar() -> Iterator[LocalKafka]:
+    """A broker that creates topics by itself, allows short transactions only, forgets soon, and asks users for their rights."""
+    config = {
+        "auto.create.topics.enable": "true",
+        "transaction.max.timeout.ms": 20_000,
+        "transactional.id.expiration.ms": 30_000,
+        "offsets.retention.minutes": 60,
+    }
+    with LocalKafka(config=config, security="sasl_ssl") as kafka:
+        yield kafka
+
+
+@pytest.mark.broker
+def test_settings_of_brokers_are_read(peculiar: LocalKafka) -> None:
+    """B03, B04, B05: transactions longer than the brokers allow are unsafe; ids and offsets that expire, a warning."""
+    one = preflight(settings(EXO, peculiar.bootstrap, transaction_timeout_ms=30_000), [])
+    assert by_subject(one) >= {
+        ("unsafe", "the brokers", "transaction.max.timeout.ms", "20000"),
+        ("warning", "the brokers", "transactional.id.expiration.ms", "30000"),
+        ("warning", "the brokers", "offsets.retention.minutes", "60"),
+    }
+
+
+@pytest.mark.broker
+def test_asking_creates_no_topic(peculiar: LocalKafka, fresh: Callable[[str], str]) -> None:
+    """A topic that is missing is unsafe, and is still missing afterwards, although the brokers create topics by themselves."""
+    name, dead = fresh("missing"), fresh("dead")
+    for _ in range(2):
+        one = preflight(settings(ALO, peculiar.bootstrap), [name, f"^{name}"], dead_letter=dead)
+        assert {(finding.subject, finding.check) for finding in one.findings if finding.level == "unsafe"} == {
+            (f"topic {name!r}", "existence"),
+            (f"dead letter topic {dead!r}", "existence"),
+        }
+    known = AdminClient({"bootstrap.servers": peculiar.bootstrap, "log_level": 0}).list_topics(timeout=NOW).topics
+    assert not {name, dead} & set(known)
+
+
+@pytest.mark.broker
+def test_two_clusters_in_one_list_are_found(kafka: RunningKafka, peculiar: LocalKafka) -> None:
+    """X29: addresses of two clusters are unsafe; one that does not answer is not waited for."""
+    with silent() as address:
+        two = preflight(settings(ALO, f"{kafka.bootstrap},{peculiar.bootstrap},{address}"), [], timeout=NOW)
+        (both,) = [finding for finding in two.findings if finding.check == "cluster id"]
+        assert both.level == "unsafe"
+        assert kafka.bootstrap in both.value
+        assert peculiar.bootstrap in both.value
+        started = time.monotonic()
+        one = preflight(settings(ALO, f"{kafka.bootstrap},{address}"), [], timeout=NOW)
+        assert one.cluster_id is not None
+        assert not [finding for finding in one.findings if finding.check == "cluster id"]
+        assert time.monotonic() - started < NOW / 2
+
+
+@pytest.mark.broker
+def test_a_broker_that_stands_still_or_is_gone_is_no_exception(peculiar: LocalKafka) -> None:
+    """However the broker fails, the answer is a report in time; and once it is back, everything is asked again."""
+    for fail, mend in ((peculiar.pause, peculiar.resume), (peculiar.kill, peculiar.restart)):
+        fail(0)
+        try:
+            started = time.monotonic()
+            one = preflight(settings(EXO, peculiar.bootstrap), ["offers"], timeout=0.5)
+            assert time.monotonic() - started < 0.5 + 2
+            assert [finding.subject for finding in one.findings] == ["the brokers"]
+        finally:
+            mend(0)
+        assert preflight(settings(EXO, peculiar.bootstrap), [], timeout=NOW).cluster_id is not None
+
+
+@pytest.mark.broker
+def test_missing_rights_are_findings(peculiar: LocalKafka, fresh: Callable[[str], str]) -> None:
+    """S07: who may only read gets the rest as unknown, with the ACL that would let it be asked; given that, it is asked."""
+    name, hidden = fresh("topic"), fresh("hidden")
+    user = {key.replace(".", "_"): value for key, value in peculiar.add_user("reader").items()}
+    peculiar.create_topic(name)
+    peculiar.create_topic(hidden)
+    limited = settings(ALO, str(user.pop("bootstrap_servers")), **user)
+
+    def asked() -> set[tuple[str, str, str, str]]:
+        return by_subject(preflight(limited, [name, hidden], timeout=NOW))
+
+    allow(peculiar, ResourceType.TOPIC, name, AclOperation.READ)
+    denied = ("unknown", f"topic {name!r}", "settings", "TOPIC_AUTHORIZATION_FAILED")
+    wait_until(lambda: denied in asked(), "the right to read has come into force")
+    assert asked() >= {
+        denied,
+        ("unsafe", f"topic {hidden!r}", "rights", "none"),
+        ("info", f"topic {name!r}", "right to WRITE", "denied"),
+        ("info", "group 'payments'", "right to READ", "not asked"),
+        ("unknown", "the brokers", "settings", "CLUSTER_AUTHORIZATION_FAILED"),
+    }
+    report = preflight(limited, [name, hidden], timeout=NOW)
+    assert user["sasl_password"] not in f"{report}{report!r}{report.to_json()}"
+    allow(peculiar, ResourceType.TOPIC, name, AclOperation.DESCRIBE_CONFIGS)
+    allow(peculiar, ResourceType.BROKER, "kafka-cluster", AclOperation.DESCRIBE_CONFIGS)
+    wait_until(lambda: not {one for one in asked() if one[0] == "unknown"}, "the rights have come into force")
+
+
+def allow(kafka: LocalKafka, kind: ResourceType, name: str, operation: AclOperation) -> None:
+    acl = AclBinding(kind, name, ResourcePatternType.LITERAL, "User:reader", "*", operation, AclPermissionType.ALLOW)
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap, "log_level": 0})
+    for future in admin.create_acls([acl]).values():
+        future.result(NOW)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("guarantee", Guarantee)
+def test_three_brokers_as_they_should_be(guarantee: Guarantee, kafka_cluster: LocalKafka, fresh: Callable[[str], str]) -> None:
+    """Replication 3 and two in sync: ok, and nothing above info."""
+    name, dead = fresh("topic"), fresh("dead")
+    kafka_cluster.create_topic(name, 3)
+    kafka_cluster.create_topic(dead, config={"max.message.bytes": 2_000_000})
+    one = preflight(settings(guarantee, kafka_cluster.bootstrap), [name], dead_letter=dead, timeout=NOW)
+    assert one.ok
+    assert {finding.level for finding in one.findings} <= {"info"}
+    assert one.cluster_id == kafka_cluster._cluster_id
+
+
+@pytest.mark.cluster
+def test_one_copy_on_three_brokers_is_unsafe(kafka_cluster: LocalKafka, fresh: Callable[[str], str]) -> None:
+    """B01: where three brokers could keep it, a topic with one copy is refused, and the error names topic and values."""
+    name = fresh("topic")
+    kafka_cluster.create_topic(name, 2, replication=1, config={"min.insync.replicas": 1})
+    one = preflight(settings(ALO, kafka_cluster.bootstrap), [name], timeout=NOW)
+    with pytest.raises(UnsafeConfigError, match=rf"(?s){name}.*replication factor='1'.*min\.insync\.replicas: 1"):
+        one.raise_if_unsafe()
