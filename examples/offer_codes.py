@@ -1,4 +1,4 @@
-"""Offer codes, exactly once: consume requests, produce codes; a crash in between leaves no code behind, and none twice."""
+"""Offer codes, exactly once: consume requests, produce codes; a failure in between leaves no code behind, and none twice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from kafka_guarantees import AtLeastOnce, ExactlyOnce, HandlerError, Record
+from kafka_guarantees import AtLeastOnce, ExactlyOnce, Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 BOOTSTRAP = os.environ.get("KAFKA_GUARANTEES_BOOTSTRAP", "localhost:9092")
 REQUESTS, OFFERS = "offer-requests", "user-offers"
-crashes = ["the code generator crashed"]
+failures = ["the code generator is away"]
 
 
 def create(topic: str) -> None:
@@ -30,8 +30,9 @@ def grant(message: Message) -> Iterator[Record]:
     user = (message.key() or b"").decode()
     print(f"granting: {user}")
     yield Record(OFFERS, key=user, value=f"CODE-FOR-{user.upper()}")
-    if user == "bob" and crashes:
-        raise RuntimeError(crashes.pop())  # bob's code, and alice's before it, are produced and not committed
+    if user == "bob" and failures:
+        print(f"failed: {failures[0]}")
+        raise ConnectionError(failures.pop())  # his code is dropped, and his request is tried again in a moment
 
 
 create(REQUESTS)
@@ -41,11 +42,7 @@ with AtLeastOnce({"bootstrap.servers": BOOTSTRAP}) as site:
         site.produce(REQUESTS, key=user)
 
 with ExactlyOnce({"bootstrap.servers": BOOTSTRAP, "group.id": "offers", "transactional.id": "offers-0"}) as kafka:
-    try:
-        kafka.run([REQUESTS], grant, until_idle=1)
-    except HandlerError as error:
-        print(f"aborted: {error.__cause__}")
-    kafka.run([REQUESTS], grant, until_idle=1)  # the requests come again
+    kafka.run([REQUESTS], grant, until_idle=1)
 
 with AtLeastOnce({"bootstrap.servers": BOOTSTRAP, "group.id": "offer-shop"}) as shop:
     for message in shop.messages([OFFERS], until_idle=1):

@@ -362,8 +362,8 @@ class GroupConsumer(Handle):
         """
         until = time.monotonic() + seconds
         try:
-            while not self._lifecycle.stopping:
-                self.serve(batch, max(0.0, min(until - time.monotonic(), WAIT)))  # once at least: also who never waits is a member
+            while not self._lifecycle.stopping:  # once at least: attempts without a pause must not cost the membership
+                self.serve(batch, max(0.0, min(until - time.monotonic(), WAIT)))
                 if time.monotonic() >= until:
                     return
         finally:

@@ -42,6 +42,7 @@ class Lifecycle:
         self.forked = False
         self.stopping = False  # a stop was asked for; read once per message, so no property
         self._give_up_at: float | None = None
+        self._closing = False  # until a moment that does not move
         self._runner: threading.Thread | None = None
         self.hand: threading.Thread | None = None  # of its handlers, where they have one of their own
         self._iteration: Itself | None = None
@@ -70,6 +71,11 @@ class Lifecycle:
         """Ask the run to end, and not to wait longer than ``grace`` seconds for brokers that do not answer."""
         self._give_up_at = self._give_up_at or time.monotonic() + grace
         self.stopping = True
+
+    def handled(self) -> None:
+        """A handler has returned: the brokers have their grace from now on, however long ago the stop was."""
+        if self._give_up_at is not None and not self._closing:
+            self._give_up_at = max(self._give_up_at, time.monotonic() + STOP_GRACE)
 
     @property
     def out_of_patience(self) -> bool:
@@ -114,6 +120,7 @@ class Lifecycle:
             with self._turn:
                 self._runner = self._iteration = None
                 self._give_up_at = None
+                self._closing = False
                 if honoured:  # else an error came in between: whoever runs again after it is still to stop
                     self.stopping = False
                 self._turn.notify_all()
@@ -137,6 +144,7 @@ class Lifecycle:
         with self._turn:
             if self._runner is None:
                 return True
+            self._closing = True
             self.leave(timeout)
             alone = not self._runner.is_alive()  # nobody will come back to a loop whose thread is gone
             ended = not alone and self._turn.wait_for(lambda: self._runner is None, timeout)

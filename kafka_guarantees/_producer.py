@@ -16,6 +16,7 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ log = logging.getLogger("kafka_guarantees")
 
 SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
+KNOWING = 1.0  # seconds that the partitions of a topic are asked for
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
 
 
@@ -92,7 +94,9 @@ def _header_value(value: Payload) -> bytes | None:
     return part.encode() if isinstance(part, str) else part  # P20: a str would be cut at its first NUL
 
 
-def enqueue(raw: Producer, record: Record, callback: DeliveryCallback | None, patient: Callable[[float], bool]) -> None:
+def enqueue(
+    raw: Producer, record: Record, callback: DeliveryCallback | None, patient: Callable[[float], bool], known: set[str]
+) -> None:
     """Put one record into librdkafka's queue, waiting while that is full.
 
     Args:
@@ -100,6 +104,8 @@ def enqueue(raw: Producer, record: Record, callback: DeliveryCallback | None, pa
         record: what to produce.
         callback: hears what became of it.
         patient: whether to wait on, after so many seconds.
+        known: topics that librdkafka has been asked about. Of one that it does not know it takes a record for any partition,
+            and says only later, of no message in particular, that there is none of that number.
 
     Raises:
         TypeError, ValueError: not a record.
@@ -117,6 +123,10 @@ def enqueue(raw: Producer, record: Record, callback: DeliveryCallback | None, pa
         0 if record.timestamp is None else _timestamp(record.timestamp),
         _headers(headers) if headers else None,
     )
+    if record.partition is not None and record.topic not in known:
+        known.add(record.topic)  # once: who produces while no broker answers must not wait for each record
+        with suppress(KafkaException):  # no answer: then it is said later
+            raw.list_topics(record.topic, KNOWING)
     started = None
     while True:
         try:
@@ -153,6 +163,7 @@ class PlainProducer(Handle):
         self.make(Producer, {**settings.producer, **self._callbacks.of(settings.callbacks), "on_delivery": refused})
         self._lifecycle = lifecycle
         self.patience = settings.delivery_timeout
+        self._known: set[str] = set()
         self._unserved = 0
         self._served = time.monotonic()
         self.failed = False  # there may be failures in the next; looking through it at every record would cost too much
@@ -186,7 +197,7 @@ class PlainProducer(Handle):
         """
         self.raise_refused()
         try:
-            enqueue(self.raw, record, callback, self._patient)
+            enqueue(self.raw, record, callback, self._patient, self._known)
         except KafkaException as exc:
             raise delivery_failure(kafka_error(exc), record.topic) from exc
         self._unserved += 1

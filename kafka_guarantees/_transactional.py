@@ -119,6 +119,7 @@ class TransactionalProducer(Handle):
         self._state = TransactionState()
         self._failure: KafkaGuaranteesError | None = None
         self._inputs: set[str] = set()  # topics whose offsets go into the transaction
+        self._known: set[str] = set()  # see enqueue()
         self._timed_out = 0  # transactions in a row that the coordinator ended
         self.renewals = 0
 
@@ -167,7 +168,7 @@ class TransactionalProducer(Handle):
         if self._state.state is not State.IN_TRANSACTION:
             self._refuse_produce()
         try:
-            enqueue(self.raw, record, None, self._patient)
+            enqueue(self.raw, record, None, self._patient, self._known)
         except KafkaException as exc:
             error = kafka_error(exc)
             if futile(error):
@@ -426,6 +427,7 @@ class TransactionalProducer(Handle):
         delivered = self._callbacks.shim("on_delivery", self._delivered)
         callbacks |= {"logger": watch, "error_cb": watch.error, "on_delivery": delivered}
         self.make(Producer, {**self._settings.producer, **callbacks})
+        self._known.clear()
         self._state = state
         self._initialise()
 

@@ -584,6 +584,7 @@ class AtLeastOnce:
 
     def _acknowledged(self) -> None:
         """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""
+        self._lifecycle.handled()
         if self._producer is not None:
             left = self._producer.flush(lambda: self._lifecycle.out_of_patience)
             self._raise_failures(left, "Nothing was committed past the messages it came from.")

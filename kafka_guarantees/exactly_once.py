@@ -294,6 +294,7 @@ class ExactlyOnce:
             InDoubt: nobody knows whether it was committed.
             FencedError, AuthorizationError: see there.
         """
+        self._lifecycle.handled()
         self._producer.flush()
         # X02: the broker checks the membership (and it alone can), but not that these partitions are ours
         if not consumer.still_ours(batch, within=self._settings.max_poll_interval):

@@ -494,7 +494,7 @@ def eos_produces_outside() -> None:
 
     @instead(TransactionalProducer, "produce")
     def _(_original: Any, self: Any, record: Any) -> None:
-        enqueue(other(self._settings.producer["bootstrap.servers"]), record, None, self._patient)
+        enqueue(other(self._settings.producer["bootstrap.servers"]), record, None, self._patient, set())
 
     @instead(TransactionalProducer, "flush")
     def _(_original: Any, self: Any) -> None:

@@ -203,8 +203,11 @@ class Claims:
             return Work(messages[: len(items)], None, problem), ()
         kept = [messages[index] for index in sorted_out.kept]
         where = {index: number for number, index in enumerate(sorted_out.kept)}
-        work = Work(kept, [where[index] for index in sorted_out.fresh], problem)
-        return work, [messages[index] for index in sorted_out.held]
+        held = [messages[index] for index in sorted_out.held]
+        if problem is not None and place(problem.message)[:2] in {place(message)[:2] for message in held}:
+            # its turn has not come: set aside now, its offset would pass those that are given back
+            held, problem = [*held, *messages[len(items) :]], None
+        return Work(kept, [where[index] for index in sorted_out.fresh], problem), held
 
     def _ask(self, items: Mapping[bytes, Item]) -> dict[bytes, Outcome]:
         """Claim items by their keys, in one call."""
