@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
+    from kafka_guarantees.testing.servers import LocalPostgres
 
 pytestmark = pytest.mark.broker
 
@@ -424,3 +425,43 @@ connection.close()
 """.replace("LEAVE", leave)
     )
     assert noted == [(True, "child", 0), (True, "effects", list(range(COUNT)))]
+
+
+POSTGRES = """
+import os, sys
+from datetime import timedelta
+from kafka_guarantees import ForkedClientError
+from kafka_guarantees.dedup import Entry, Item, PostgresDedupStore, PostgresInbox, Source
+
+dsn, end = {dsn!r}, {end!r}
+with PostgresDedupStore(dsn, table="fork_store") as store, PostgresInbox(dsn, prefix="fork") as inbox:
+    item = Item(os.urandom(16), os.urandom(16), bytes(8))
+    store.claim("s", [item], token=bytes(16), lease=60)
+    source = Source("t", os.urandom(16), 0)
+    with inbox.transaction("s" + end, [Entry(source, 0, os.urandom(16))]) as transaction:
+        transaction.connection.execute("CREATE TABLE IF NOT EXISTS fork_effects (who text)")
+        transaction.connection.execute("INSERT INTO fork_effects VALUES (%s)", [end])
+        child = os.fork()
+        if child == 0:
+            try:
+                store.complete("s", [item], token=bytes(16))
+            except ForkedClientError:
+                print("refused", flush=True)
+            if end == "returns":
+                raise KeyboardInterrupt  # out of the block, as a child that returns would leave it
+            getattr(os if end == "_exit" else sys, end)(7)
+        os.waitpid(child, 0)
+    print(store.complete("s", [item], token=bytes(16)))
+    with inbox.transaction("s" + end, [Entry(source, 1, os.urandom(16))]) as transaction:
+        [(count,)] = transaction.connection.execute("SELECT count(*) FROM fork_effects WHERE who = %s", [end]).fetchall()
+        print(count)
+"""
+
+
+@pytest.mark.parametrize("end", ["exit", "_exit", "returns"])
+def test_a_child_leaves_the_database_connections_of_its_parent_alone(postgres_server: LocalPostgres, end: str) -> None:
+    """However it ends: the parent's transaction is committed, its store goes on, and the child may not use the store."""
+    script = POSTGRES.format(dsn=postgres_server.dsn, end=end)
+    ran = subprocess.run([sys.executable, *WARNINGS, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout.splitlines() == ["refused", "[True]", "1"], ran.stderr
+    assert ran.returncode == 0

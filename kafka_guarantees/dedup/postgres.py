@@ -13,6 +13,7 @@ end of the lease, and then of the retention. It changes with each completion, so
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from datetime import timedelta
@@ -24,11 +25,13 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
-from ..errors import KafkaGuaranteesError, StoreUnavailable
+from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from .contract import Capabilities, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from typing_extensions import Self
 
     from .contract import Item, Takeover
 
@@ -133,6 +136,7 @@ class PostgresDedupStore:
             raise ValueError(f"retention={retention!r}: must be more than nothing")
         self._pool: ConnectionPool[Any] = _small_pool(pool) if isinstance(pool, str) else pool
         self._own = isinstance(pool, str)
+        self._pid = os.getpid()
         self._table = table
         self._quoted = ".".join(f'"{name}"' for name in table.split("."))
         self._retention = retention
@@ -159,6 +163,7 @@ class PostgresDedupStore:
 
         Raises:
             StoreUnavailable: PostgreSQL did not answer, or refused.
+            ForkedClientError: the store was made by another process.
             KafkaGuaranteesError: the table is of another version.
             ValueError: a key, position, fingerprint or token of another size than the contract says.
         """
@@ -229,8 +234,14 @@ class PostgresDedupStore:
 
     def close(self) -> None:
         """Close the pool, if it is the store's own."""
-        if self._own:
+        if self._own and os.getpid() == self._pid:  # the threads of the pool are not in a child, and its sockets the parent's
             self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
     # -- one transaction, one round trip ------------------------------------------------------------------------------------
 
@@ -241,6 +252,11 @@ class PostgresDedupStore:
         return self._run(statement, arguments).rowcount
 
     def _run(self, statement: str, arguments: dict[str, Any]) -> psycopg.Cursor[tuple[Any, ...]]:
+        if os.getpid() != self._pid:
+            raise ForkedClientError(
+                "this PostgresDedupStore was made in another process, and connections to PostgreSQL do not survive fork(). "
+                "Nothing was written. Make the store after the fork, in the process that uses it."
+            )
         try:
             if not self._ready:
                 self._open()

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import weakref
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -171,6 +172,8 @@ class PostgresInbox:
         self._with_rows: set[tuple[str, Source]] = set()  # whose offsets have a row for certain
         self._prepared = False
         self._preparing = threading.Lock()
+        self.open_connection: Connection | None = None  # in a transaction
+        _alive.add(self)
 
     @property
     def retention(self) -> timedelta:
@@ -216,7 +219,11 @@ class PostgresInbox:
                     committed.enter_context(psycopg.Transaction(connection))
                     asked = self._ask(connection, scope, batch, self._idle_limit)
                 opened = self._open(connection, scope, batch, asked)
-                yield opened
+                self.open_connection = connection
+                try:
+                    yield opened
+                finally:
+                    self.open_connection = None
                 opened._end()
                 committing = True
             self._with_rows.update((scope, source) for source in batch.first)
@@ -517,3 +524,21 @@ def _unavailable(doing: str, exc: psycopg.Error) -> StoreUnavailable:
 def _text(exc: psycopg.Error) -> str:
     """The first line: the others quote statements and values."""
     return f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
+
+
+# -- forks ----------------------------------------------------------------------------------------------------------------
+
+_alive: weakref.WeakSet[PostgresInbox] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    """A child that leaves the handler by an exception would end the transaction of its parent, on the parent's socket."""
+    for inbox in _alive:
+        connection = inbox.open_connection
+        if connection is not None and not connection.closed:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            os.dup2(nowhere, connection.fileno())
+            os.close(nowhere)
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -26,6 +26,8 @@ from .contract import Capabilities, Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from typing_extensions import Self
+
     from .contract import Item, Takeover
 
 logger = logging.getLogger(__name__)
@@ -212,6 +214,12 @@ class RedisDedupStore:
 
     def close(self) -> None:
         """Nothing: the client is the caller's."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
 
     @property
     def _retention_ms(self) -> int:
