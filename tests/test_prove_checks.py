@@ -29,6 +29,7 @@ from kafka_guarantees.prove.evidence import (
     INVOKE,
     OK,
     OUTPUTS,
+    REFUSED,
     Event,
     Evidence,
     Sample,
@@ -733,19 +734,21 @@ def test_poll_skip_is_found_even_if_made_good_later(guarantee: str) -> None:
     assert made.found("unseen") == []
 
 
-def test_poll_skip_behind_a_handler_that_did_not_end() -> None:
+@pytest.mark.parametrize("guarantee", [ALO, EOS])
+def test_poll_skip_behind_a_handler_that_did_not_end(guarantee: str) -> None:
     """L01: log the error and go on."""
-    made = clean(EOS)
+    made = clean(guarantee)
     index = made.index("handle", OK, who="transformer-0", id=at(made, 0, 3).id)
     made.events[index] = made.events[index]._replace(type=FAIL)
     assert at(made, 0, 3).id in made.found("poll skip")[0]
 
 
-def test_at_least_once_a_record_that_cannot_be_written_is_noticed_later() -> None:
-    """L03: messages behind it are handled before; that is no skip. But never to handle it to its end is one thing too few."""
-    made = clean(ALO)
+@pytest.mark.parametrize("guarantee", [ALO, EOS])
+def test_a_record_that_cannot_be_written_is_noticed_later(guarantee: str) -> None:
+    """L03, X05: messages behind it are handled before; that is no skip. But never to handle it to its end is one too few."""
+    made = clean(guarantee)
     index = made.index("handle", OK, who="transformer-0", id=at(made, 0, 3).id)
-    made.events[index] = made.events[index]._replace(type=FAIL)
+    made.events[index] = made.events[index]._replace(type=FAIL, detail=REFUSED)
     assert not made.found("poll skip")
     assert at(made, 0, 3).id in made.found("unseen")[0]
 

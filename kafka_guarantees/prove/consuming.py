@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kafka_guarantees import ExactlyOnce, Record
 
-from .evidence import FAIL, INVOKE, OK, OUTPUTS
+from .evidence import FAIL, INVOKE, OK, OUTPUTS, REFUSED
 from .life import ATTEMPT, ID, ORIGIN, TOO_LARGE, Deliberate, content_of, extra
 from .reading import header
 
@@ -94,9 +94,12 @@ class Consuming:
             if failing and number:
                 break
             yield self._output(message, known["attempt"], number)
-        if failing:
+        if failing and self._outputs and life.dice.random() < TOO_LARGE_INSTEAD:
+            life.history.note("handle", FAIL, detail=REFUSED, **known)
+            yield Record(life.job.sink, TOO_LARGE)  # and nothing is said: that is for the library to find out
+        elif failing:
             life.history.note("handle", FAIL, **known)
-            yield from self._fail()
+            raise Deliberate
         else:
             life.history.note("handle", OK, **known)
 
@@ -110,13 +113,6 @@ class Consuming:
             headers=[*extra(message), *ours],
             partition=(partition + number) % self._life.job.partitions,
         )
-
-    def _fail(self) -> Iterator[Record]:
-        """Raise; or return something that cannot be written, and say nothing: then it is for the library to fail."""
-        if self._outputs and self._life.dice.random() < TOO_LARGE_INSTEAD:
-            yield Record(self._life.job.sink, TOO_LARGE)
-        else:
-            raise Deliberate
 
     def _name(self, attempt: int) -> str:
         return f"{self._life.job.who}.{self._life.job.life}.{attempt}"

@@ -143,6 +143,7 @@ class Evidence:
     troubles: Sequence[str] = ()
 
 
+REFUSED = "it returned a record that cannot be written, and said nothing"  # detail of a handling that failed
 OUTPUTS = 2
 GROUPS = ("transformer", "consumer")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from ..evidence import FAIL, GROUPS, INVOKE, OK
+from ..evidence import GROUPS, INVOKE, OK
 from .law import Found, check
 from .story import by, few, group_of, spot
 
@@ -57,8 +57,8 @@ def poll_skip(story: Story) -> Found:
     """When a handler begins, its group has handled everything before that message to its end.
 
     C01, C02, L01, X13: a message that was fetched and lost, or jumped over, even where a later life finds it again. Each
-    message that was skipped is told once. Under at-least-once a handling that failed counts as well: that a record which the
-    handler returned cannot be written is known only when later messages are handled, and then nothing is committed (L03).
+    message that was skipped is told once. A handling counts as well where only a record which the handler returned cannot be
+    written: that is known when later messages are handled, and then nothing of it is committed (L03, X05).
     """
     offsets: dict[int, list[int]] = {}
     for partition, offset in story.source:
@@ -73,11 +73,10 @@ def poll_skip(story: Story) -> Found:
 
 def _skips(story: Story, group: str, steps: Sequence[Step], offsets: Mapping[int, Sequence[int]]) -> Iterator[str]:
     done: set[Place] = set()
-    over = (OK,) if story.exactly_once else (OK, FAIL)
     reached = dict.fromkeys(offsets, 0)  # everything before that index is handled, or was told
     for step in steps:
         partition, offset = step.place
-        if step.type in over:
+        if step.type == OK or step.refused:
             done.add(step.place)
         if step.type != INVOKE or partition not in offsets:
             continue

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..evidence import FAIL, GROUPS, INFO, INVOKE, OK, OUTPUTS
+from ..evidence import FAIL, GROUPS, INFO, INVOKE, OK, OUTPUTS, REFUSED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,6 +33,7 @@ class Step(NamedTuple):
     id: str
     attempt: str | None
     content: str | None
+    refused: bool = False  # its handler returned a record that cannot be written, and said nothing
 
 
 @dataclass
@@ -207,7 +208,9 @@ class _Handlers:
         if began.partition is None or began.offset is None:
             raise ValueError(f"a handler that does not say with which message it began: {event}")
         place, id_ = (began.partition, began.offset), began.id or "a record without id"
-        step = Step(event.at, (event.who, event.life), event.type, place, id_, event.attempt, event.content)
+        step = Step(
+            event.at, (event.who, event.life), event.type, place, id_, event.attempt, event.content, event.detail == REFUSED
+        )
         self.steps[group_of(event.who)].append(step)
 
 
