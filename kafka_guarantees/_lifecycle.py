@@ -166,7 +166,13 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         yield
         return
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
+    process = os.getpid()
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a child that was just forked, and has not got its own handlers back yet
+            _restore(before)
+            os.kill(os.getpid(), number)
+            return
         try:
             stop()  # and nothing else: logging is not reentrant
         except BaseException:  # out of another signal's handler, in the middle of this one

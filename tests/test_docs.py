@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kafka_guarantees import dedup
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, dedup, errors
 from kafka_guarantees._recognition.options import COUNTED
 from kafka_guarantees.prove.checks import LAWS
 from kafka_guarantees.prove.faults import KINDS
 
+from .test_architecture import library
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 def existing() -> set[str]:
@@ -44,15 +52,23 @@ def test_every_row_of_a_table_names_a_test() -> None:
     assert not [row for row in rows if row not in headers and "`test_" not in row]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/guarantees.md", "docs/proof.md", "docs/security.md"])
+def anchors(path: Path) -> set[str]:
+    """The headings of a document, in the form in which a link names them."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_somewhere(document: str) -> None:
-    """A relative link points at a file of the repository."""
+    """A relative link points at a file of the repository, and at a heading that is in it."""
     path = ROOT / document
-    targets = re.findall(r"\]\(([^)#:]+)\)", path.read_text())
-    assert not [target for target in targets if not (path.parent / target).exists()]
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^):]+))?\)", path.read_text())
+    assert not [target for target, _ in links if not (path.parent / target).exists()]
+    targets = [((path.parent / target) if target else path, anchor) for target, anchor in links if anchor]
+    assert not [anchor for target, anchor in targets if anchor not in anchors(target)]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/security.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/operations.md", "docs/security.md"])
 def test_examples_in_documents_are_valid(document: str) -> None:
     """Their code parses, and imports only what is public."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
@@ -90,3 +106,72 @@ def test_the_proof_is_described_as_it_is() -> None:
         ]
         for name in names
     }
+
+
+OPERATIONS = ROOT / "docs" / "operations.md"
+ELSEWHERE = ("preflight: ", "Retrying ", "_ALL_BROKERS_DOWN: ", "_TRANSPORT: ")  # levels; tenacity; librdkafka
+CALLS = {"log.warning": 0, "log.error": 0, "log.exception": 0, "log.log": 1}  # which argument is the line
+
+
+def chapter(title: str) -> list[list[str]]:
+    """The rows of the tables below a heading of docs/operations.md, without their headers, as cells."""
+    text = OPERATIONS.read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines][2:]
+
+
+def logged() -> Iterator[str]:
+    """Every line that the library logs at WARNING or above, with ``...`` for what is filled in."""
+    for path in library():
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if isinstance(node, ast.Call) and name in CALLS:
+                line = node.args[CALLS[name]]
+                assert isinstance(line, ast.Constant), ast.unparse(node)
+                yield re.sub(r"%(\.\d+)?[a-z]", "...", str(line.value))
+
+
+def fixed(line: str) -> list[str]:
+    """The parts of a line that are always the same."""
+    return [part.strip() for part in line.split("...") if part.strip()]
+
+
+def strings() -> str:
+    """Every piece of text in the library, one below the other."""
+    nodes = (node for path in library() for node in ast.walk(ast.parse(path.read_text())))
+    return "\n".join(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def test_operations_explain_every_log_line() -> None:
+    """docs/operations.md: who is on call finds each line of the log, word for word, and none that does not exist any more."""
+    rows = [re.findall(r"`([^`]+)`", row[0]) for row in chapter("What each log line means")]
+    lines = [line for row in rows for line in row]
+    ours = {line for line in logged() if fixed(line)}
+    quoted = {line: re.compile(".*".join(re.escape(part) for part in line.split("..."))) for line in lines}
+    assert not [line for line in ours if not any(pattern.match(line) for pattern in quoted.values())]
+    written = strings()
+    others = [line for line in lines if not any(quoted[line].match(each) for each in ours)]
+    others = [line for line in others if not line.startswith(ELSEWHERE)]
+    assert not [line for line in others if not all(part in written for part in fixed(line))]
+
+
+def test_operations_have_a_row_for_every_error() -> None:
+    """docs/operations.md: every class of errors.py has a row in the runbook, and nothing else has."""
+    classes = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and kind.__module__ == errors.__name__}
+    named = {name for row in chapter("Runbook") for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == classes
+
+
+def test_operations_name_every_option() -> None:
+    """docs/operations.md: every argument of the three classes and of their runs is named, and none that they do not have."""
+    options = {
+        kind: [name for name in inspect.signature(kind).parameters if name != "config"]
+        for kind in (AtMostOnce, AtLeastOnce, ExactlyOnce)
+    }
+    rows = {name: row[1] for row in chapter("Every option") for name in re.findall(r"`(\w+)`", row[0])}
+    assert rows.keys() == {name for names in options.values() for name in names}
+    for name, whose in rows.items():
+        having = {kind.__name__ for kind, names in options.items() if name in names}
+        assert having == ({kind.__name__ for kind in options} if whose == "all" else set(re.findall(r"`(\w+)`", whose)))
+    runs = {name for kind in options for name in inspect.signature(kind.run).parameters} - {"self", "topics", "handler"}
+    assert not [name for name in runs if f"`{name}`" not in OPERATIONS.read_text()]

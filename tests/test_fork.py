@@ -239,6 +239,25 @@ if __name__ == "__main__":
     script.check_nothing_lost_nothing_twice([what[2] for what in noted if what[1] == "handled"])
 
 
+AT_ONCE = """
+import os, signal, time
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))  # before that of the library
+from kafka_guarantees._lifecycle import _stop_on_signal
+with _stop_on_signal(lambda: None):
+    child = os.fork()
+    if child == 0:
+        time.sleep(5)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_signal_that_comes_at_once_is_a_childs_own() -> None:
+    """A Pool may end its workers in the moment in which they are forked: SIGTERM is not taken for a stop of the run then."""
+    ran = subprocess.run([sys.executable, *WARNINGS, "-c", AT_ONCE], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.stdout.split() == ["-15"], ran.stderr
+
+
 def test_signals_are_a_childs_own(script: Script) -> None:
     """SIGTERM ends a child that was forked in a handler: what a run does with it is no business of the child's."""
     noted = script.run(
