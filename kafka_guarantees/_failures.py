@@ -172,11 +172,11 @@ class Failures:
         except Exception as last:
             if last is not tries.error:
                 raise  # of waiting, or of a callback of the user's: the message has not failed for good
-            return GaveUp(tries.error, tries.made)
+            return tries.gave_up()
         if tries.interrupt is not None:
             raise tries.interrupt
         # else the result is that of retry_error_callback, which does not finish a message
-        return result if tries.done else GaveUp(tries.error, tries.made)
+        return result if tries.done else tries.gave_up()
 
     def waiting(
         self, consumer: GroupConsumer, batch: Batch, meanwhile: Callable[[], object] = lambda: None
@@ -189,11 +189,24 @@ class Failures:
                 consumer.keep_alive(batch, min(until - time.monotonic(), SLICE))
                 if self._lifecycle.stopping or not consumer.still_ours(batch, within=self._settings.max_poll_interval):
                     raise Left
+                meanwhile()
                 if time.monotonic() >= until:
                     return
-                meanwhile()
 
         return wait
+
+    def in_hand(self, consumer: GroupConsumer, batch: Batch, meanwhile: Callable[[], object] = lambda: None) -> bool:
+        """Whether the next message of ``batch`` may be handled, after all attempts at them together.
+
+        These may have taken any time, so the group is served first, where it wants to hear of us (C10). To give the rest back
+        instead would begin all attempts anew, for each single message.
+        """
+        try:
+            if time.monotonic() - batch.fetched > self._settings.max_poll_interval / 2:
+                self.waiting(consumer, batch, meanwhile)(0)
+        except Left:
+            return False
+        return not self._lifecycle.stopping
 
     def given_away(self, messages: Sequence[Message], batch: Batch) -> None:
         """Messages were handled, and the group gave their partitions away meanwhile.
@@ -253,6 +266,7 @@ class _Tries:
     def __init__(self, call: Callable[[], Any], error: Exception) -> None:
         self._call = call
         self.error = error
+        self._trace = error.__traceback__  # without the way through tenacity, which is nobody's business
         self.made = 0
         self.done = False
         self.interrupt: BaseException | None = None  # Left, or out of a signal handler: not for tenacity to judge
@@ -266,7 +280,7 @@ class _Tries:
             result = self._call()
         except BaseException as error:
             if isinstance(error, Exception) and not isinstance(error, Left):
-                self.error = error
+                self.error, self._trace = error, error.__traceback__
                 raise
             self.interrupt = error  # raised once tenacity has returned
             return None
@@ -274,6 +288,10 @@ class _Tries:
             attempt.reset(token)
         self.done = True
         return result
+
+    def gave_up(self) -> GaveUp:
+        """How it ended."""
+        return GaveUp(self.error.with_traceback(self._trace), self.made)
 
 
 def _log_attempt(state: RetryCallState) -> None:

@@ -274,7 +274,7 @@ class AtLeastOnce:
                         if failed is not None:
                             done = self._again(consumer, batch, work, failed, handle)
                             work = work.rest(done)
-                        if work.messages and (self._must_poll(batch) or (failed and not done)):
+                        if work.messages and (self._must_poll(batch) or (failed and done < failed.size)):
                             consumer.rewind(work.messages)
                             break
                     else:
@@ -360,7 +360,7 @@ class AtLeastOnce:
     def _one_by_one(self, consumer: GroupConsumer, batch: Batch, work: Work, handle: Handling, size: int) -> int:
         """Find out which messages of a batch fail, and set only these aside. Returns how many are finished."""
         for number in range(size):
-            if number and self._must_poll(batch):
+            if not self._failures.in_hand(consumer, batch, self._renew):
                 return number
             _, failed = handle(work.fresh[:1])
             if failed is not None:
@@ -508,7 +508,6 @@ class AtLeastOnce:
                 acknowledged=self._acknowledged,
                 failures=self._failures,
                 send=self._send,
-                must_poll=self._must_poll,
             )
             for batch in consumer.batches(pace, until_idle):
                 self._begin(consumer, batch)
@@ -527,7 +526,7 @@ class AtLeastOnce:
                     if not done:
                         consumer.rest(batch.messages, FENCED_REST)
                         break
-                    if messages and self._must_poll(batch):
+                    if messages and (self._must_poll(batch) or (failed and done < failed.size)):
                         consumer.rewind(batch.messages)
                         break
                 else:

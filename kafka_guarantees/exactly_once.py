@@ -218,7 +218,7 @@ class ExactlyOnce:
                         if failed is not None:
                             done = self._again(consumer, batch, rest[: failed.size], failed, handle)
                             rest = rest[done:]
-                        if rest and (not done or self._must_poll(batch)):
+                        if rest and (not done or (failed and done < failed.size) or self._must_poll(batch)):
                             consumer.rewind(rest)
                             break
         except Abandoned as exc:
@@ -330,7 +330,7 @@ class ExactlyOnce:
     def _one_by_one(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling) -> int:
         """Find out which messages of a batch fail, and set only these aside. Returns how many are committed."""
         for number, message in enumerate(messages):
-            if number and self._must_poll(batch):
+            if not self._failures.in_hand(consumer, batch):
                 return number
             outputs, failed = handle([message])
             done, failed = self._committed(consumer, batch, [message], outputs, failed)

@@ -180,6 +180,12 @@ BAD = {
         cluster({"dead": topic(max_message_bytes="2000000", retention_ms=str(HOUR))}),
         {ALO: "warning", EXO: "warning"},
     ),
+    "dead letters by the time of their messages": Bad(
+        DEAD,
+        "message.timestamp.type",
+        cluster({"dead": topic(max_message_bytes="2000000", message_timestamp_type="CreateTime")}),
+        {ALO: "warning", EXO: "warning"},
+    ),
     "small dead letters": Bad(DEAD, "max.message.bytes", cluster({"dead": topic(max_message_bytes="1056779")}), SENT),
     "one replica of offsets": Bad(KEPT_BY, "replication factor", cluster({OFFSETS: topic(1)}), POSITION),
     "one in sync of offsets": Bad(KEPT_BY, "min.insync.replicas", cluster({OFFSETS: topic(min_insync_replicas="1")}), POSITION),
@@ -691,7 +697,7 @@ def test_three_brokers_as_they_should_be(guarantee: Guarantee, kafka_cluster: Lo
     """Replication 3 and two in sync: ok, and nothing above info."""
     name, dead = fresh("topic"), fresh("dead")
     kafka_cluster.create_topic(name, 3)
-    kafka_cluster.create_topic(dead, config={"max.message.bytes": 2_000_000})
+    kafka_cluster.create_topic(dead, config={"max.message.bytes": 2_000_000, "message.timestamp.type": "LogAppendTime"})
     one = preflight(settings(guarantee, kafka_cluster.bootstrap), [name], dead_letter=dead, timeout=NOW)
     assert one.ok
     assert {finding.level for finding in one.findings} <= {"info"}

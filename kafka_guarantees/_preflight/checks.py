@@ -132,6 +132,14 @@ def kept(topic: Topic) -> int | None:
     return topic.config.number("retention.ms")
 
 
+def _kept_from_now_on(_case: Case, topic: Topic) -> Needed | None:
+    time = kept(topic)
+    by_message = topic.config.text("message.timestamp.type") == "CreateTime"
+    if not by_message or time in (None, -1):
+        return None
+    return Needed("LogAppendTime, or no limit in retention.ms", "LogAppendTime")
+
+
 def _kept_for_a_day(_case: Case, topic: Topic) -> Needed | None:
     time = kept(topic)
     return (
@@ -300,6 +308,13 @@ TOPICS = (
         {ALO: "warning", EXO: "warning"},
         _kept_for_a_day,
         "A dead letter that nobody has looked at is deleted after that.",
+    ),
+    Row(
+        DEAD_LETTERS,
+        "message.timestamp.type",
+        {ALO: "warning", EXO: "warning"},
+        _kept_from_now_on,
+        "A dead letter has the timestamp of its message: if that is older than the retention, it may be deleted at once.",
     ),
     Row(
         DEAD_LETTERS,

@@ -65,7 +65,6 @@ class Portions:
         acknowledged: waits until every record that was produced is acknowledged, or raises.
         failures: what to do about messages that fail.
         send: produces a record.
-        must_poll: whether the rest of a batch must be given back.
     """
 
     def __init__(
@@ -81,7 +80,6 @@ class Portions:
         acknowledged: Callable[[], None],
         failures: Failures,
         send: Callable[[Record], object],
-        must_poll: Callable[[Batch], bool],
     ) -> None:
         self._settings = settings
         self._lifecycle = lifecycle
@@ -93,7 +91,6 @@ class Portions:
         self._acknowledged = acknowledged
         self._failures = failures
         self._send = send
-        self._must_poll = must_poll
         self._tidy_at = time.monotonic() + TIDY_EVERY
 
     def transact(
@@ -162,7 +159,7 @@ class Portions:
         if len(messages) == 1 or self._failures.topic is None:
             return self.set_aside(batch, messages[0], entries[0], outcome)
         for number, (message, entry) in enumerate(zip(messages, entries, strict=True)):
-            if number and self._must_poll(batch):
+            if not self._failures.in_hand(self._consumer, batch):
                 return number
             done, failing = self.transact(batch, [message], [entry], handle)
             if failing is not None:

@@ -1,0 +1,1127 @@
+"""Retries and dead letters on a real broker: a message that fails is tried again in its place, set aside, or ends the run."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.serialization import SerializationError
+from tenacity import (
+    AsyncRetrying,
+    Retrying,
+    TryAgain,
+    retry_if_exception_type,
+    retry_if_not_result,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_fixed,
+    wait_none,
+)
+
+from kafka_guarantees import (
+    AtLeastOnce,
+    AtMostOnce,
+    BrokerError,
+    DeliveryError,
+    DeliveryUnknown,
+    ExactlyOnce,
+    HandlerError,
+    Record,
+    UnsafeConfigError,
+)
+from kafka_guarantees._dead_letters import origin_of
+from kafka_guarantees._failures import FUTILE, RETRY, Failures, GaveUp, attempt
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._producer import PlainProducer
+from kafka_guarantees._serialization import Reading
+from kafka_guarantees._settings import Guarantee, resolve
+from kafka_guarantees._transactional import AbortNeeded, TransactionalProducer
+from kafka_guarantees.dedup import (
+    MemoryDedupStore,
+    MessageIdMissing,
+    MessageIdReused,
+    Outcome,
+    SqliteDedupStore,
+    SqliteInbox,
+)
+from kafka_guarantees.dedup.contract import Item
+from kafka_guarantees.dedup.ids import key_of
+from kafka_guarantees.testing.local_kafka import LocalKafka
+
+from .conftest import committed, read_all, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from tenacity import RetryCallState
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+broker = pytest.mark.broker
+
+KINDS = ["at-least-once", "exactly-once", "memory store", "sqlite store", "sqlite inbox"]
+REMEMBER = ["memory store", "sqlite store", "sqlite inbox"]
+HOW = ["run", "run_batches"]
+TWO = ["at-least-once", "exactly-once"]
+PROTOCOLS: dict[str, dict[str, str]] = {
+    "classic": {},
+    "cooperative": {"partition.assignment.strategy": "cooperative-sticky"},
+    "consumer": {"group.protocol": "consumer"},
+}
+IDLE = 0.3  # seconds without a message that end a run here
+SOON = 20.0  # seconds within which what is waited for must happen
+BEGAN = int(time.time() - 3600) * 1000  # milliseconds: a time of the messages' own, which retention still keeps
+QUICK = Retrying(stop=stop_after_attempt(3), wait=wait_fixed(0.01))
+EVER = Retrying(wait=wait_fixed(60))
+OPTIONS: dict[str, Any] = {"until_idle": IDLE}
+MESSAGE = Message(topic="a-topic", partition=0, offset=7, value=b"7")
+SHORT = {"heartbeat.interval.ms": 500, "transaction.timeout.ms": 1500}
+
+
+def only(kind: str, settings: dict[str, int]) -> dict[str, int]:
+    """The settings that a client of this kind takes."""
+    return {name: value for name, value in settings.items() if kind == "exactly-once" or not name.startswith("transaction")}
+
+
+class Interrupt(BaseException):
+    """Comes out of a signal handler, as KeyboardInterrupt does."""
+
+
+class Broken(Exception):
+    """What handlers raise here."""
+
+
+class World:
+    """One broker, a group, topics, and the clients of a test, which are closed with their stores at its end."""
+
+    def __init__(self, bootstrap: str, group: str, directory: Path, topic: Callable[..., str]) -> None:
+        self.bootstrap = bootstrap
+        self.group = group
+        self.directory = directory
+        self.topic = topic
+        self.stack = ExitStack()
+        self.remembers: dict[str, Any] = {}
+
+    def client(self, kind: str, *, group: str | None = None, instance: int = 0, **options: Any) -> Any:
+        """A client; one with a store or an inbox has the same as the others of its kind."""
+        group = group or self.group
+        settings = {"bootstrap.servers": self.bootstrap, "group.id": group, **options.pop("settings", {})}
+        if kind == "exactly-once":
+            return self.stack.enter_context(ExactlyOnce({**settings, "transactional.id": f"{group}-{instance}"}, **options))
+        if kind == "at-most-once":
+            return self.stack.enter_context(AtMostOnce(settings, start="earliest", **options))
+        if kind in REMEMBER:
+            options["inbox" if kind == "sqlite inbox" else "dedup"] = self.remembered(kind)
+        return self.stack.enter_context(AtLeastOnce(settings, **options))
+
+    def remembered(self, kind: str) -> Any:
+        if kind not in self.remembers:
+            path = self.directory / f"{kind}.db"
+            made: dict[str, Callable[[], Any]] = {
+                "memory store": MemoryDedupStore,
+                "sqlite store": partial(SqliteDedupStore, path),
+                "sqlite inbox": partial(SqliteInbox, path),
+            }
+            self.remembers[kind] = self.stack.enter_context(made[kind]())
+        return self.remembers[kind]
+
+    def offsets(self, topic: str, partitions: int = 1) -> list[int]:
+        return committed(self.bootstrap, self.group, topic, partitions)
+
+    def read(self, topic: str, isolation: str = "read_committed") -> list[Message]:
+        return read_all(self.bootstrap, topic, isolation=isolation)
+
+    def outputs(self, topic: str) -> list[int]:
+        return sorted(int(value) for value in values(self.read(topic)))
+
+    def produced(self, topic: str, kind: str) -> list[int]:
+        """What handlers produced. Where an inbox rolls back, the records of what it handles again are there twice."""
+        found = self.outputs(topic)
+        return sorted(set(found)) if kind == "sqlite inbox" else found
+
+    def send(self, topic: str, numbers: Iterable[int], partitions: int = 1, *, ids: bool = True) -> None:
+        send(self.bootstrap, topic, numbers, partitions, ids=ids)
+
+    def given(self, count: int = 20, partitions: int = 1) -> str:
+        """A topic with messages 0, 1, ..., round robin over its partitions."""
+        topic = self.topic(partitions=partitions)
+        self.send(topic, range(count), partitions)
+        return topic
+
+
+def send(bootstrap: str, topic: str, numbers: Iterable[int], partitions: int = 1, *, ids: bool = True) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 5})
+    producer.list_topics(topic, 30)
+    for number in numbers:
+        headers: Any = [("message-id", f"id-{number}".encode()), ("trace", b"\0\xff"), ("none", None)]
+        producer.produce(
+            topic,
+            str(number).encode(),
+            f"key-{number}".encode(),
+            partition=number % partitions,
+            timestamp=BEGAN + number,
+            headers=headers if ids else headers[1:],
+        )
+    assert producer.flush(30) == 0
+
+
+@pytest.fixture
+def world(kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], tmp_path: Path) -> Iterator[World]:
+    made = World(kafka.bootstrap, fresh("group"), tmp_path, kafka_topic)
+    with made.stack:
+        yield made
+
+
+Row = tuple[Any, ...]
+
+
+def side_by_side(*columns: Sequence[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Check a law for every row of a table at the same time, each in a world and a thread of its own: most of it is waiting."""
+
+    def decorate(law: Callable[..., None]) -> Callable[..., None]:
+        def check(kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], tmp_path: Path) -> None:
+            def run(row: Row) -> None:
+                directory = tmp_path / "-".join(map(str, row))
+                directory.mkdir()
+                world = World(kafka.bootstrap, fresh("group"), directory, kafka_topic)
+                with world.stack:
+                    law(world, *row)
+
+            with ThreadPoolExecutor(10) as pool:
+                runs = {row: pool.submit(run, row) for row in product(*columns)}
+            errors = {row: error for row, done in runs.items() if (error := done.exception()) is not None}
+            if errors:
+                raise AssertionError(f"does not hold for {sorted(errors)}") from next(iter(errors.values()))
+
+        check.__name__, check.__doc__ = law.__name__, law.__doc__
+        marked: Callable[..., None] = pytest.mark.broker(check)
+        return marked
+
+    return decorate
+
+
+class Calls:
+    """A handler that notes its calls, and fails as it is told. Its results are the messages, if it has a topic for them.
+
+    Attributes:
+        calls: of every call, the messages' numbers and the attempt.
+        handled: the numbers of what it returned from.
+    """
+
+    def __init__(self, fails: Callable[[int, int], bool], target: str | None = None) -> None:
+        self.fails = fails  # by the number of a message, and how often it was called for it
+        self.target = target
+        self.calls: list[tuple[list[int], int]] = []
+        self.handled: list[int] = []
+        self.times: Counter[int] = Counter()
+        self.where: dict[int, int | None] = {}
+
+    def one(self, message: Message, *_connection: object) -> list[Record] | None:
+        return self.all([message])
+
+    def all(self, messages: Sequence[Message], *_connection: object) -> list[Record] | None:
+        numbers = [number_of(message) for message in messages]
+        self.calls.append((numbers, attempt.get()))
+        self.times.update(numbers)
+        self.where.update((number_of(message), message.partition()) for message in messages)
+        for number in numbers:
+            if self.fails(number, self.times[number]):
+                raise Broken(f"number {number}")
+        self.handled += numbers
+        return None if self.target is None else [Record(self.target, str(number)) for number in numbers]
+
+    def run(self, client: Any, topic: str, how: str = "run", **options: Any) -> None:
+        handler = self.one if how == "run" else self.all
+        getattr(client, how)([topic], handler, **{**OPTIONS, **options})
+
+    def attempts(self, number: int) -> list[int]:
+        return [attempt_number for numbers, attempt_number in self.calls if number in numbers]
+
+    def in_order(self) -> bool:
+        """Whether nothing was called for, or finished, before what stands before it in its partition."""
+        called = [number for numbers, _ in self.calls for number in numbers]
+        first = list(dict.fromkeys(called))
+        last = list(dict.fromkeys(reversed(self.handled)))[::-1]  # an inbox rolls back what came before in its transaction
+        lanes = set(self.where.values())
+        return all(
+            [n for n in found if self.where[n] == lane] == sorted(n for n in found if self.where[n] == lane)
+            for found in (first, last)
+            for lane in lanes
+        )
+
+
+def number_of(message: Message) -> int:
+    return int(message.value() or b"-1")
+
+
+def never(_number: int, _time: int) -> bool:
+    return False
+
+
+def seven(number: int, _time: int) -> bool:
+    return number == 7
+
+
+def until(happened: Callable[[], bool], seconds: float = SOON) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextmanager
+def running(target: Callable[..., object], *args: Any, **named: Any) -> Iterator[threading.Thread]:
+    thread = threading.Thread(target=target, args=args, kwargs=named)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+# -- what tenacity is asked, without a broker ----------------------------------------------------------------------------------
+
+
+class Waits(list[float]):
+    """Notes how long was waited for."""
+
+    def __call__(self, seconds: float) -> None:
+        self.append(seconds)
+
+
+def failures(retry: Any = QUICK, dead_letter: str | None = None) -> Failures:
+    settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1"})
+    return Failures(settings, Lifecycle("test"), Reading(None, None), retry=retry, dead_letter=dead_letter)
+
+
+def again(retry: Any, call: Callable[[], object], error: Exception | None = None) -> tuple[Any, Waits]:
+    waits = Waits()
+    return failures(retry).again(call, MESSAGE, error or Broken("first"), waits), waits
+
+
+def raising(error: BaseException) -> Any:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize("kind", FUTILE)
+def test_a_mistake_of_the_program_is_not_tried_again(kind: type[Exception]) -> None:
+    """Y15: by default TypeError and its like end it at the first attempt."""
+    error = UnicodeDecodeError("utf-8", b"", 0, 1, "no") if kind is UnicodeError else kind("")
+    outcome, waits = again(RETRY, pytest.fail, error)
+    assert outcome == GaveUp(error, 1)
+    assert not waits
+
+
+@pytest.mark.parametrize("kind", [Broken, OSError, ValueError, RuntimeError, SerializationError, TimeoutError])
+def test_other_errors_are_tried_five_times_within_three_seconds(kind: type[Exception]) -> None:
+    """The default: bounded attempts, growing waits. A SerializationError is a mistake."""
+    error = kind("")
+    outcome, waits = again(RETRY, raising(error), error)
+    assert outcome == GaveUp(error, 1 if kind is SerializationError else 5)
+    assert len(waits) == outcome.attempts - 1
+    assert sum(waits) <= 3
+
+
+def test_no_retrying_is_one_attempt() -> None:
+    """retry=None: the handler is not called again."""
+    error = Broken("first")
+    assert again(None, pytest.fail, error) == (GaveUp(error, 1), [])
+
+
+def test_the_last_error_is_the_one_that_counts() -> None:
+    """Each attempt may fail in another way; what is told is the last, and how many there were."""
+    errors = [Broken(str(n)) for n in range(2, 9)]
+    left = iter(errors)
+
+    def call() -> None:
+        raise next(left)
+
+    outcome, _ = again(QUICK, call)
+    assert outcome == GaveUp(errors[1], 3)
+
+
+def test_attempts_are_counted_for_the_handler() -> None:
+    """The first attempt is 1, also in the next message."""
+    seen: list[int] = []
+
+    def call() -> str:
+        seen.append(attempt.get())
+        if len(seen) < 2:
+            raise Broken
+        return "done"
+
+    assert again(QUICK, call)[0] == "done"
+    assert seen == [2, 3]
+    assert attempt.get() == 1
+
+
+def test_the_callbacks_of_the_user_are_told_of_the_message() -> None:
+    """Each callback sees the message as args[0], and the attempts; what retry_error_callback returns decides nothing."""
+    told: list[tuple[str, Any, int]] = []
+
+    def note(name: str) -> Callable[[RetryCallState], None]:
+        return lambda state: told.append((name, state.args[0], state.attempt_number))
+
+    error = Broken("always")
+    retry = Retrying(
+        stop=stop_after_attempt(2),
+        retry=retry_if_exception_type(Broken),
+        before=note("before"),
+        after=note("after"),
+        before_sleep=note("before_sleep"),
+        retry_error_callback=note("retry_error_callback"),
+    )
+    outcome, waits = again(retry, raising(error), error)
+    assert outcome == GaveUp(error, 2)
+    assert waits == [0]
+    names = ["before", "after", "before_sleep", "before", "after", "retry_error_callback"]
+    assert told == [(name, MESSAGE, 1 if n < 3 else 2) for n, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("name", ["before", "after", "before_sleep", "retry_error_callback", "stop", "wait", "retry"])
+def test_a_callback_that_raises_is_raised(name: str) -> None:
+    """Its error is not taken for one of the handler: the message has not failed for good."""
+    callbacks = {"stop": stop_after_attempt(2), name: raising(ZeroDivisionError())}
+    with pytest.raises(ZeroDivisionError):
+        again(Retrying(**callbacks), raising(Broken("always")))
+
+
+def test_only_exceptions_are_looked_at() -> None:
+    """A handler that returned is not called again, whatever a predicate about results says."""
+    calls: list[int] = []
+    retry = Retrying(retry=retry_if_exception_type() | retry_if_not_result(bool), stop=stop_after_attempt(5))
+    assert again(retry, lambda: calls.append(1))[0] is None
+    assert len(calls) == 1
+
+
+def test_a_handler_that_asks_for_another_attempt_gets_one() -> None:
+    """tenacity.TryAgain works as elsewhere, until stop says no."""
+    error = TryAgain()
+    assert again(Retrying(stop=stop_after_attempt(3), retry=lambda _state: False), raising(error), error)[0] == GaveUp(error, 3)
+
+
+def test_an_exception_out_of_a_signal_handler_is_not_tried_again() -> None:
+    """KeyboardInterrupt and its like end the run, also where the user's Retrying takes every exception."""
+    retry, interrupt, calls = Retrying(retry=lambda _state: True), Interrupt(), []
+
+    def call() -> None:
+        calls.append(1)
+        raise interrupt
+
+    with pytest.raises(Interrupt) as caught:
+        again(retry, call)
+    assert caught.value is interrupt
+    assert len(calls) == 1
+    with pytest.raises(Interrupt):
+        failures(Retrying(retry=lambda _state: True)).again(pytest.fail, MESSAGE, Broken("first"), raising(Interrupt()))
+
+
+def test_an_object_that_may_be_shared_is_not_changed() -> None:
+    """One Retrying may serve several clients: its own sleep and statistics stay."""
+    sleep: Callable[[float], None] = raising(AssertionError())
+    retry = Retrying(stop=stop_after_attempt(2), sleep=sleep)
+    again(retry, raising(Broken("always")))
+    assert retry.sleep is sleep
+    assert not retry.statistics
+
+
+@pytest.mark.parametrize("kind", TWO)
+@pytest.mark.parametrize("nonsense", [AsyncRetrying(), Retrying, 3, "retry", True, lambda: None])
+def test_what_is_no_retrying_is_refused(kind: str, nonsense: Any) -> None:
+    """Nothing is connected."""
+    with pytest.raises(TypeError, match=r"tenacity\.Retrying"):
+        made(kind, retry=nonsense)
+
+
+@pytest.mark.parametrize("kind", [*TWO, "at-most-once"])
+@pytest.mark.parametrize("nonsense", ["", 3, b"dead", ["dead"]])
+def test_what_is_no_topic_is_refused(kind: str, nonsense: Any) -> None:
+    """Nothing is connected."""
+    with pytest.raises(ValueError, match="dead_letter is the name of a topic"):
+        made(kind, dead_letter=nonsense)
+
+
+def test_at_most_once_does_not_try_again() -> None:
+    """M04: refused with the reason, before anything is connected."""
+    with pytest.raises(UnsafeConfigError, match="second attempt would have it twice"):
+        made("at-most-once", retry=QUICK)
+
+
+def made(kind: str, **options: Any) -> None:
+    config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "transactional.id": "t"}
+    kinds: dict[str, Any] = {"at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce, "at-most-once": AtMostOnce}
+    kinds[kind](config if kind == "exactly-once" else {k: config[k] for k in ("bootstrap.servers", "group.id")}, **options)
+
+
+# -- tried again ---------------------------------------------------------------------------------------------------------------
+
+
+@side_by_side(KINDS, HOW)
+def test_a_message_that_fails_twice_is_handled_at_the_third_attempt(world: World, kind: str, how: str) -> None:
+    """In its place, told which attempt it is; every other message once, and what they produce once."""
+    topic, target = world.given(partitions=2), world.topic()
+    calls = Calls(lambda number, time: number == 7 and time < 3, target)
+    calls.run(world.client(kind, retry=QUICK), topic, how)
+    assert calls.attempts(7) == [1, 2, 3]
+    assert calls.in_order()
+    assert set(calls.handled) == set(range(20))
+    if how == "run" and kind != "sqlite inbox":  # which rolls back what came before in its transaction, and handles it again
+        assert calls.times == Counter({number: 3 if number == 7 else 1 for number in range(20)})
+    assert world.produced(target, kind) == list(range(20))
+    assert world.offsets(topic, 2) == [10, 10]
+
+
+@side_by_side(KINDS, HOW)
+def test_a_message_that_cannot_be_handled_is_set_aside(world: World, kind: str, how: str) -> None:
+    """L05, X21: exactly one copy, as it was, with its story; the others once and in order; the group at the end."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+    calls = Calls(seven, target)
+    calls.run(world.client(kind, retry=QUICK, dead_letter=dead), topic, how)
+    assert calls.in_order()
+    assert world.produced(target, kind) == [number for number in range(20) if number != 7]
+    assert world.offsets(topic) == [20]
+    (letter,) = world.read(dead)
+    check_letter(letter, topic, world.group, 7, attempts=3 if how == "run" else 1)
+    if how == "run":
+        assert calls.attempts(7) == [1, 2, 3]
+
+
+def check_letter(letter: Message, topic: str, group: str, number: int, **more: Any) -> None:
+    """The copy of a message that was sent by ``send``."""
+    origin = origin_of(letter)
+    assert origin is not None
+    assert (letter.key(), letter.value()) == (f"key-{number}".encode(), str(number).encode())
+    assert letter.timestamp()[1] == origin.timestamp == BEGAN + number
+    assert list(origin.headers) == [("message-id", f"id-{number}".encode()), ("trace", b"\0\xff"), ("none", None)]
+    found = {"topic": origin.topic, "partition": origin.partition, "offset": origin.offset, "group": origin.group}
+    expected = {"topic": topic, "partition": 0, "offset": number, "group": group}
+    named = {name: getattr(origin, name) for name in more}
+    assert (found, named) == ({**expected, **{n: more.get(n, expected[n]) for n in expected}}, more)
+    assert abs(origin.time / 1000 - time.time()) < 120
+    if "error_type" not in more:
+        assert (origin.error_type, origin.error) == (f"{__name__}.Broken", f"number {number}")
+
+
+@side_by_side(KINDS, HOW)
+def test_without_a_dead_letter_topic_the_run_ends_before_the_message(world: World, kind: str, how: str) -> None:
+    """L01: HandlerError with its cause and the number of attempts; the next run begins with it."""
+    topic, calls = world.given(), Calls(seven)
+    client = world.client(kind, retry=QUICK)
+    with pytest.raises(HandlerError, match=r"in 3 attempts \(Broken: number 7\)") as caught:
+        calls.run(client, topic, how)
+    assert isinstance(caught.value.__cause__, Broken)
+    assert calls.attempts(7) == [1, 2, 3]
+    (offset,) = world.offsets(topic)
+    assert offset == 7 if how == "run" else offset <= 7
+    after = Calls(never)
+    after.run(client, topic)
+    assert after.handled == list(range(max(offset, 0), 20))
+
+
+@side_by_side(KINDS, HOW)
+def test_a_failing_message_in_each_partition_under_load(world: World, kind: str, how: str) -> None:
+    """Four partitions of 200: only the four are set aside, once each; all others are handled, in order, and produce once."""
+    topic, target, dead = world.given(800, partitions=4), world.topic(), world.topic(partitions=2)
+    poison = {401, 402, 703, 704}  # one in each
+    calls = Calls(lambda number, _time: number in poison, target)
+    calls.run(world.client(kind, retry=QUICK, dead_letter=dead), topic, how)
+    assert calls.in_order()
+    assert world.produced(target, kind) == sorted(set(range(800)) - poison)
+    assert sorted(number_of(letter) for letter in world.read(dead)) == sorted(poison)
+    assert world.offsets(topic, 4) == [200] * 4
+
+
+@side_by_side(KINDS)
+def test_a_message_is_tried_as_often_as_it_says(world: World, kind: str) -> None:
+    """retry=None calls the handler once for it, also where repeats of its neighbours stand behind it."""
+    topic, dead = world.topic(), world.topic()
+    world.send(topic, [*range(8), 3, 3, 5, 8, 9])
+    calls = Calls(seven)
+    calls.run(world.client(kind, retry=None, dead_letter=dead), topic)
+    assert calls.attempts(7) == [1]
+    assert len(world.read(dead)) == 1
+    assert world.offsets(topic) == [13]
+
+
+# -- while it waits ------------------------------------------------------------------------------------------------------------
+
+
+@side_by_side(KINDS)
+def test_a_wait_may_be_longer_than_the_group_would_wait(world: World, kind: str) -> None:
+    """C10, L08: the group is served meanwhile, so that the same member goes on with the second attempt."""
+    topic, calls = world.given(), Calls(lambda number, time: number == 7 and time < 2)
+    settings = {**SHORT, "session.timeout.ms": 3000, "max.poll.interval.ms": 3000}
+    retry = Retrying(stop=stop_after_attempt(2), wait=wait_fixed(3.5))
+    calls.run(world.client(kind, retry=retry, settings=only(kind, settings)), topic)
+    assert calls.attempts(7) == [1, 2]
+    assert sorted(set(calls.handled)) == list(range(20))
+    assert world.offsets(topic) == [20]
+
+
+@side_by_side(KINDS)
+def test_attempts_without_a_pause_keep_the_member_in_its_group(world: World, kind: str) -> None:
+    """C10: also a Retrying that never stops and never waits serves the group, and hears of stop()."""
+    topic, calls = world.given(), Calls(seven)
+    retry = Retrying(wait=wait_none())
+    settings = {**SHORT, "session.timeout.ms": 2000, "max.poll.interval.ms": 2000}
+    client = world.client(kind, retry=retry, settings=only(kind, settings))
+    with running(calls.run, client, topic):
+        until(lambda: 7 in calls.times)
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 3)
+        asked = time.monotonic()
+        client.stop()
+    assert time.monotonic() - asked < 2
+    assert calls.attempts(7).count(1) == 1  # it was never given away
+    assert world.offsets(topic) == [7]
+
+
+@side_by_side(KINDS, HOW)
+def test_stop_ends_the_wait(world: World, kind: str, how: str) -> None:
+    """L07: within two seconds; the message was neither handled nor set aside, and comes again."""
+    topic, dead, calls, waits = world.given(), world.topic(), Calls(seven), threading.Event()
+    retry = EVER.copy(before_sleep=lambda _state: waits.set())
+    client = world.client(kind, retry=retry, dead_letter=dead)
+    with running(calls.run, client, topic, how):
+        assert waits.wait(SOON)
+        asked = time.monotonic()
+        client.stop()
+    assert time.monotonic() - asked < 2
+    (offset,) = world.offsets(topic)
+    assert offset == 7 if how == "run" else offset <= 7
+    after = Calls(never)
+    after.run(client, topic, how)
+    assert after.handled == list(range(max(offset, 0), 20))
+    assert not world.read(dead)
+
+
+SIGNALLED = """
+import sys
+from tenacity import Retrying, wait_fixed
+from kafka_guarantees import AtLeastOnce, ExactlyOnce
+
+bootstrap, group, kind, topic, dead = sys.argv[1:]
+config = {"bootstrap.servers": bootstrap, "group.id": group}
+retry = Retrying(wait=wait_fixed(60), before_sleep=lambda state: print("waits", flush=True))
+
+def handler(message):
+    if message.offset() == 7:
+        raise OSError("down")
+
+made = ExactlyOnce({**config, "transactional.id": group}, retry=retry, dead_letter=dead) if kind == "exactly-once" else \\
+    AtLeastOnce(config, retry=retry, dead_letter=dead)
+with made as kafka:
+    kafka.run([topic], handler)
+print("ended", flush=True)
+"""
+
+
+@side_by_side(TWO)
+def test_a_signal_ends_the_wait(world: World, kind: str) -> None:
+    """SIGTERM in a retry's sleep: the process ends by itself within two seconds, with the message uncommitted."""
+    topic, dead = world.given(), world.topic()
+    command = [sys.executable, "-W", "error", "-c", SIGNALLED, world.bootstrap, world.group, kind, topic, dead]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        asked = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert time.monotonic() - asked < 2.5
+        assert process.stdout.read() == "ended\n"
+    assert world.offsets(topic) == [7]
+    assert not world.read(dead)
+
+
+@side_by_side(TWO, list(PROTOCOLS))
+def test_a_member_that_joins_during_the_wait_gets_its_share(world: World, kind: str, protocol: str) -> None:
+    """L08: the wait does not hold up the rebalance. Whoever has the message then handles it; nothing is lost."""
+    topic, target = world.given(40, partitions=4), world.topic()
+    joined, waits = threading.Event(), threading.Event()
+    retry = Retrying(wait=wait_fixed(0.3), before_sleep=lambda _state: waits.set())
+    settings = {**PROTOCOLS[protocol], "heartbeat.interval.ms": 500} if protocol != "consumer" else PROTOCOLS[protocol]
+    first = Calls(lambda number, _time: number in (20, 21, 22, 23) and not joined.is_set(), target)
+    second = Calls(never, target)
+
+    def joining(message: Message) -> Any:
+        joined.set()
+        return second.one(message)
+
+    one, two = (world.client(kind, instance=n, retry=retry, settings=settings) for n in (1, 2))
+    with running(one.run, [topic], first.one), ExitStack() as stops:
+        stops.callback(one.stop)
+        assert waits.wait(SOON)
+        with running(two.run, [topic], joining):
+            stops.callback(two.stop)
+            assert joined.wait(SOON)
+            until(lambda: sum(world.offsets(topic, 4)) == 40)
+            two.stop()
+        one.stop()
+    assert set(first.handled) | set(second.handled) == set(range(40))
+    outputs = world.outputs(target)
+    assert sorted(set(outputs)) == list(range(40))
+    if kind == "exactly-once":
+        assert len(outputs) == 40
+
+
+class Outage:
+    """One broker of our own, that goes away at the first wait of a client and comes back."""
+
+    def __init__(self) -> None:
+        self.waits = threading.Event()
+
+    def note(self, _state: RetryCallState) -> None:
+        self.waits.set()
+
+
+@broker
+def test_brokers_that_are_gone_during_the_wait_change_nothing(tmp_path: Path) -> None:
+    """L01, X21: attempts go on, dead letters wait for the brokers; nothing is lost, and exactly once stays exact."""
+    with LocalKafka() as kafka:
+
+        def topic(partitions: int = 1, config: Any = None) -> str:
+            name = f"topic-{next(names)}"
+            kafka.create_topic(name, partitions, None, config)
+            return name
+
+        names = iter(range(1000))
+        waiting = {kind: Outage() for kind in KINDS}
+        back = threading.Event()
+
+        def run(kind: str) -> None:
+            (tmp_path / kind).mkdir()
+            world = World(kafka.bootstrap, f"group-{kind.replace(' ', '-')}", tmp_path / kind, topic)
+            with world.stack:
+                source, target, dead = world.given(40, partitions=2), world.topic(), world.topic()
+                # 7 succeeds once the brokers are back, 8 never does
+                calls = Calls(lambda number, _time: (number == 7 and not back.is_set()) or number == 8, target)
+                retry = Retrying(stop=stop_after_delay(5), wait=wait_fixed(0.3), before_sleep=waiting[kind].note)
+                calls.run(world.client(kind, retry=retry, dead_letter=dead), source, until_idle=1)
+                letters = [number_of(letter) for letter in world.read(dead)]
+                outputs = world.outputs(target)
+                assert sum(world.offsets(source, 2)) == 40
+            if kind == "exactly-once":
+                assert (sorted([*outputs, *letters])) == list(range(40))
+            assert set(outputs) | set(letters) == set(range(40))
+            assert 8 in letters
+            assert calls.in_order()
+
+        with ThreadPoolExecutor(len(KINDS)) as pool:
+            runs = [pool.submit(run, kind) for kind in KINDS]
+            for outage in waiting.values():
+                assert outage.waits.wait(30)
+            kafka.kill(0)
+            time.sleep(2)  # for so long it is gone
+            kafka.restart(0)
+            back.set()
+            for done in runs:
+                done.result(60)
+
+
+# -- set aside -----------------------------------------------------------------------------------------------------------------
+
+
+@side_by_side(KINDS, HOW)
+def test_a_dead_letter_topic_that_refuses_ends_the_run(world: World, kind: str, how: str) -> None:
+    """L05: DeliveryError, which names the topic; nothing is committed past the message, and the next run begins with it."""
+    topic, dead = world.given(), world.topic(config={"max.message.bytes": 100})
+    calls = Calls(seven)
+    client = world.client(kind, retry=QUICK, dead_letter=dead)
+    with pytest.raises(DeliveryError, match=rf"{dead}.*MSG_SIZE_TOO_LARGE"):
+        calls.run(client, topic, how)
+    assert world.offsets(topic) == [7]
+    assert not world.read(dead)
+    after = Calls(never)
+    after.run(client, topic, how)
+    assert after.handled == list(range(7, 20))
+
+
+@side_by_side(KINDS)
+def test_a_dead_letter_topic_that_does_not_exist_is_refused(world: World, kind: str) -> None:
+    """C19: before anything is handled."""
+    topic, calls = world.given(), Calls(seven)
+    with pytest.raises(BrokerError, match=r"'missing'.* does not exist"):
+        calls.run(world.client(kind, retry=QUICK, dead_letter="missing"), topic)
+    assert not calls.calls
+
+
+@side_by_side(KINDS)
+def test_a_dead_letter_topic_that_is_lost_ends_the_run(world: World, kind: str) -> None:
+    """L05: also where it was there at the start, and was written to before. Whoever waited in vain does not know more."""
+    topic, dead = world.given(), world.topic()
+    deleted = threading.Event()
+
+    def fails(number: int, _time: int) -> bool:
+        if number == 7 and not deleted.is_set():
+            admin = AdminClient({"bootstrap.servers": world.bootstrap})
+            admin.delete_topics([dead])[dead].result(20)
+            until(lambda: dead not in admin.list_topics(timeout=10).topics)
+            deleted.set()
+        return number in (3, 7)
+
+    calls = Calls(fails)
+    client = world.client(kind, retry=QUICK, dead_letter=dead, settings=LOSES[kind == "exactly-once"])
+    with pytest.raises((DeliveryError, DeliveryUnknown), match=dead):
+        calls.run(client, topic)
+    assert world.offsets(topic) == [7]
+
+
+# a topic that is gone fails a record after this time, which must be within the transaction: else it is begun again and again
+GONE = {"topic.metadata.propagation.max.ms": 1000}
+LOSES = {False: {**GONE, "delivery.timeout.ms": 3000}, True: {**GONE, "transaction.timeout.ms": 4000}}
+
+
+@side_by_side(["at-least-once", *REMEMBER])
+def test_a_dead_letter_is_there_before_its_offset(world: World, kind: str) -> None:
+    """L05: the offset is never past a message whose copy is not in its topic."""
+    topic, dead = world.given(), world.topic()
+    seen: list[tuple[int, int]] = []
+
+    def fails(number: int, _time: int) -> bool:
+        if number > 7:
+            seen.append((world.offsets(topic)[0], len(world.read(dead))))
+        return number == 7
+
+    Calls(fails).run(world.client(kind, retry=None, dead_letter=dead), topic)
+    assert seen
+    assert all(letters == 1 for offset, letters in seen if offset > 7)
+
+
+@broker
+def test_a_dead_letter_is_visible_with_its_offset_or_not_at_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X21: where its transaction is aborted, the copy in it is, too; the message comes again, and one copy is visible."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+    commit, aborts = TransactionalProducer.commit, iter([True])
+    seen: list[int] = []
+
+    def committing(producer: TransactionalProducer) -> None:
+        if len(calls.attempts(7)) == 3 and next(aborts, False):
+            until(lambda: len(world.read(dead, "read_uncommitted")) == 1)
+            seen.append(len(world.read(dead)))
+            raise AbortNeeded("says the test")
+        commit(producer)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", committing)
+    calls = Calls(seven, target)
+    client = world.client("exactly-once", retry=QUICK, dead_letter=dead, commit_interval=0.01)
+    calls.run(client, topic)
+    assert seen == [0]
+    assert world.outputs(target) == [number for number in range(20) if number != 7]
+    assert len(world.read(dead)) == 1
+    assert len(world.read(dead, "read_uncommitted")) == 2
+    assert world.offsets(topic) == [20]
+
+
+@side_by_side(REMEMBER, HOW)
+def test_the_id_of_a_message_that_was_set_aside_is_new_again(world: World, kind: str, how: str) -> None:
+    """Its replay is handled; one that was handled after retries is a repeat when it comes again."""
+    topic, dead = world.given(), world.topic()
+    calls = Calls(lambda number, time: number == 7 or (number == 5 and time < 2))
+    client = world.client(kind, retry=QUICK, dead_letter=dead)
+    calls.run(client, topic, how)
+    assert len(world.read(dead)) == 1
+    world.send(topic, range(20))
+    replayed = Calls(never)
+    replayed.run(client, topic, how)
+    assert replayed.handled == [7]
+    assert world.offsets(topic) == [40]
+
+
+@side_by_side(HOW)
+def test_the_writes_of_a_failed_attempt_are_rolled_back(world: World, how: str) -> None:
+    """With an inbox only the attempt that succeeded has written, and of what was set aside nothing is left."""
+    topic, dead = world.given(), world.topic()
+    calls = Calls(lambda number, time: number == 7 or (number in (3, 11) and time < 3))
+    client = world.client("sqlite inbox", retry=QUICK, dead_letter=dead)
+    with closing(sqlite3.connect(world.directory / "sqlite inbox.db")) as connection:
+        connection.execute("CREATE TABLE effects (number INTEGER)")
+        connection.commit()
+
+    def write(messages: Sequence[Message], connection: Any) -> None:
+        connection.executemany("INSERT INTO effects VALUES (?)", [(number_of(message),) for message in messages])
+        calls.all(messages)
+
+    handler = write if how == "run_batches" else lambda message, connection: write([message], connection)
+    getattr(client, how)([topic], handler, **OPTIONS)
+    with closing(sqlite3.connect(world.directory / "sqlite inbox.db")) as connection:
+        rows = [number for (number,) in connection.execute("SELECT number FROM effects ORDER BY number")]
+    assert rows == [number for number in range(20) if number != 7]
+    assert len(world.read(dead)) == 1
+
+
+@side_by_side(REMEMBER, [True, False])
+def test_a_message_without_an_id_is_set_aside_or_ends_the_run(world: World, kind: str, dead_letters: bool) -> None:  # noqa: FBT001
+    """It alone goes to the dead letter topic, and the rest of its batch is handled; without that topic it is an error."""
+    topic, dead, calls = world.given(8), world.topic(), Calls(never)
+    world.send(topic, [8], ids=False)
+    world.send(topic, range(9, 20))
+    client = world.client(kind, retry=QUICK, dead_letter=dead if dead_letters else None)
+    if dead_letters:
+        calls.run(client, topic)
+        assert set(calls.handled) == set(range(20)) - {8}
+        assert [number_of(letter) for letter in world.read(dead)] == [8]
+        assert world.offsets(topic) == [20]
+    else:
+        with pytest.raises(MessageIdMissing):
+            calls.run(client, topic)
+        assert calls.handled == list(range(8))
+        assert world.offsets(topic) == [8]
+
+
+@side_by_side(["memory store", "sqlite store"], [True, False])
+def test_a_message_with_the_id_of_another_is_set_aside_or_ends_the_run(
+    world: World,
+    kind: str,
+    dead_letters: bool,  # noqa: FBT001
+) -> None:
+    """D08: likewise."""
+    topic, dead, calls = world.given(8), world.topic(), Calls(never)
+    producer = Producer({"bootstrap.servers": world.bootstrap})
+    producer.produce(topic, b"8", headers=[("message-id", b"id-3")])
+    assert producer.flush(30) == 0
+    world.send(topic, range(9, 20))
+    client = world.client(kind, retry=QUICK, dead_letter=dead if dead_letters else None)
+    if dead_letters:
+        calls.run(client, topic)
+        assert calls.handled == [number for number in range(20) if number != 8]
+        (letter,) = world.read(dead)
+        origin = origin_of(letter)
+        assert origin is not None
+        assert (origin.offset, origin.error_type) == (8, "kafka_guarantees.errors.MessageIdReused")
+        assert world.offsets(topic) == [20]
+    else:
+        with pytest.raises(MessageIdReused):
+            calls.run(client, topic)
+        assert calls.handled == list(range(8))
+        assert world.offsets(topic) == [8]
+
+
+@side_by_side(["memory store", "sqlite store"])
+def test_a_message_without_an_id_waits_for_those_before_it(world: World, kind: str) -> None:
+    """D09, L01: while another worker is at a message of its partition, setting it aside would commit past that one."""
+    topic, dead, calls = world.given(20, partitions=2), world.topic(), Calls(never)
+    world.send(topic, [20, 21], partitions=2, ids=False)
+    world.send(topic, range(22, 30), partitions=2)
+    store, busy = world.remembered(kind), Item(key_of("id-6"), b"elsewhere at all")
+    foreign = b"f" * 16
+    assert store.claim(world.group, [busy], token=foreign, lease=60) == [Outcome.NEW]
+    client = world.client(kind, retry=QUICK, dead_letter=dead)
+    with running(calls.run, client, topic, until_idle=1):
+        until(lambda: 5 in calls.times)
+        began = time.monotonic()
+        until(lambda: time.monotonic() - began > 1)
+        offset = world.offsets(topic, 2)[0]
+        store.release(world.group, [busy], token=foreign)
+    assert offset <= 3
+    assert set(calls.handled) == set(range(30)) - {20, 21}
+    assert sorted(number_of(letter) for letter in world.read(dead)) == [20, 21]
+    assert world.offsets(topic, 2) == [15, 15]
+
+
+REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
+    "too large": (lambda target: [Record(target, b"x" * 2_000_000)], "MSG_SIZE_TOO_LARGE"),
+    "no bytes": (lambda target: [Record(target, 42)], "TypeError"),  # type: ignore[arg-type]
+    "no record": (lambda target: ["x"], "TypeError"),
+    "no partition": (lambda target: [Record(target, b"x", partition=99)], "UNKNOWN_PARTITION"),
+    "no time": (lambda target: [Record(target, b"x", timestamp=-1)], "ValueError"),
+}
+
+
+@side_by_side(TWO, list(REFUSED), [True, False])
+def test_a_record_that_no_topic_takes_is_the_fault_of_its_message(
+    world: World,
+    kind: str,
+    refused: str,
+    dead_letters: bool,  # noqa: FBT001
+) -> None:
+    """X21: its message is set aside with what was wrong; without a dead letter topic it ends the run, not committed."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+    bad, wrong = REFUSED[refused]
+    handled: list[int] = []
+
+    def handler(message: Message) -> Any:
+        handled.append(number_of(message))
+        return bad(target) if number_of(message) == 7 else [Record(target, message.value())]
+
+    client = world.client(kind, retry=QUICK, dead_letter=dead if dead_letters else None)
+    if not dead_letters:
+        with pytest.raises((DeliveryError, HandlerError), match=wrong.replace("ValueError", "timestamp")):
+            client.run([topic], handler, **OPTIONS)
+        assert world.offsets(topic)[0] <= 7
+        return
+    client.run([topic], handler, **OPTIONS)
+    assert world.outputs(target) == [number for number in range(20) if number != 7]
+    (letter,) = world.read(dead)
+    origin = origin_of(letter)
+    assert origin is not None
+    assert (origin.offset, wrong in f"{origin.error_type} {origin.error}") == (7, True)
+    assert world.offsets(topic) == [20]
+
+
+@side_by_side(TWO, list(REFUSED))
+def test_such_a_record_may_be_the_first_of_a_process(world: World, kind: str, refused: str) -> None:
+    """The producer does not know the topic yet then: the message is set aside all the same."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+    bad, _ = REFUSED[refused]
+
+    def handler(message: Message) -> Any:
+        return bad(target) if message.offset() == 0 else None
+
+    world.client(kind, retry=QUICK, dead_letter=dead).run([topic], handler, **OPTIONS)
+    assert [number_of(letter) for letter in world.read(dead)] == [0]
+    assert world.offsets(topic) == [20]
+
+
+@side_by_side(["at-least-once", *REMEMBER], [True, False])
+def test_a_call_of_produce_that_raises_fails_its_message(world: World, kind: str, dead_letters: bool) -> None:  # noqa: FBT001
+    """P01: a handler that lets the exception through is set aside, or ends the run; it is not stuck with a record to come."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+
+    def handler(message: Message, *_connection: object) -> None:
+        value: Any = 42 if number_of(message) == 7 else message.value()
+        client.produce(target, value)
+
+    client = world.client(kind, retry=QUICK, dead_letter=dead if dead_letters else None)
+    if dead_letters:
+        client.run([topic], handler, **OPTIONS)
+        assert [number_of(letter) for letter in world.read(dead)] == [7]
+        assert world.offsets(topic) == [20]
+        assert world.produced(target, kind) == [number for number in range(20) if number != 7]
+    else:
+        with pytest.raises(HandlerError, match="TypeError"):
+            client.run([topic], handler, **OPTIONS)
+        assert world.offsets(topic) == [7]
+    client.produce(target, b"100").result(20)
+    client.flush()
+
+
+# -- interrupts ----------------------------------------------------------------------------------------------------------------
+
+
+@side_by_side(KINDS, ["handler", "wait", "callback"])
+def test_an_interrupt_ends_the_run_and_loses_nothing(world: World, kind: str, where: str) -> None:
+    """Out of the handler, a wait or a callback: nothing is committed past the message, and the next run begins with it."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+    client = world.client(kind, retry=QUICK.copy(**INTERRUPTS.get(where, {})), dead_letter=dead)
+
+    def fails(number: int, time: int) -> bool:
+        if number == 7 and where == "handler" and time == 2:
+            raise Interrupt
+        return number == 7
+
+    with pytest.raises(Interrupt):
+        Calls(fails, target).run(client, topic)
+    (offset,) = world.offsets(topic)
+    assert offset == 7
+    after = Calls(never, target)
+    after.run(client, topic)
+    assert after.handled == list(range(7, 20))
+    assert world.produced(target, kind) == list(range(20))
+    assert not world.read(dead)
+
+
+INTERRUPTS: dict[str, dict[str, Any]] = {
+    "wait": {"wait": raising(Interrupt())},
+    "callback": {"before_sleep": raising(Interrupt())},
+}
+
+
+@broker
+@pytest.mark.parametrize("kind", [*TWO, "sqlite inbox"])
+def test_a_signal_handler_that_raises_in_the_wait(world: World, kind: str) -> None:
+    """The same in the main thread, where the exception comes in the middle of a poll."""
+    topic, target = world.given(), world.topic()
+    calls = Calls(seven, target)
+
+    def soon(_state: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.25)
+
+    before = signal.signal(signal.SIGALRM, raising(Interrupt()))
+    try:
+        client = world.client(kind, retry=EVER.copy(before_sleep=soon))
+        with pytest.raises(Interrupt):
+            calls.run(client, topic)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert world.offsets(topic) == [7]
+    after = Calls(never, target)
+    after.run(client, topic)
+    assert after.handled == list(range(7, 20))
+    assert world.produced(target, kind) == list(range(20))
+
+
+@broker
+@pytest.mark.parametrize("kind", [*TWO, "sqlite inbox"])
+def test_an_interrupt_while_a_dead_letter_is_flushed(world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """L05: the offset does not move; the message comes again, and is set aside again."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+    calls, interrupts = Calls(seven, target), iter([True])
+    owner = TransactionalProducer if kind == "exactly-once" else PlainProducer
+    flush: Any = owner.flush
+
+    def flushing(producer: Any, *given: Any) -> Any:
+        if len(calls.attempts(7)) == 3 and next(interrupts, False):
+            raise Interrupt
+        return flush(producer, *given)
+
+    monkeypatch.setattr(owner, "flush", flushing)
+    client = world.client(kind, retry=QUICK, dead_letter=dead)
+    with pytest.raises(Interrupt):
+        calls.run(client, topic)
+    assert world.offsets(topic) == [7]
+    calls.run(client, topic)
+    assert world.offsets(topic) == [20]
+    letters = [number_of(letter) for letter in world.read(dead)]
+    assert letters == [7] if kind == "exactly-once" else set(letters) == {7}
+    assert world.produced(target, kind) == [number for number in range(20) if number != 7]
+
+
+# -- at most once --------------------------------------------------------------------------------------------------------------
+
+
+@side_by_side(HOW)
+def test_at_most_once_reports_a_failure_and_goes_on(world: World, how: str) -> None:
+    """M04: no second handling, on_error is told, one copy at the most; what fails in a batch drops that batch."""
+    topic, dead, told = world.given(), world.topic(), []
+    calls = Calls(seven)
+    client = world.client("at-most-once", dead_letter=dead, on_error=lambda message, error: told.append(number_of(message)))
+    calls.run(client, topic, how)
+    assert set(calls.times.values()) == {1}
+    assert set(calls.handled) == set(range(20)) - set(told)
+    assert 7 in told
+    assert how == "run_batches" or told == [7]
+    assert client.flush() == 0
+    until(lambda: sorted(number_of(letter) for letter in world.read(dead)) == told)
+    if how == "run":
+        check_letter(world.read(dead)[0], topic, world.group, 7, attempts=1)
+    assert world.offsets(topic) == [20]
+
+
+@side_by_side(["gone", "raises"])
+def test_at_most_once_goes_on_without_its_dead_letter_topic(world: World, trouble: str) -> None:
+    """A copy is best effort: neither a topic that takes nothing nor an on_error that raises keeps the others back."""
+    topic, dead = world.given(), world.topic(config={"max.message.bytes": 100})
+    calls = Calls(seven)
+    on_error = raising(ValueError()) if trouble == "raises" else None
+    calls.run(world.client("at-most-once", dead_letter=dead, on_error=on_error), topic)
+    assert calls.handled == [number for number in range(20) if number != 7]
+    assert calls.times[7] == 1
+    assert world.offsets(topic) == [20]
