@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -55,6 +55,12 @@ CLOSING = 10.0  # seconds that leaving the group may take
 GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no broker
 UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
 _SAFE = "Nothing was committed that was not handled."
+
+
+def check_start(start: object) -> None:
+    """Refuse a start that is none: anything else would be taken for one of them."""
+    if start not in get_args(Start):
+        raise ValueError(f"start is one of {', '.join(map(repr, get_args(Start)))}, not {start!r}")
 
 
 def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], max_batch: int) -> None:

@@ -34,7 +34,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart
-from ._consumer import GroupConsumer, check_run
+from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
@@ -50,7 +50,7 @@ from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, PartitionFenced, StoreUnavailable
-from .records import Record, records_in
+from .records import Record, check_handler, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
@@ -149,6 +149,7 @@ class AtLeastOnce:
         fingerprint: bool = True,
     ) -> None:
         self._settings = resolve(Guarantee.AT_LEAST_ONCE, config)
+        check_start(start)
         self._start = start
         self._lifecycle = Lifecycle("AtLeastOnce")
         self._producer: PlainProducer | None = None
@@ -611,6 +612,7 @@ class AtLeastOnce:
                 consumer.close()
 
     def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        check_handler(handler)
         return handler if self._apart is None else partial(self._apart.call, handler)
 
     def _pace(self, max_batch: int, first: int | None) -> Pace:

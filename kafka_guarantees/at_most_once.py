@@ -24,7 +24,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart
-from ._consumer import GroupConsumer, check_run
+from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets, not_before
@@ -34,7 +34,7 @@ from ._producer import PlainProducer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError
-from .records import Record, records_in
+from .records import Record, check_handler, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -80,6 +80,7 @@ class AtMostOnce:
 
     Raises:
         UnsafeConfigError: a setting contradicts the guarantee. Nothing was connected.
+        TypeError, ValueError: an argument cannot be.
     """
 
     def __init__(
@@ -106,7 +107,10 @@ class AtMostOnce:
                 "on_error or dead_letter tell of the message; AtLeastOnce tries again",
             )
         self._settings = resolve(Guarantee.AT_MOST_ONCE, config)
+        check_start(start)
         self._start = start
+        if not (on_error is None or callable(on_error)):
+            raise TypeError(f"on_error is called with a message and its error: give a function, not {on_error!r}")
         self._on_error = on_error or _log_dropped
         self._lifecycle = Lifecycle("AtMostOnce")
         self._producer: PlainProducer | None = None
@@ -202,10 +206,11 @@ class AtMostOnce:
         check_run(self._settings, self._lifecycle, topics, max_batch)
         with self._lifecycle.running(itself), nullcontext() if self._apart is None else closing(self._apart):
             self._preflight.start(topics)
+            also = [] if self._failures.topic is None else [self._failures.topic]
             while True:
                 self._stray = None
-                also = [] if self._failures.topic is None else [self._failures.topic]
                 member = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
+                also = []  # one that is lost later costs the dead letters, not the run
                 with closing(member) as consumer:
                     yield from self._portions_of(consumer, max_batch, until_idle)
                 if self._stray is None or self._lifecycle.stopping:
@@ -278,6 +283,7 @@ class AtMostOnce:
             self._send(self._writing.serialize(record))
 
     def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        check_handler(handler)
         return handler if self._apart is None else partial(self._apart.call, handler)
 
     # -- producing ----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart
 from ._client import Abandoned
-from ._consumer import GroupConsumer, check_run
+from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
@@ -37,7 +37,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, RecordRefused, records_in
+from .records import Record, RecordRefused, check_handler, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -110,6 +110,7 @@ class ExactlyOnce:
 
     Raises:
         UnsafeConfigError: a setting contradicts the guarantee. Nothing was connected.
+        TypeError, ValueError: an argument cannot be.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class ExactlyOnce:
         preflight: AtStart = "warn",
     ) -> None:
         self._settings = resolve(Guarantee.EXACTLY_ONCE, config, commit_interval=commit_interval)
+        check_start(start)
         self._start = start
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
@@ -354,6 +356,7 @@ class ExactlyOnce:
         return list(map(self._writing.serialize, given)) if self._writing.needed else list(given)
 
     def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        check_handler(handler)
         return handler if self._apart is None else partial(self._apart.call, handler)
 
     def _read(self, consumer: GroupConsumer, batch: Batch) -> None:

@@ -74,6 +74,18 @@ InboxHandler = Callable[["Message", Any], Iterable[Record] | None]  # with the c
 InboxBatchHandler = Callable[["Sequence[Message]", Any], Iterable[Record] | None]
 
 
+def check_handler(handler: object) -> None:
+    """Refuse what can handle no message at all: else each of them would be dropped, or set aside.
+
+    Raises:
+        TypeError: it is no plain function.
+    """
+    if not callable(handler):
+        raise TypeError(f"the handler is called with messages: give a function, not {handler!r}")
+    if inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler):
+        raise TypeError("the handler is a coroutine function: handlers are plain functions")
+
+
 def records_in(result: Iterable[Record] | None) -> Iterator[Record]:
     """Walk over what a handler returned, and refuse what is not records.
 

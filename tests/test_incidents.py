@@ -1,0 +1,162 @@
+"""What went wrong once, from outside: each test is an incident that must not come again."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import AdminClient
+from tenacity import Retrying, stop_after_attempt, wait_fixed
+
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, at_most_once
+from kafka_guarantees._settings import librdkafka
+from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox
+
+from .conftest import committed, read_all, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from confluent_kafka import Message
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+broker = pytest.mark.broker
+KINDS = ["at-least-once", "store", "inbox", "exactly-once"]
+COUNT = 12
+SETTINGS = {"max.poll.interval.ms": 3000, "session.timeout.ms": 3000, "heartbeat.interval.ms": 500}
+
+
+def send(bootstrap: str, topic: str) -> None:
+    producer = Producer({"bootstrap.servers": bootstrap})
+    producer.list_topics(topic, 30)
+    for number in range(COUNT):
+        producer.produce(topic, str(number).encode(), headers=[("message-id", f"id-{number}".encode())])
+    assert producer.flush(30) == 0
+
+
+def client(kind: str, config: dict[str, Any], stack: ExitStack, directory: Path, **options: Any) -> AtLeastOnce | ExactlyOnce:
+    if kind == "exactly-once":
+        config = {**config, "transactional.id": config["group.id"], "transaction.timeout.ms": 1500}
+        return stack.enter_context(ExactlyOnce(config, **options))
+    if kind == "store":
+        options["dedup"] = stack.enter_context(MemoryDedupStore())
+    if kind == "inbox":
+        options["inbox"] = stack.enter_context(SqliteInbox(directory / "inbox.db"))
+    return stack.enter_context(AtLeastOnce(config, **options))
+
+
+@broker
+@pytest.mark.parametrize("kind", KINDS)
+def test_attempts_at_a_batch_may_take_longer_than_a_batch_may(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], tmp_path: Path, kind: str
+) -> None:
+    """C10, L08: after them its messages are handled one by one, all in one go. Given back, each costs all attempts anew."""
+    topic, dead, calls, handled = kafka_topic(), kafka_topic(), Counter[bytes](), list[bytes]()
+
+    def handler(messages: Sequence[Message], *_connection: object) -> None:
+        got = [message.value() or b"" for message in messages]
+        calls.update(got)
+        if b"7" in got:
+            raise OSError("seven")
+        handled.extend(got)
+
+    send(kafka.bootstrap, topic)
+    config: dict[str, Any] = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group"), **SETTINGS}
+    retry = Retrying(stop=stop_after_attempt(2), wait=wait_fixed(2))  # half of the interval is 1.5 s
+    with ExitStack() as stack:
+        kafka_client = client(kind, config, stack, tmp_path, retry=retry, dead_letter=dead, preflight="off")
+        kafka_client.run_batches([topic], handler, until_idle=0.3)
+    assert calls == {str(number).encode(): 3 for number in range(COUNT)}  # twice in the batch, and once alone
+    assert sorted(handled) == sorted(str(number).encode() for number in range(COUNT) if number != 7)
+    assert values(read_all(kafka.bootstrap, dead)) == [b"7"]
+    assert committed(kafka.bootstrap, config["group.id"], topic) == [COUNT]
+
+
+@broker
+def test_at_most_once_changes_its_member_without_its_dead_letter_topic(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dead letters are best effort: a topic that is lost during a run does not end it, also where the run joins anew (M02)."""
+    topic, dead, handled, members = kafka_topic(), kafka_topic(), list[bytes](), list[object]()
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    send(kafka.bootstrap, topic)
+
+    def handler(message: Message) -> None:
+        if not handled:
+            admin.delete_topics([dead])[dead].result(20)
+        handled.append(message.value() or b"")
+
+    def once(*_: object) -> bool:
+        members.append(None)
+        return len(members) == 2  # the commit behind the message at which the topic was deleted
+
+    monkeypatch.setattr(at_most_once, "sent_twice", once)
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}
+    with AtMostOnce(config, start="earliest", dead_letter=dead, preflight="off") as service:
+        service.run([topic], handler, until_idle=0.3)
+    assert handled == [str(number).encode() for number in range(COUNT)]
+
+
+CONFIG = {"bootstrap.servers": "127.0.0.1:1", "group.id": "group"}
+
+
+def made(kind: str, **options: Any) -> AtLeastOnce | AtMostOnce | ExactlyOnce:
+    if kind == "exactly-once":
+        return ExactlyOnce({**CONFIG, "transactional.id": "id"}, **options)
+    return AtMostOnce(CONFIG, **options) if kind == "at-most-once" else AtLeastOnce(CONFIG, **options)
+
+
+CLASSES = ["at-most-once", "at-least-once", "exactly-once"]
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("start", ["latset", "Latest", "", None, 5])
+def test_a_start_that_is_none_is_refused(kind: str, start: object) -> None:
+    """Else it would be taken for one of the two."""
+    with pytest.raises(ValueError, match="start is one of 'earliest', 'latest', not"):
+        made(kind, start=start)
+
+
+async def coroutine(_message: Message) -> None: ...
+
+
+async def generator(_message: Message) -> Any:
+    yield None
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@pytest.mark.parametrize("keep_alive", [False, True])
+@pytest.mark.parametrize("how", ["run", "run_batches"])
+@pytest.mark.parametrize("handler", [None, "handler", coroutine, generator])
+def test_what_can_handle_no_message_is_refused_before_the_first(kind: str, how: str, keep_alive: bool, handler: object) -> None:  # noqa: FBT001
+    """Else each message would be dropped, or set aside, for a mistake that is the program's."""
+    with made(kind, dead_letter="dead", keep_alive=keep_alive) as client:
+        client.stop()  # a run would end at once
+        with pytest.raises(TypeError, match="the handler is"):
+            getattr(client, how)(["topic"], handler)
+
+
+def test_what_is_told_of_failures_is_a_function() -> None:
+    """It is needed when something fails: too late to find out."""
+    with pytest.raises(TypeError, match="on_error is called with"):
+        made("at-most-once", on_error="handler")
+
+
+def test_settings_are_looked_at_beside_the_main_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Y03: Ctrl-C inside of the C call was lost, and came out of the constructor as a setting that is refused."""
+    threads = []
+
+    def asked(_config: object) -> None:
+        threads.append(threading.current_thread())
+        raise KafkaException(f'No such configuration property: "{librdkafka._NO_SUCH}"')
+
+    monkeypatch.setattr(librdkafka, "Producer", asked)
+    librdkafka.check({"acks": "all"})
+    assert threads
+    assert threading.main_thread() not in threads
