@@ -11,7 +11,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
@@ -103,6 +103,18 @@ def test_a_topic_can_be_used_at_once(kafka: RunningKafka, kafka_topic: Callable[
     assert [partition.leader >= 0 for partition in found.partitions.values()] == [True] * 7
     with pytest.raises(KafkaException, match="already exists"):
         kafka.create_topic(topic)
+
+
+def test_a_request_that_was_sent_twice_makes_a_topic(kafka: RunningKafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Librdkafka sends it again where the answer was lost, and the second answer is that the topic exists: it is ours."""
+
+    class Twice(AdminClient):
+        def create_topics(self, *args: Any, **options: Any) -> Any:
+            super().create_topics(*args, **options)[args[0][0].topic].result()
+            return super().create_topics(*args, **options)
+
+    monkeypatch.setattr(local_kafka, "AdminClient", Twice)
+    kafka.create_topic(f"twice-{uuid.uuid4().hex[:12]}")
 
 
 @pytest.mark.broker

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
     AdminClient,
     ScramCredentialInfo,
@@ -136,14 +136,19 @@ class RunningKafka:
             LocalKafkaError: it was created and had no leader within 30 seconds.
         """
         admin = AdminClient({**_QUIET, "bootstrap.servers": self.bootstrap})
-        brokers = self._addresses(admin)
+        brokers, known = self._addresses(admin), admin.list_topics(timeout=_TOPIC_DEADLINE_S).topics
         topic = NewTopic(
             name,
             num_partitions=partitions,
             replication_factor=min(3, len(brokers)) if replication is None else replication,
             config={key: str(value) for key, value in (config or {}).items()},
         )
-        admin.create_topics([topic], request_timeout=_TOPIC_DEADLINE_S)[name].result()
+        try:
+            admin.create_topics([topic], request_timeout=_TOPIC_DEADLINE_S)[name].result()
+        except KafkaException as exc:
+            # librdkafka sends a request again whose answer was lost: then its first copy has made the topic
+            if name in known or exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise
         deadline = time.monotonic() + _TOPIC_DEADLINE_S
         while not all(_has_leaders(_metadata(address, name), name) for address in brokers):
             if time.monotonic() > deadline:
