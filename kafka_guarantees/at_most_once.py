@@ -157,7 +157,10 @@ class AtMostOnce:
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 500, until_idle: float | None = None
     ) -> None:
-        """Like ``run``, with a handler that takes several messages at once. All of them are dropped where it raises."""
+        """Like ``run``, with a handler that takes several messages at once. All of them are dropped where it raises.
+
+        And all of them go to the dead letter topic, also those that had their effect by then: a replay handles these twice.
+        """
         handler = self._apart_or_here(handler)
         with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for portion in portions:
