@@ -11,8 +11,11 @@ import contextvars
 import os
 import threading
 from collections.abc import Iterator
+from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
+
+from .records import check_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +104,16 @@ class Apart:
         self._lifecycle.hand = None
         self._thread = None
         self._calls.put(None)
+
+
+def apart_or_here(apart: Apart | None, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """The handler as a run calls it: itself, or on the thread for handlers.
+
+    Raises:
+        TypeError: it can handle no message at all.
+    """
+    check_handler(handler)
+    return handler if apart is None else partial(apart.call, handler)
 
 
 def _nothing() -> None: ...

@@ -136,6 +136,11 @@ class Failures:
         self.topic = dead_letter
         self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
 
+    @property
+    def topics(self) -> list[str]:
+        """What must exist besides the topics that are consumed."""
+        return [] if self.topic is None else [self.topic]
+
     def again(
         self,
         call: Callable[[], T],
@@ -235,14 +240,13 @@ class Failures:
         Raises:
             HandlerError: there is no dead letter topic, so that this ends the run.
         """
-        where = f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"
         if self.topic is None:
             if isinstance(failed.error, RecordRefused):
                 raise failed.error.failure
             raise handler_error(message, failed) from failed.error
         log.error(
             "%s could not be handled in %d attempts (%s), and goes to the dead letter topic %r",
-            where,
+            where(message),
             failed.attempts,
             type(failed.error).__name__,
             self.topic,
@@ -309,6 +313,11 @@ def _log_attempt(state: RetryCallState) -> None:
     )
 
 
+def where(message: Message) -> str:
+    """Topic, partition and offset of a message, for a sentence."""
+    return f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"
+
+
 def not_set_aside(error: Exception) -> Exception:
     """Why a dead letter could not be written."""
     return error.failure if isinstance(error, RecordRefused) else error
@@ -319,7 +328,7 @@ def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     error, attempts = failed
     tried = "" if attempts == 1 else f", in {attempts} attempts"
     return HandlerError(
-        f"the handler failed at topic {message.topic()!r} partition {message.partition()} offset {message.offset()}{tried} "
+        f"the handler failed at {where(message)}{tried} "
         f"({type(error).__name__}: {error}). Nothing at or after that offset was committed, so the next run begins there "
         "again. Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
     )

@@ -15,7 +15,6 @@ import time
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,7 +32,7 @@ from .errors import (
     describe,
     kafka_error,
 )
-from .records import LOST, Delivery
+from .records import LOST, Delivery, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,8 +72,7 @@ def _timestamp(milliseconds: int) -> int:
 
 
 def _headers(headers: Headers) -> list[tuple[str, str | bytes | None]]:
-    pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
-    return [(_header_name(name), _header_value(value)) for name, value in pairs]
+    return [(_header_name(name), _header_value(value)) for name, value in pairs(headers)]
 
 
 def _header_name(name: str) -> str:

@@ -11,16 +11,13 @@ Rules.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from confluent_kafka import Message
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
 
-from .records import Record
-
-if TYPE_CHECKING:
-    from .records import Headers
+from .records import Record, pairs
 
 T = TypeVar("T")
 
@@ -146,7 +143,7 @@ class Writing:
         """The record with bytes in it; itself, where nothing is to be serialized. Whatever a serializer raises is raised."""
         if not self.needed:
             return record
-        headers = _pairs(record.headers)
+        headers: list[Any] = [*pairs(record.headers)]
         key, value = record.key, record.value
         if self._key is not None and key is not None:
             key = self._key(key, SerializationContext(record.topic, MessageField.KEY, headers))
@@ -154,10 +151,6 @@ class Writing:
             value = self._value(value, SerializationContext(record.topic, MessageField.VALUE, headers))
         # some serializers put the id of a schema into the headers
         return Record(record.topic, value, key, headers=headers, partition=record.partition, timestamp=record.timestamp)
-
-
-def _pairs(headers: Headers) -> list[Any]:
-    return list(headers.items() if isinstance(headers, Mapping) else headers or ())
 
 
 def _callable(name: str, given: object) -> None:

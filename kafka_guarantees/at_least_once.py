@@ -28,12 +28,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._apart import Apart
+from ._apart import Apart, apart_or_here
 from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
 from ._lifecycle import Lifecycle
@@ -50,10 +49,10 @@ from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, PartitionFenced, StoreUnavailable
-from .records import Record, check_handler, records_in
+from .records import Record, pairs, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -206,7 +205,7 @@ class AtLeastOnce:
                 came before is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        self._run(topics, partial(self._handle, self._apart_or_here(handler)), max_batch, until_idle, None)
+        self._run(topics, partial(self._handle, apart_or_here(self._apart, handler)), max_batch, until_idle, None)
 
     def _handle(self, handler: Handler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
         """Handle messages until the portion is full, the client is to stop, or one fails. Returns how many are finished."""
@@ -239,7 +238,7 @@ class AtLeastOnce:
         Where it raises, nothing of the batch is committed, and the batch is tried again. With a dead letter topic its messages
         are then handled one by one, and those that fail are set aside.
         """
-        self._run(topics, partial(self._handle_all, self._apart_or_here(handler)), max_batch, until_idle, FIRST_BATCH)
+        self._run(topics, partial(self._handle_all, apart_or_here(self._apart, handler)), max_batch, until_idle, FIRST_BATCH)
 
     def _handle_all(self, handler: BatchHandler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
         """Handle messages in one call, unless there are none, up to one that cannot be read. All are finished, or none."""
@@ -601,7 +600,7 @@ class AtLeastOnce:
                 topics,
                 self._start,
                 self._seen,
-                also=[] if self._failures.topic is None else [self._failures.topic],
+                also=self._failures.topics,
                 stored=self._recognition.stored(topic_id),
             )
             try:
@@ -610,10 +609,6 @@ class AtLeastOnce:
                 if self._apart is not None:
                     self._apart.close()
                 consumer.close()
-
-    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        check_handler(handler)
-        return handler if self._apart is None else partial(self._apart.call, handler)
 
     def _pace(self, max_batch: int, first: int | None) -> Pace:
         return Pace(max_batch, self._settings.max_poll_interval / 2, first)
@@ -659,8 +654,7 @@ class AtLeastOnce:
         """
         self._lifecycle.check()
         if message_id is not None:
-            pairs = headers.items() if isinstance(headers, Mapping) else headers or ()
-            headers = [*pairs, (MESSAGE_ID, message_id)]
+            headers = [*pairs(headers), (MESSAGE_ID, message_id)]
         record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
         record = self._writing.serialize(record)
         if self._producer is not None and self._producer.failed and not self._lifecycle.in_run:

@@ -21,9 +21,9 @@ import time
 from collections import deque
 from contextlib import closing, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._apart import Apart
+from ._apart import Apart, apart_or_here
 from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle
@@ -34,7 +34,7 @@ from ._producer import PlainProducer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError
-from .records import Record, check_handler, records_in
+from .records import Record, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -142,7 +142,7 @@ class AtMostOnce:
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        handler = self._apart_or_here(handler)
+        handler = apart_or_here(self._apart, handler)
         with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for messages in portions:
                 call = self._reading.checked(handler)
@@ -161,7 +161,7 @@ class AtMostOnce:
 
         And all of them go to the dead letter topic, also those that had their effect by then: a replay handles these twice.
         """
-        handler = self._apart_or_here(handler)
+        handler = apart_or_here(self._apart, handler)
         with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for portion in portions:
                 messages = self._readable(portion)
@@ -209,7 +209,7 @@ class AtMostOnce:
         check_run(self._settings, self._lifecycle, topics, max_batch)
         with self._lifecycle.running(itself), nullcontext() if self._apart is None else closing(self._apart):
             self._preflight.start(topics)
-            also = [] if self._failures.topic is None else [self._failures.topic]
+            also = self._failures.topics
             while True:
                 self._stray = None
                 member = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
@@ -284,10 +284,6 @@ class AtMostOnce:
     def _send_all(self, records: Iterable[Record] | None) -> None:
         for record in records_in(records):
             self._send(self._writing.serialize(record))
-
-    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        check_handler(handler)
-        return handler if self._apart is None else partial(self._apart.call, handler)
 
     # -- producing ----------------------------------------------------------------------------------------------------
 

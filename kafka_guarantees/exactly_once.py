@@ -23,9 +23,9 @@ import logging
 import time
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ._apart import Apart
+from ._apart import Apart, apart_or_here
 from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
@@ -37,10 +37,10 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, RecordRefused, check_handler, records_in
+from .records import Record, RecordRefused, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -165,7 +165,7 @@ class ExactlyOnce:
             FencedError: another instance has this transactional.id.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        self._run(topics, partial(self._handle, self._apart_or_here(handler)), max_batch, until_idle, None)
+        self._run(topics, partial(self._handle, apart_or_here(self._apart, handler)), max_batch, until_idle, None)
 
     def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[list[Output], Failed | None]:
         """Handle messages until it is time to commit, the client is to stop, or one fails. Returns what they produce."""
@@ -191,7 +191,7 @@ class ExactlyOnce:
         Of few messages at first, then of as many as it can handle in good time. Where it raises, the batch is tried again. With
         a dead letter topic its messages are then handled one by one, and those that fail are set aside.
         """
-        self._run(topics, partial(self._handle_all, self._apart_or_here(handler)), max_batch, until_idle, FIRST_BATCH)
+        self._run(topics, partial(self._handle_all, apart_or_here(self._apart, handler)), max_batch, until_idle, FIRST_BATCH)
 
     def _handle_all(self, handler: BatchHandler, messages: Sequence[Message]) -> tuple[list[Output], Failed | None]:
         """Handle messages in one call, up to one that cannot be read. Returns what they produce."""
@@ -355,10 +355,6 @@ class ExactlyOnce:
         given = records_in(records)
         return list(map(self._writing.serialize, given)) if self._writing.needed else list(given)
 
-    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        check_handler(handler)
-        return handler if self._apart is None else partial(self._apart.call, handler)
-
     def _read(self, consumer: GroupConsumer, batch: Batch) -> None:
         """Make a batch readable, and ready to be handled."""
         self._reading.begin(batch.messages)
@@ -377,7 +373,7 @@ class ExactlyOnce:
         with self._lifecycle.running(itself):
             self._preflight.start(topics)
             self._producer.prepare()  # X24: the last run's transaction is ended before its messages are fetched again
-            also = [] if self._failures.topic is None else [self._failures.topic]
+            also = self._failures.topics
             consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
             try:
                 yield consumer

@@ -74,6 +74,11 @@ InboxHandler = Callable[["Message", Any], Iterable[Record] | None]  # with the c
 InboxBatchHandler = Callable[["Sequence[Message]", Any], Iterable[Record] | None]
 
 
+def pairs(headers: Headers) -> list[tuple[str, Payload]]:
+    """Headers in the one form that keeps their order and their repeats."""
+    return list(headers.items() if isinstance(headers, Mapping) else headers or ())
+
+
 def check_handler(handler: object) -> None:
     """Refuse what can handle no message at all: else each of them would be dropped, or set aside.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import methodcaller
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from .._failures import where
 from ..dedup.contract import Entry, Source
 from ..dedup.ids import POSITION, key_of, position_of
 from ..errors import MessageIdMissing, MessageIdReused
@@ -97,8 +98,7 @@ def place(message: Message) -> tuple[str, int, int]:
 
 
 def _where(message: Message) -> str:
-    topic, partition, offset = place(message)
-    return f"the message at topic {topic!r} partition {partition} offset {offset}"
+    return f"the message at {where(message)}"
 
 
 def reused_id(message: Message) -> MessageIdReused:
