@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -114,6 +114,24 @@ class Stored(NamedTuple):
     mark: str
 
 
+class InFlight(Protocol):
+    """What was handled, and is committed while the loop goes on. Nothing of it may be fetched again before its end is known."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether something of it was not committed."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something of it is not committed."""
+
+    def wait(self) -> None:
+        """Wait for its end. Never raises."""
+
+    def settle(self) -> Iterable[Message]:
+        """Wait for its end. Returns what was not committed, and comes again."""
+
+
 class GroupConsumer(Handle):
     """A member of a consumer group, for one run.
 
@@ -125,6 +143,7 @@ class GroupConsumer(Handle):
         seen: partitions that had a committed offset before in this process; shared by the runs of one client.
         also: other topics that must exist.
         stored: where offsets are, if not with the group.
+        in_flight: what is committed beside the loop.
     """
 
     def __init__(
@@ -137,9 +156,11 @@ class GroupConsumer(Handle):
         *,
         also: Sequence[str] = (),
         stored: Stored | None = None,
+        in_flight: InFlight | None = None,
     ) -> None:
         self._settings = settings
         self._stored = stored
+        self._in_flight = in_flight
         self._lifecycle = lifecycle
         self._start = start
         self._seen = seen
@@ -198,6 +219,8 @@ class GroupConsumer(Handle):
 
     def _drained(self) -> bool:
         """Whether every partition was read to its end, as librdkafka reports it: silence alone may be a slow broker."""
+        if self._in_flight is not None and self._in_flight.unfinished:
+            return False
         at_end = all(self._reached.get(p, 0) <= self._ends.get(p, -1) for p in self._owned)
         return at_end and not self._unplaced and not self._resting and self.membership().active
 
@@ -208,6 +231,8 @@ class GroupConsumer(Handle):
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
         self._wake()
+        if self._in_flight is not None and self._in_flight.failed:
+            self._find_places()
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
         fetched, before = self._take(max_batch, WAIT)
         messages = self._without_events(fetched)
@@ -476,6 +501,8 @@ class GroupConsumer(Handle):
         self._unplaced.update(next_offsets(messages))
 
     def _find_places(self) -> None:
+        if self._in_flight is not None:
+            self.unplace(self._in_flight.settle())  # else the brokers would name a place before it
         try:
             if self._waiting:
                 self._fetch_waiting()
@@ -572,6 +599,7 @@ class GroupConsumer(Handle):
 
     def _on_assign(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
         try:
+            self._settle()
             self._rebalances += 1
             new = {(p.topic, p.partition) for p in partitions}
             self._owned |= new
@@ -602,6 +630,7 @@ class GroupConsumer(Handle):
 
     def _on_revoke(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
         try:
+            self._settle()  # before the partitions are given away
             self._rebalances += 1
             gone = {(p.topic, p.partition) for p in partitions}
             raw.resume(partitions)  # librdkafka keeps a pause, and would read nothing once they are assigned again
@@ -619,6 +648,16 @@ class GroupConsumer(Handle):
     def _on_lost(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
         # nothing is committed for what was lost (C07); nothing is in hand, since no poll happens with a batch in hand
         self._on_revoke(raw, partitions)
+
+    def _settle(self) -> None:
+        """Wait for what is in flight, whatever a signal handler raises meanwhile: nothing is given away before that."""
+        while self._in_flight is not None:
+            try:
+                self._in_flight.wait()
+            except BaseException as interrupt:  # noqa: BLE001 - raised after the C call
+                self._callbacks.interrupt(interrupt)
+            else:
+                return
 
     def _keep(self, problem: BaseException) -> None:
         if isinstance(problem, Exception):

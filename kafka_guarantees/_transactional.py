@@ -12,6 +12,7 @@ import logging
 import re
 import time
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -100,6 +101,16 @@ class _Watch:
             self._state.soil(line)
 
 
+def turns(settings: Settings, count: int) -> list[Settings]:
+    """The settings of producers that take turns: each has an id of its own, the first the one that was given (KIP-98)."""
+    first = settings.transactional_id
+    ids = [f"{first}-in-flight-{number}" for number in range(1, count)]
+    return [
+        settings,
+        *(replace(settings, transactional_id=i, producer={**settings.producer, "transactional.id": i}) for i in ids),
+    ]
+
+
 class TransactionalProducer(Handle):
     """A producer of exactly-once. Makes its C producer when it is needed, and anew whenever the old one is in doubt.
 
@@ -121,6 +132,7 @@ class TransactionalProducer(Handle):
         self._inputs: set[str] = set()  # topics whose offsets go into the transaction
         self._known: set[str] = set()  # see enqueue()
         self._timed_out = 0  # transactions in a row that the coordinator ended
+        self.hurry = False  # as if the client was to stop, and had waited for the brokers already
         self.renewals = 0
 
     @property
@@ -255,7 +267,7 @@ class TransactionalProducer(Handle):
         """
         if self._lifecycle.forked:
             return  # it is the parent's, who goes on with it
-        if self._lifecycle.out_of_patience:
+        if self._out_of_patience:
             self._lose()
             raise Abandoned("a transaction is left to the brokers, which did not answer. They, or the next start, abort it.")
         if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
@@ -299,9 +311,13 @@ class TransactionalProducer(Handle):
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def _out_of_patience(self) -> bool:
+        return self.hurry or self._lifecycle.out_of_patience
+
     def _patient(self, _waited: float) -> bool:
         age = time.monotonic() - self._state.began
-        return age < self._settings.transaction_timeout and not self._lifecycle.out_of_patience
+        return age < self._settings.transaction_timeout and not self._out_of_patience
 
     def _serve(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here as well (P09)."""
@@ -329,7 +345,7 @@ class TransactionalProducer(Handle):
                 error = kafka_error(exc)
                 self._state.soil(f"{doing}: {describe(error)}")
                 verdict = self._judge(error)
-                out_of_time = time.monotonic() > deadline or self._lifecycle.out_of_patience
+                out_of_time = time.monotonic() > deadline or self._out_of_patience
                 if verdict is not Verdict.RETRY or out_of_time:
                     self._give_up(verdict, error, doing, exc)
                 if error.code() != KafkaError._TIMED_OUT:
@@ -347,7 +363,7 @@ class TransactionalProducer(Handle):
         started = time.monotonic()
 
         def late() -> bool:
-            return time.monotonic() - started > (STOPPING if self._lifecycle.out_of_patience else HUNG)
+            return time.monotonic() - started > (STOPPING if self._out_of_patience else HUNG)
 
         self._left_alone(doing, call, late)
 
@@ -365,7 +381,7 @@ class TransactionalProducer(Handle):
         except Abandoned as exc:
             self._caller.end()  # once it returns, if ever
             self._caller = Caller(CALLER)
-            if self._lifecycle.out_of_patience:
+            if self._out_of_patience:
                 raise
             raise InDoubt(str(exc)) from exc
 
@@ -454,7 +470,7 @@ class TransactionalProducer(Handle):
             self.raw.poll(0)  # serves error_cb
             self._callbacks.raise_shut_out()
         verdict = judge(error, age=0, transaction_timeout=self._settings.transaction_timeout)
-        if verdict is Verdict.RETRY and time.monotonic() < deadline and not self._lifecycle.out_of_patience:
+        if verdict is Verdict.RETRY and time.monotonic() < deadline and not self._out_of_patience:
             if error.code() != KafkaError._TIMED_OUT:
                 time.sleep(0.05)
             return
@@ -466,7 +482,7 @@ class TransactionalProducer(Handle):
                 f"transaction.timeout.ms={self._settings.transaction_timeout * 1000:.0f} is more than the brokers' "
                 "transaction.max.timeout.ms. Nothing was sent. Lower the one or raise the other (B03)."
             ) from exc
-        if self._lifecycle.out_of_patience:
+        if self._out_of_patience:
             raise Abandoned(
                 "init_transactions got no answer. What is open is aborted by the brokers, or the next start."
             ) from exc

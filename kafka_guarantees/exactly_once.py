@@ -29,13 +29,14 @@ from ._apart import Apart, apart_or_here
 from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
+from ._in_flight import InFlight
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
 from ._pace import Pace
 from ._preflight import Preflight
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
-from ._transactional import AbortNeeded, InDoubt, TransactionalProducer
+from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
 from .records import Record, RecordRefused, records_in
 
@@ -43,12 +44,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from confluent_kafka import Message
+    from confluent_kafka import Message, TopicPartition
     from tenacity import Retrying
     from typing_extensions import Self
 
     from ._consumer import Batch, Start
     from ._failures import Handling
+    from ._in_flight import Flight
     from ._lifecycle import Itself
     from ._offsets import Partition
     from ._preflight import AtStart, PreflightReport
@@ -91,6 +93,10 @@ class ExactlyOnce:
         start: where a group without committed offsets begins.
         commit_interval: seconds after which ``run`` closes a transaction; what is left of the batch goes into the next one.
             Readers see nothing of a transaction before its end.
+        transactions_in_flight: of ``run`` and ``run_batches``: while so many are being committed, one after the other, the
+            next is handled. Each has a producer of its own: the first with the given ``transactional.id``, the others with
+            ``-in-flight-1`` and so on behind it, which ACLs have to allow, too. 1 is enough on a single broker; where commits
+            wait for replicas, 3 transactions take the time of one.
         retry: a ``tenacity.Retrying`` that decides whether a handler that raised is called again, and when. Only exceptions are
             looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
             attempts within three seconds, and only one after a mistake of the program, as a TypeError is. None: one attempt.
@@ -120,6 +126,7 @@ class ExactlyOnce:
         *,
         start: Start = "earliest",
         commit_interval: float = 0.1,
+        transactions_in_flight: int = 3,
         retry: Retrying | None = RETRY,
         dead_letter: str | None = None,
         keep_alive: bool = False,
@@ -131,10 +138,14 @@ class ExactlyOnce:
     ) -> None:
         self._settings = resolve(Guarantee.EXACTLY_ONCE, config, commit_interval=commit_interval)
         check_start(start)
+        if type(transactions_in_flight) is not int or transactions_in_flight < 1:
+            raise ValueError(f"transactions_in_flight is a number of transactions, 1 or more, not {transactions_in_flight!r}")
         self._start = start
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
-        self._producer = TransactionalProducer(self, self._settings, self._lifecycle)
+        turn = turns(self._settings, transactions_in_flight)
+        self._producer, *others = (TransactionalProducer(self, settings, self._lifecycle) for settings in turn)
+        self._in_flight = InFlight([self._producer, *others], self._lifecycle)
         self._seen: set[Partition] = set()
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
@@ -215,7 +226,7 @@ class ExactlyOnce:
                         began = time.monotonic()
                         outputs, failed = handle(rest)
                         pace.took(_handled(outputs), time.monotonic() - began)
-                        done, failed = self._committed(consumer, batch, rest, outputs, failed)
+                        done, failed = self._sent(consumer, batch, rest, outputs, failed)
                         rest = rest[done:]
                         if failed is not None:
                             done = self._again(consumer, batch, rest[: failed.size], failed, handle)
@@ -226,7 +237,7 @@ class ExactlyOnce:
         except Abandoned as exc:
             log.warning("%s", exc)  # stop() was called and no broker answers: nothing is lost, and the caller wants to go
 
-    def _committed(
+    def _sent(
         self,
         consumer: GroupConsumer,
         batch: Batch,
@@ -234,10 +245,10 @@ class ExactlyOnce:
         outputs: Sequence[Output],
         failed: Failed | None,
     ) -> tuple[int, Failed | None]:
-        """Commit what was handled. Where a record of one message is refused, commit what comes before that message.
+        """Send what was handled on its way. Where a record of one message is refused, send what comes before that message.
 
         Returns:
-            How many messages are committed, and what failed after them: nothing, where a transaction was aborted.
+            How many messages are on their way, and what failed after them: nothing, where a transaction was aborted.
         """
         while True:
             try:
@@ -247,20 +258,26 @@ class ExactlyOnce:
                 outputs = outputs[: refused.place]
 
     def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Sequence[Output]) -> bool:
-        """One transaction with what the first messages produced. False: it was aborted, and all messages come again.
+        """One transaction with what the first messages produced, whose end is left to another thread.
+
+        Returns:
+            False: it was aborted, or one before it, and all messages come again.
 
         Raises:
             _Refused: the transaction was aborted, because a record cannot be written.
         """
-        producer = self._producer
         if not outputs:
             return True
+        messages = messages[: _handled(outputs)]
+        self._lifecycle.handled()
+        producer = self._in_flight.next_producer()
+        if producer is None or not self._still_ours(consumer, batch, messages):
+            return False
         try:
             producer.begin()
-            self._produce(outputs)
-            self._commit(consumer, batch, messages[: _handled(outputs)])
+            self._produce(producer, outputs)
         except (AbortNeeded, InDoubt) as exc:
-            log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", _handled(outputs), exc)
+            log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
             failure = producer.failure
             producer.abort()
             if failure is not None:
@@ -274,11 +291,12 @@ class ExactlyOnce:
         except BaseException:
             producer.abandon()
             raise
-        else:
-            return True
+        offsets, metadata = list(next_offsets(messages).values()), batch.metadata
+        self._in_flight.take_off(messages, lambda flight: self._finish(flight, batch, offsets, metadata))
+        return True
 
-    def _produce(self, outputs: Sequence[Output]) -> None:
-        produce = self._producer.produce
+    def _produce(self, producer: TransactionalProducer, outputs: Sequence[Output]) -> None:
+        produce = producer.produce
         for place, (_, records) in enumerate(outputs):
             for record in records:
                 try:
@@ -288,40 +306,48 @@ class ExactlyOnce:
                 except DeliveryError as error:
                     raise _Refused(place, RecordRefused(error)) from error
 
-    def _commit(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message]) -> None:
-        """The end of a transaction.
+    def _finish(self, flight: Flight, batch: Batch, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
+        """The end of a transaction, in a thread of its own, while the loop handles what comes next.
 
         Raises:
             AbortNeeded: it must be aborted.
             InDoubt: nobody knows whether it was committed.
             FencedError, AuthorizationError: see there.
         """
-        self._lifecycle.handled()
-        self._producer.flush()
-        # X02: the broker checks the membership (and it alone can), but not that these partitions are ours
-        if not consumer.still_ours(batch, within=self._settings.max_poll_interval):
-            self._failures.given_away(messages, batch)
+        producer = flight.producer
+        producer.flush()
+        flight.acknowledged()  # the next one may produce
+        flight.follow()  # and this one commit, once the one before it has
+        # the membership was looked at before it began, and what has changed since the brokers know: they compare ``metadata``
+        if time.monotonic() - batch.fetched > self._settings.max_poll_interval:
             raise AbortNeeded("the group has given partitions away")
-        self._producer.send_offsets(list(next_offsets(messages).values()), batch.metadata)
-        self._producer.commit()
+        self._commit(producer, offsets, metadata)
+
+    def _commit(self, producer: TransactionalProducer, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
+        producer.send_offsets(offsets, metadata)
+        producer.commit()
 
     # -- what fails -----------------------------------------------------------------------------------------------------
 
     def _again(
         self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], failed: Failed, handle: Handling
     ) -> int:
-        """Try again what failed, and set it aside where that has no use. Returns how many are committed; 0: they come again.
+        """Try again what failed, and set it aside where that has no use. Returns how many are on their way; 0: they come again.
+
+        Once all before it are committed.
 
         Raises:
             HandlerError, DeliveryError: there is nowhere to set it aside, or the dead letter cannot be written.
         """
+        if not self._settled(consumer):
+            return 0
         attempt = partial(attempted, handle, messages)
         try:
             outcome = self._failures.again(attempt, messages[0], failed.error, self._failures.waiting(consumer, batch))
         except Left:
             return 0
         if not isinstance(outcome, GaveUp):
-            done, refused = self._committed(consumer, batch, messages, outcome, None)
+            done, refused = self._sent(consumer, batch, messages, outcome, None)
             if refused is None:
                 return done
             outcome = GaveUp(refused.error, 1)
@@ -330,12 +356,12 @@ class ExactlyOnce:
         return self._set_aside(consumer, batch, messages[0], outcome)
 
     def _one_by_one(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling) -> int:
-        """Find out which messages of a batch fail, and set only these aside. Returns how many are committed."""
+        """Find out which messages of a batch fail, and set only these aside. Returns how many are on their way."""
         for number, message in enumerate(messages):
             if not self._failures.in_hand(consumer, batch):
                 return number
             outputs, failed = handle([message])
-            done, failed = self._committed(consumer, batch, [message], outputs, failed)
+            done, failed = self._sent(consumer, batch, [message], outputs, failed)
             if failed is not None:
                 done = self._set_aside(consumer, batch, message, GaveUp(failed.error, 1))
             if not done:
@@ -343,12 +369,26 @@ class ExactlyOnce:
         return len(messages)
 
     def _set_aside(self, consumer: GroupConsumer, batch: Batch, message: Message, outcome: GaveUp) -> int:
-        """Commit the dead letter of a message together with its offset. Returns how many are committed."""
+        """Send the dead letter of a message on its way, together with its offset. Returns how many are."""
         letter = self._failures.letter(message, outcome)
-        done, refused = self._committed(consumer, batch, [message], [(1, [letter])], None)
+        done, refused = self._sent(consumer, batch, [message], [(1, [letter])], None)
         if refused is not None:
             raise not_set_aside(refused.error)
         return done
+
+    def _still_ours(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message]) -> bool:
+        """X02: the broker checks the membership (and it alone can), but not that these partitions are ours."""
+        if consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            return True
+        self._failures.given_away(messages, batch)
+        log.warning("%d messages that were handled come again: the group has given partitions away", len(messages))
+        return False
+
+    def _settled(self, consumer: GroupConsumer) -> bool:
+        """Wait for what is in flight. False: some of it is not committed, and comes again."""
+        again = self._in_flight.settle()
+        consumer.unplace(again)
+        return not again
 
     def _serialized(self, records: Iterable[Record] | None) -> Sequence[Record]:
         """What a handler returned, as it is produced."""
@@ -372,14 +412,24 @@ class ExactlyOnce:
         check_run(self._settings, self._lifecycle, topics, max_batch)
         with self._lifecycle.running(itself):
             self._preflight.start(topics)
-            self._producer.prepare()  # X24: the last run's transaction is ended before its messages are fetched again
-            also = self._failures.topics
-            consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
+            for producer in self._in_flight.producers:
+                producer.prepare()  # X24: the last run's transactions are ended before their messages are fetched again
+            consumer = GroupConsumer(
+                self._settings,
+                self._lifecycle,
+                topics,
+                self._start,
+                self._seen,
+                also=self._failures.topics,
+                in_flight=self._in_flight,
+            )
             try:
                 yield consumer
+                self._in_flight.settle()
             finally:
                 if self._apart is not None:
                     self._apart.close()
+                self._in_flight.end()
                 consumer.close()
 
     # -- the caller's own loop ----------------------------------------------------------------------------------------
@@ -469,7 +519,8 @@ class ExactlyOnce:
         if not self._lifecycle.end_run(timeout):
             log.warning("the handler has not returned within %.1f s; its transaction is aborted", timeout)
         self._lifecycle.closed = True
-        self._producer.close()
+        for producer in self._in_flight.producers:
+            producer.close()
 
     def __enter__(self) -> Self:
         self._lifecycle.check()
@@ -600,10 +651,14 @@ class Transaction:
             log.warning("a transaction of %d messages is in doubt; its offsets will tell: %s", len(self.messages), exc)
 
     def _commit(self) -> None:
-        if self._consumer is not None and self._batch is not None:
-            self._kafka._commit(self._consumer, self._batch, self._batch.messages)
+        kafka, batch = self._kafka, self._batch
+        kafka._lifecycle.handled()
+        self._producer.flush()
+        if self._consumer is not None and batch is not None:
+            if not kafka._still_ours(self._consumer, batch, batch.messages):
+                raise AbortNeeded("the group has given partitions away")
+            kafka._commit(self._producer, list(next_offsets(batch.messages).values()), batch.metadata)
         else:
-            self._producer.flush()
             self._producer.commit()
         self._committed = True
 

@@ -428,12 +428,18 @@ def alo_waits_for_nobody() -> None:
 def eos_commits_offsets_apart() -> None:
     """Offsets are committed after the transaction, not in it (X10)."""
 
+    members: list[GroupConsumer] = []
+
+    @instead(GroupConsumer, "__init__")
+    def _(original: Any, self: Any, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        members[:] = [self]
+
     @instead(ExactlyOnce, "_commit")
-    def _(_original: Any, self: Any, consumer: Any, _batch: Any, messages: Any) -> None:
-        self._producer.flush()
-        self._producer.commit()
+    def _(_original: Any, _self: Any, producer: Any, offsets: Any, _metadata: Any) -> None:
+        producer.commit()
         time.sleep(0.7)
-        consumer.commit(next_offsets(messages).values())
+        members[0].commit(offsets)
 
 
 @mutant(
@@ -454,9 +460,9 @@ def eos_sends_offsets_of_all_that_was_fetched() -> None:
     def _(_original: Any, self: Any, topics: Any, handler: Any, **options: Any) -> None:
         self.run(topics, lambda message: handler([message]), **options)
 
-    @instead(ExactlyOnce, "_commit")
-    def _(original: Any, self: Any, consumer: Any, batch: Any, _messages: Any) -> None:
-        original(self, consumer, batch, batch.messages)
+    @instead(ExactlyOnce, "_finish")
+    def _(original: Any, self: Any, flight: Any, batch: Any, _offsets: Any, metadata: Any) -> None:
+        original(self, flight, batch, list(next_offsets(batch.messages).values()), metadata)
 
 
 @mutant(EOS, "aborted read", "precommitted read")

@@ -36,6 +36,7 @@ FLOORS: list[set[str]] = [
     {"_apart", "_producer", "_consumer"},
     {"_failures"},
     {"_transactional", "_recognition", "_preflight"},
+    {"_in_flight"},
     {"at_most_once", "at_least_once", "exactly_once"},
     {"__init__"},
     {"testing"},

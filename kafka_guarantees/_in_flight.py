@@ -1,0 +1,194 @@
+"""Transactions in flight: each one ends in a thread of its own, while the loop fetches and handles what comes next.
+
+On a replicated cluster a transaction spends most of its time waiting for the markers of the last one to be replicated. So
+several producers take turns. Rules.
+* Records of a transaction are produced once those of the one before it are with the brokers: outputs keep the order of inputs.
+* Its offsets are sent, and it is committed, once the one before it is committed: offsets never overtake.
+* Where one is not committed, none behind it is, and the messages of all of them are fetched again.
+* Nothing is in flight while partitions are given away, or while the brokers are asked where the group is: what is in flight
+  would be fetched a second time.
+* A producer belongs to the thread of its flight until that ended, and to the loop from then on (X26).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING
+
+from ._transactional import AbortNeeded, InDoubt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from confluent_kafka import Message
+
+    from ._lifecycle import Lifecycle
+    from ._transactional import TransactionalProducer
+
+log = logging.getLogger("kafka_guarantees")
+
+GRACE = 1.0  # seconds for what is in flight when a run ends with an error; then it is not waited for any longer
+
+
+class Flight:
+    """The end of one transaction, after its last record was produced."""
+
+    __slots__ = ("_acknowledged", "_before", "ended", "messages", "producer")
+
+    def __init__(self, producer: TransactionalProducer, messages: Sequence[Message], before: Flight | None) -> None:
+        self.producer = producer
+        self.messages = messages
+        self._before = before
+        self._acknowledged = threading.Event()
+        self.ended: Future[None]
+
+    def take_off(self, pool: ThreadPoolExecutor, finish: Callable[[Flight], None]) -> None:
+        """Have ``finish(self)`` called in another thread."""
+        self.ended = pool.submit(self._fly, finish)
+
+    def _fly(self, finish: Callable[[Flight], None]) -> None:
+        try:
+            finish(self)
+        finally:
+            self._before = None
+            self._acknowledged.set()
+
+    def acknowledged(self) -> None:
+        """Its records are with the brokers: those of the next one may follow."""
+        self._acknowledged.set()
+
+    def until_acknowledged(self) -> None:
+        """Wait for its records to be with the brokers, or for its end."""
+        self._acknowledged.wait()
+
+    def follow(self) -> None:
+        """Wait until the transaction before it is committed.
+
+        Raises:
+            AbortNeeded: it is not, and so this one must not be.
+        """
+        if self._before is not None and self._before.failure is not None:
+            raise AbortNeeded("one before it was not committed")
+        self._before = None
+
+    @property
+    def failure(self) -> BaseException | None:
+        """Waits for its end, and tells why it is not committed; None: it is."""
+        return self.ended.exception()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended without being committed."""
+        return self.ended.done() and self.failure is not None
+
+    @property
+    def landed(self) -> bool:
+        """Whether it is committed."""
+        return self.ended.done() and self.failure is None
+
+
+class InFlight:
+    """The transactions of one client that are in flight.
+
+    Args:
+        producers: take turns; there are as many transactions in flight, less one that is being filled.
+        lifecycle: of the client.
+    """
+
+    def __init__(self, producers: Sequence[TransactionalProducer], lifecycle: Lifecycle) -> None:
+        self.producers = producers
+        self._lifecycle = lifecycle
+        self._free = deque(producers)
+        self._flights: deque[Flight] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+
+    # -- the loop ---------------------------------------------------------------------------------------------------------
+
+    def next_producer(self) -> TransactionalProducer | None:
+        """Wait for a producer whose transaction may begin. None: something in flight was not committed; see ``settle()``."""
+        self._lifecycle.check_fork()
+        while self._flights and (self._flights[0].landed or not self._free):
+            if self._flights[0].failure is not None:
+                return None
+            self._free.append(self._flights.popleft().producer)
+        if self._flights:
+            self._flights[-1].until_acknowledged()
+        return None if self.failed else self._free[0]
+
+    def take_off(self, messages: Sequence[Message], finish: Callable[[Flight], None]) -> None:
+        """End the transaction of the next producer, which consumed ``messages``, while the loop goes on."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(len(self.producers), "kafka-guarantees-transaction")
+        flight = Flight(self._free.popleft(), messages, self._flights[-1] if self._flights else None)
+        flight.take_off(self._pool, finish)
+        self._flights.append(flight)
+
+    # -- what was handled, and is not committed yet ------------------------------------------------------------------------
+
+    @property
+    def failed(self) -> bool:
+        """Whether something has ended without being committed."""
+        return any(flight.failed for flight in self._flights)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is not committed."""
+        return not all(flight.landed for flight in self._flights)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until nothing is in flight, whatever its end."""
+        wait([flight.ended for flight in self._flights], timeout)
+
+    def settle(self) -> list[Message]:
+        """Wait until nothing is in flight, and abort what is not committed. Returns the messages of that: they come again.
+
+        Raises:
+            DeliveryError: a record cannot be written. Its transaction was aborted.
+            FencedError, AuthorizationError, BrokerError: see there.
+        """
+        self._lifecycle.check_fork()
+        self.wait()
+        again: list[Message] = []
+        while self._flights:
+            flight = self._flights[0]
+            if flight.failure is not None:
+                _abort(flight, flight.failure, log.info if again else log.warning)
+                again += flight.messages
+            self._flights.popleft()
+            self._free.append(flight.producer)
+        return again
+
+    def end(self) -> None:
+        """The end of a run. What is in flight then, after an error, is aborted where that is quick."""
+        if self._lifecycle.forked:
+            return
+        self.wait(GRACE)
+        for flight in self._flights:
+            flight.producer.hurry = True
+        self.wait()
+        while self._flights:
+            producer = self._flights.popleft().producer
+            producer.abandon()
+            producer.hurry = False
+            self._free.append(producer)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+
+
+def _abort(flight: Flight, error: BaseException, say: Callable[..., None]) -> None:
+    """Abort a transaction that was not committed.
+
+    Raises:
+        BaseException: what the next one would end with as well.
+    """
+    if not isinstance(error, (AbortNeeded, InDoubt)):
+        raise error
+    say("a transaction of %d messages is aborted, and they are fetched again: %s", len(flight.messages), error)
+    failure = flight.producer.failure
+    flight.producer.abort()
+    if failure is not None:
+        raise failure from error  # it would fail again
