@@ -23,7 +23,7 @@ import logging
 import time
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._apart import Apart, apart_or_here
 from ._client import Abandoned
@@ -38,7 +38,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, RecordRefused, records_in
+from .records import Record, RecordRefused, listed
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
     from .records import BatchHandler, Handler, Headers, Payload
-
-    Output = tuple[int, Sequence[Record]]  # how many messages were handled together, and what that produces
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -79,9 +77,21 @@ class _Refused(Exception):
         self.error = error
 
 
-def _handled(outputs: Sequence[Output]) -> int:
-    """How many messages these are the outputs of."""
-    return sum(size for size, _ in outputs)
+class Outputs(NamedTuple):
+    """What was handled, in order.
+
+    Attributes:
+        produced: the records of each call of the handler.
+        size: how many messages it was called with.
+    """
+
+    produced: Sequence[Sequence[Record]]
+    size: int
+
+    @property
+    def handled(self) -> int:
+        """How many messages these are the outputs of."""
+        return len(self.produced) * self.size
 
 
 class ExactlyOnce:
@@ -178,21 +188,21 @@ class ExactlyOnce:
         """
         self._run(topics, partial(self._handle, apart_or_here(self._apart, handler)), max_batch, until_idle, None)
 
-    def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[list[Output], Failed | None]:
+    def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages until it is time to commit, the client is to stop, or one fails. Returns what they produce."""
         clock, lifecycle, serialized = time.monotonic, self._lifecycle, self._serialized
         call = self._reading.checked(handler)
-        outputs: list[Output] = []
+        produced: list[Sequence[Record]] = []
         until = clock() + self._commit_interval
         for message in messages:
             try:
-                records = call(message)
-                outputs.append((1, serialized(records) if records is not None else ()))
+                result = call(message)
+                produced.append(() if result is None else serialized(result))
             except Exception as error:  # noqa: BLE001 - it is tried again, set aside, or raised
-                return outputs, Failed(1, error)
+                return Outputs(produced, 1), Failed(1, error)
             if clock() >= until or lifecycle.stopping:
                 break
-        return outputs, None
+        return Outputs(produced, 1), None
 
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 1000, until_idle: float | None = None
@@ -204,14 +214,14 @@ class ExactlyOnce:
         """
         self._run(topics, partial(self._handle_all, apart_or_here(self._apart, handler)), max_batch, until_idle, FIRST_BATCH)
 
-    def _handle_all(self, handler: BatchHandler, messages: Sequence[Message]) -> tuple[list[Output], Failed | None]:
+    def _handle_all(self, handler: BatchHandler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages in one call, up to one that cannot be read. Returns what they produce."""
         messages = messages[: self._reading.readable(messages)] or messages[:1]
         try:
             self._reading.check(messages[0])
-            return [(len(messages), self._serialized(handler(messages)))], None
+            return Outputs([self._serialized(handler(messages))], len(messages)), None
         except Exception as error:  # noqa: BLE001 - as above
-            return [], Failed(len(messages), error)
+            return Outputs((), 0), Failed(len(messages), error)
 
     def _run(
         self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None
@@ -225,7 +235,7 @@ class ExactlyOnce:
                     while rest:
                         began = time.monotonic()
                         outputs, failed = handle(rest)
-                        pace.took(_handled(outputs), time.monotonic() - began)
+                        pace.took(outputs.handled, time.monotonic() - began)
                         done, failed = self._sent(consumer, batch, rest, outputs, failed)
                         rest = rest[done:]
                         if failed is not None:
@@ -242,7 +252,7 @@ class ExactlyOnce:
         consumer: GroupConsumer,
         batch: Batch,
         messages: Sequence[Message],
-        outputs: Sequence[Output],
+        outputs: Outputs,
         failed: Failed | None,
     ) -> tuple[int, Failed | None]:
         """Send what was handled on its way. Where a record of one message is refused, send what comes before that message.
@@ -252,12 +262,12 @@ class ExactlyOnce:
         """
         while True:
             try:
-                return (_handled(outputs), failed) if self._transact(consumer, batch, messages, outputs) else (0, None)
+                return (outputs.handled, failed) if self._transact(consumer, batch, messages, outputs) else (0, None)
             except _Refused as refused:
-                failed = Failed(outputs[refused.place][0], refused.error)
-                outputs = outputs[: refused.place]
+                failed = Failed(outputs.size, refused.error)
+                outputs = Outputs(outputs.produced[: refused.place], outputs.size)
 
-    def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Sequence[Output]) -> bool:
+    def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs) -> bool:
         """One transaction with what the first messages produced, whose end is left to another thread.
 
         Returns:
@@ -266,16 +276,16 @@ class ExactlyOnce:
         Raises:
             _Refused: the transaction was aborted, because a record cannot be written.
         """
-        if not outputs:
+        if not outputs.produced:
             return True
-        messages = messages[: _handled(outputs)]
+        messages = messages[: outputs.handled]
         self._lifecycle.handled()
         producer = self._in_flight.next_producer()
         if producer is None or not self._still_ours(consumer, batch, messages):
             return False
         try:
             producer.begin()
-            self._produce(producer, outputs)
+            self._produce(producer, outputs.produced)
         except (AbortNeeded, InDoubt) as exc:
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
             failure = producer.failure
@@ -295,16 +305,16 @@ class ExactlyOnce:
         self._in_flight.take_off(messages, lambda flight: self._finish(flight, batch, offsets, metadata))
         return True
 
-    def _produce(self, producer: TransactionalProducer, outputs: Sequence[Output]) -> None:
-        produce = producer.produce
-        for place, (_, records) in enumerate(outputs):
-            for record in records:
-                try:
+    def _produce(self, producer: TransactionalProducer, produced: Sequence[Sequence[Record]]) -> None:
+        produce, place = producer.produce, 0
+        try:
+            for place, records in enumerate(produced):  # noqa: B007 - looked at where one is refused
+                for record in records:
                     produce(record)
-                except (TypeError, ValueError) as error:
-                    raise _Refused(place, error) from error
-                except DeliveryError as error:
-                    raise _Refused(place, RecordRefused(error)) from error
+        except (TypeError, ValueError) as error:
+            raise _Refused(place, error) from error
+        except DeliveryError as error:
+            raise _Refused(place, RecordRefused(error)) from error
 
     def _finish(self, flight: Flight, batch: Batch, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
         """The end of a transaction, in a thread of its own, while the loop handles what comes next.
@@ -371,7 +381,7 @@ class ExactlyOnce:
     def _set_aside(self, consumer: GroupConsumer, batch: Batch, message: Message, outcome: GaveUp) -> int:
         """Send the dead letter of a message on its way, together with its offset. Returns how many are."""
         letter = self._failures.letter(message, outcome)
-        done, refused = self._sent(consumer, batch, [message], [(1, [letter])], None)
+        done, refused = self._sent(consumer, batch, [message], Outputs([[letter]], 1), None)
         if refused is not None:
             raise not_set_aside(refused.error)
         return done
@@ -390,10 +400,10 @@ class ExactlyOnce:
         consumer.unplace(again)
         return not again
 
-    def _serialized(self, records: Iterable[Record] | None) -> Sequence[Record]:
+    def _serialized(self, result: Iterable[Record] | None) -> Sequence[Record]:
         """What a handler returned, as it is produced."""
-        given = records_in(records)
-        return list(map(self._writing.serialize, given)) if self._writing.needed else list(given)
+        records = listed(result)
+        return list(map(self._writing.serialize, records)) if self._writing.needed else records
 
     def _read(self, consumer: GroupConsumer, batch: Batch) -> None:
         """Make a batch readable, and ready to be handled."""

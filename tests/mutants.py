@@ -427,7 +427,6 @@ def alo_waits_for_nobody() -> None:
 @mutant(EOS, "duplicate", "torn transaction", faults=["kill transformers at work"], session=2200, duration=16.0)
 def eos_commits_offsets_apart() -> None:
     """Offsets are committed after the transaction, not in it (X10)."""
-
     members: list[GroupConsumer] = []
 
     @instead(GroupConsumer, "__init__")
