@@ -12,6 +12,10 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message,
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+    from .world import Scripted, World
+
 
 # A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,3 +97,24 @@ def committed(bootstrap: str, group: str, topic: str, partitions: int = 1) -> li
         return [partition.offset for partition in answer]
     finally:
         consumer.close()
+
+
+@pytest.fixture
+def world(kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]) -> Callable[..., World]:
+    """``world(partitions=1)``."""
+    from .world import World  # noqa: PLC0415 - which uses this file
+
+    def make(partitions: int = 1) -> World:
+        return World(kafka.bootstrap, kafka_topic(partitions), kafka_topic(partitions), partitions, fresh("w"))
+
+    return make
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
+    """The class that takes the place of Producer: fill its ``before`` and ``after``, read its ``calls``."""
+    from .world import Scripted  # noqa: PLC0415 - as above
+
+    script = type("Script", (Scripted,), {"calls": [], "before": {}, "after": {}})
+    monkeypatch.setattr("kafka_guarantees._transactional.Producer", script)
+    return script

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,189 +35,19 @@ from kafka_guarantees import (
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._offsets import Membership
 
-from .conftest import committed, fill, read_all, values
-from .kafka_wire import Wire, visible
+from .conftest import fill, read_all, values
+from .kafka_wire import Wire
+from .world import DEADLINE, Scripted, World, fatal, in_thread, names, retriable, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from confluent_kafka import Message
 
-    from kafka_guarantees.testing.local_kafka import RunningKafka
 
 pytestmark = pytest.mark.broker
 
-DEADLINE = 30.0  # seconds for everything that must happen
 TOO_LARGE = b"x" * 2_000_000
-
-
-class World:
-    """An input and an output topic, a group and a transactional.id that nobody else uses."""
-
-    def __init__(self, bootstrap: str, source: str, sink: str, partitions: int, name: str) -> None:
-        self.bootstrap = bootstrap
-        self.source = source
-        self.sink = sink
-        self.partitions = partitions
-        self.group = f"group-{name}"
-        self.transactional_id = f"tx-{name}"
-        self.ends = [0] * partitions
-
-    def client(self, *, commit_interval: float = 0.1, **config: object) -> ExactlyOnce:
-        """Keyword arguments are librdkafka's, with ``_`` for dots."""
-        given = {
-            "bootstrap.servers": self.bootstrap,
-            "group.id": self.group,
-            "transactional.id": self.transactional_id,
-            **{name if name.endswith("_cb") else name.replace("_", "."): value for name, value in config.items()},
-        }
-        return ExactlyOnce(given, commit_interval=commit_interval)
-
-    def fill(self, count: int) -> list[bytes]:
-        """Write so many more messages, round robin, and return their values, sorted."""
-        first = sum(self.ends)
-        written = [b"%06d" % number for number in range(first, first + count)]
-        fill(self.bootstrap, self.source, written, self.partitions)
-        for number in range(count):
-            self.ends[number % self.partitions] += 1
-        return written
-
-    def copy(self, message: Message) -> Iterator[Record]:
-        """The handler that copies a message to the same partition of the output."""
-        yield Record(self.sink, message.value(), partition=message.partition())
-
-    def output(self) -> list[bytes]:
-        return visible(self.bootstrap, self.sink)
-
-    def committed(self) -> list[int]:
-        return committed(self.bootstrap, self.group, self.source, self.partitions)
-
-    def run(self, client: ExactlyOnce, handler: Callable[[Message], Any] | None = None, **options: Any) -> None:
-        """Run until the whole input is committed."""
-        with self.stopping(client):
-            client.run([self.source], handler or self.copy, **options)
-
-    @contextmanager
-    def stopping(self, *clients: ExactlyOnce) -> Iterator[None]:
-        """Stop the clients once the whole input is committed."""
-        over = threading.Event()
-
-        def watch() -> None:
-            deadline = time.monotonic() + DEADLINE
-            reader = Consumer(
-                {"bootstrap.servers": self.bootstrap, "group.id": self.group, "isolation.level": "read_committed"}
-            )
-            wanted = [TopicPartition(self.source, number) for number in range(self.partitions)]
-            while not over.wait(0.02) and time.monotonic() < deadline:
-                with suppress(KafkaException):  # an open transaction
-                    if [partition.offset for partition in reader.committed(wanted, 1)] == self.ends:
-                        break
-            if not over.is_set():  # a stop that comes after a run would end the next one
-                for client in clients:
-                    client.stop()
-            reader.close()
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
-
-
-@pytest.fixture
-def world(kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]) -> Callable[..., World]:
-    """``world(partitions=1)``."""
-
-    def make(partitions: int = 1) -> World:
-        return World(kafka.bootstrap, kafka_topic(partitions), kafka_topic(partitions), partitions, fresh("w"))
-
-    return make
-
-
-def in_thread(target: Callable[[], object]) -> Callable[[], BaseException | None]:
-    """Call ``target`` in a thread. The answer waits for its end and returns what it raised."""
-    raised: list[BaseException] = []
-
-    def call() -> None:
-        try:
-            target()
-        except BaseException as error:  # noqa: BLE001 - it is returned
-            raised.append(error)
-
-    thread = threading.Thread(target=call)
-    thread.start()
-
-    def ended() -> BaseException | None:
-        thread.join(DEADLINE)
-        assert not thread.is_alive(), "still running"
-        return raised[0] if raised else None
-
-    return ended
-
-
-def until(happened: Callable[[], bool], what: str, timeout: float = DEADLINE) -> None:
-    deadline = time.monotonic() + timeout
-    while not happened():
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.02)
-
-
-class Scripted(Producer):
-    """A producer whose transactional calls are recorded and may fail as a test says."""
-
-    calls: list[tuple[str, tuple[object, ...]]]
-    before: dict[str, list[BaseException | None]]
-    after: dict[str, list[BaseException | None]]
-
-    def _do(self, name: str, *args: object) -> Any:
-        self.calls.append((name, args))
-        self._raise(self.before, name)
-        result = getattr(super(), name)(*args)
-        self._raise(self.after, name)
-        return result
-
-    @staticmethod
-    def _raise(script: dict[str, list[BaseException | None]], name: str) -> None:
-        error = script[name].pop(0) if script.get(name) else None
-        if error is not None:
-            raise error
-
-    def init_transactions(self, *args: object) -> Any:
-        return self._do("init_transactions", *args)
-
-    def begin_transaction(self, *args: object) -> Any:
-        return self._do("begin_transaction", *args)
-
-    def send_offsets_to_transaction(self, *args: object) -> Any:
-        return self._do("send_offsets_to_transaction", *args)
-
-    def commit_transaction(self, *args: object) -> Any:
-        return self._do("commit_transaction", *args)
-
-    def abort_transaction(self, *args: object) -> Any:
-        return self._do("abort_transaction", *args)
-
-
-@pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> type[Scripted]:
-    """The class that takes the place of Producer: fill its ``before`` and ``after``, read its ``calls``."""
-    script = type("Script", (Scripted,), {"calls": [], "before": {}, "after": {}})
-    monkeypatch.setattr("kafka_guarantees._transactional.Producer", script)
-    return script
-
-
-def names(script: type[Scripted]) -> list[str]:
-    return [name for name, _ in script.calls]
-
-
-def retriable(code: int) -> KafkaException:
-    return KafkaException(KafkaError(code, "for the test", retriable=True))
-
-
-def fatal() -> KafkaException:
-    return KafkaException(KafkaError(KafkaError._FATAL, "for the test", fatal=True))
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
@@ -439,7 +269,7 @@ def test_x03_a_transaction_whose_membership_ended_before_its_commit(
     assert calls == ["begin_transaction", "send_offsets_to_transaction", "commit_transaction"]
 
 
-PROTOCOLS: list[dict[str, object]] = [
+PROTOCOLS: list[dict[str, Any]] = [
     {},
     {"partition_assignment_strategy": "cooperative-sticky"},
     {"group_protocol": "consumer"},
@@ -447,7 +277,7 @@ PROTOCOLS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=["range", "cooperative-sticky", "kip-848"])
-def test_x12_a_member_joins_in_the_middle_of_a_transaction(world: Callable[..., World], protocol: dict[str, object]) -> None:
+def test_x12_a_member_joins_in_the_middle_of_a_transaction(world: Callable[..., World], protocol: dict[str, Any]) -> None:
     """X12: a rebalance that begins while a transaction is open moves partitions and loses or repeats nothing."""
     here = world(4)
     written = here.fill(400)

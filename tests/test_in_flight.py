@@ -1,0 +1,543 @@
+"""Transactions in flight: their order, what an abort takes with it, and that nothing is in flight where it must not be.
+
+First without a broker, with producers that do what a test says; then on a real one.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import Producer
+
+from kafka_guarantees import DeliveryError, ExactlyOnce, FencedError, ForkedClientError, HandlerError, Record
+from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._in_flight import Flight, InFlight
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer
+
+from .conftest import read_all, values
+from .world import DEADLINE, Scripted, World, fatal, in_thread, names, retriable, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from confluent_kafka import Message
+
+# -- without a broker ----------------------------------------------------------------------------------------------------
+
+
+class Turn:
+    """Stands for a producer: notes what is asked of it."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name = name
+        self.log = log
+        self.failure: Exception | None = None
+        self.hurry = False
+
+    def abort(self) -> None:
+        self.log.append(f"abort {self.name}")
+
+    def abandon(self) -> None:
+        self.log.append(f"abandon {self.name}")
+
+
+class Sky:
+    """Flights of producers ``a``, ``b``, ``c``, whose ends a test decides by hand."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.turns = [Turn(name, self.log) for name in "abc"]
+        self.lifecycle = Lifecycle("test")
+        self.flights = InFlight(self.turns, self.lifecycle)  # type: ignore[arg-type]  # a stand-in
+        self.may_acknowledge: dict[str, threading.Event] = defaultdict(threading.Event)
+        self.may_commit: dict[str, threading.Event] = defaultdict(threading.Event)
+        self.errors: dict[str, BaseException] = {}
+
+    def take_off(self, name: str) -> None:
+        """As the loop does it, for one message that goes by this name."""
+
+        def finish(flight: Flight) -> None:
+            self.may_acknowledge[name].wait(DEADLINE)
+            self.log.append(f"acknowledged {name}")
+            flight.acknowledged()
+            flight.follow()
+            self.may_commit[name].wait(DEADLINE)
+            if name in self.errors:
+                raise self.errors[name]
+            self.log.append(f"committed {name}")
+
+        self.flights.take_off([name], finish)  # type: ignore[list-item]  # a stand-in
+
+    def next(self) -> Any:
+        return self.flights.next_producer()
+
+    def let(self, *names: str) -> None:
+        for name in names:
+            self.may_acknowledge[name].set()
+            self.may_commit[name].set()
+
+
+@pytest.fixture
+def sky() -> Iterator[Sky]:
+    sky = Sky()
+    yield sky
+    sky.let("1", "2", "3", "4")
+    sky.flights.end()
+
+
+def test_the_next_begins_once_the_records_of_the_last_are_acknowledged(sky: Sky) -> None:
+    """Records of a transaction are not produced before those of the last one are with the brokers, committed or not."""
+    assert sky.next() is sky.turns[0]
+    sky.take_off("1")
+    waiting = in_thread(lambda: sky.log.append(f"next {sky.next().name}"))
+    time.sleep(0.05)
+    assert sky.log == []
+    sky.may_acknowledge["1"].set()
+    assert waiting() is None
+    assert sky.log == ["acknowledged 1", "next b"]
+    assert sky.flights.unfinished
+
+
+def test_commits_are_in_order(sky: Sky) -> None:
+    """A transaction whose turn it is not waits with its commit, however early it is ready."""
+    for name in "123":
+        sky.flights.next_producer()
+        sky.take_off(name)
+        sky.may_acknowledge[name].set()
+    sky.let("3")
+    sky.let("2")
+    time.sleep(0.05)
+    assert sky.log == ["acknowledged 1", "acknowledged 2", "acknowledged 3"]
+    sky.let("1")
+    assert sky.flights.settle() == []
+    assert sky.log[3:] == ["committed 1", "committed 2", "committed 3"]
+
+
+def test_there_are_as_many_as_producers(sky: Sky) -> None:
+    """With all producers in flight the next transaction waits for the oldest, and has its producer."""
+    for name in "123":
+        sky.flights.next_producer()
+        sky.take_off(name)
+        sky.may_acknowledge[name].set()
+    got: list[Any] = []
+    waiting = in_thread(lambda: got.append(sky.flights.next_producer()))
+    time.sleep(0.05)
+    assert got == []
+    sky.let("1")
+    assert waiting() is None
+    assert got == [sky.turns[0]]
+
+
+@pytest.mark.parametrize("error", [AbortNeeded("for the test"), InDoubt("for the test")], ids=["abort", "doubt"])
+def test_an_abort_takes_everything_behind_it_along(sky: Sky, error: Exception) -> None:
+    """What is behind a transaction that is not committed is not committed; what was before it is. All comes again in order."""
+    sky.errors["2"] = error
+    for name in "123":
+        sky.flights.next_producer()
+        sky.take_off(name)
+        sky.let(name)
+    sky.flights.wait()
+    assert sky.flights.failed
+    assert sky.flights.next_producer() is None, "nothing begins behind it"
+    again: Any = sky.flights.settle()
+    assert again == ["2", "3"]
+    assert "committed 1" in sky.log
+    assert "committed 3" not in sky.log
+    assert sky.log[-2:] == ["abort b", "abort c"], "each transaction is ended"
+    assert not sky.flights.failed
+    assert sky.flights.next_producer() is not None
+
+
+def test_what_would_fail_again_is_raised(sky: Sky) -> None:
+    """A record that cannot be written ends the run, after its transaction was aborted; so does a fenced producer, at once."""
+    sky.errors["1"] = AbortNeeded("for the test")
+    sky.turns[0].failure = DeliveryError("too large")
+    sky.flights.next_producer()
+    sky.take_off("1")
+    sky.let("1")
+    with pytest.raises(DeliveryError, match="too large"):
+        sky.flights.settle()
+    assert sky.log[-1] == "abort a"
+    sky.flights.end()
+    sky.errors["2"] = FencedError("for the test")
+    sky.flights.next_producer()
+    sky.take_off("2")
+    sky.let("2")
+    with pytest.raises(FencedError):
+        sky.flights.settle()
+    assert "abort b" not in sky.log
+
+
+def test_the_end_of_a_run_waits_and_leaves_nothing_open(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in flight when a run ends with an error is waited for a moment, then hurried, and its producers let go of it."""
+    monkeypatch.setattr("kafka_guarantees._in_flight.GRACE", 0.05)
+    sky.flights.next_producer()
+    sky.take_off("1")
+    over = in_thread(sky.flights.end)
+    until(lambda: sky.turns[0].hurry, "it is hurried")
+    sky.let("1")
+    assert over() is None
+    assert sky.log[-1] == "abandon a"
+    assert not sky.turns[0].hurry
+    assert len({sky.flights.next_producer() for _ in range(3)}) == 1
+
+
+def test_a_child_waits_for_nothing(sky: Sky) -> None:
+    """In a child of the process nothing is in flight, and nobody is waited for: the threads are the parent's (Y04)."""
+    sky.flights.next_producer()
+    sky.take_off("1")
+    sky.lifecycle.forked = True
+    for call in (sky.flights.next_producer, sky.flights.settle):
+        with pytest.raises(ForkedClientError):
+            call()
+    sky.flights.end()
+    assert sky.log == []
+    sky.lifecycle.forked = False
+
+
+@pytest.mark.parametrize("number", [0, -1, True, 2.5, "3", None])
+def test_a_number_of_transactions_that_cannot_be_is_refused(number: Any) -> None:
+    """transactions_in_flight is 1 or more, and anything else is refused before anything is connected."""
+    config = {"bootstrap.servers": "127.0.0.1:1", "transactional.id": "t"}
+    with pytest.raises(ValueError, match="transactions_in_flight"):
+        ExactlyOnce(config, transactions_in_flight=number)
+
+
+def in_the_air(consumer: GroupConsumer) -> int:
+    flights: Any = consumer._in_flight
+    return sum(not flight.ended.done() for flight in flights._flights)
+
+
+# -- on a broker ---------------------------------------------------------------------------------------------------------
+
+
+def slow_commits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
+    """Commits take so long. Returns the list that they are noted in, by the id of their producer."""
+    true = TransactionalProducer.commit
+    noted: list[str] = []
+
+    def commit(self: TransactionalProducer) -> None:
+        time.sleep(seconds)
+        true(self)
+        noted.append(str(self._settings.transactional_id))
+
+    monkeypatch.setattr(TransactionalProducer, "commit", commit)
+    return noted
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("number", [1, 2, 3, 5])
+def test_messages_are_handled_while_earlier_ones_are_committed(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """While N transactions are being committed one more is handled, and no other; the ids of the producers take turns."""
+    here = world()
+    written = here.fill(20)
+    noted = slow_commits(monkeypatch, 0.1)
+    ahead: list[int] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        ahead.append((message.offset() or 0) - len(noted))
+        return here.copy(message)
+
+    with here.client(transactions_in_flight=number) as kafka:
+        here.run(kafka, handler, max_batch=1)
+    assert here.output() == written
+    assert max(ahead) == number, "how many earlier messages are not committed when one is handled"
+    ids = [here.transactional_id, *(f"{here.transactional_id}-in-flight-{n}" for n in range(1, number))]
+    assert noted == (ids * 20)[:20]
+
+
+@pytest.mark.broker
+def test_outputs_and_offsets_keep_their_order_through_aborts(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever verb of whichever transaction fails, each message is there once, in order, and offsets only ever grow."""
+    here = world(4)
+    written = here.fill(3000)
+    chance = random.Random(7)
+    failed: list[str] = []
+    for verb in ("flush", "send_offsets", "commit", "begin"):
+        true = getattr(TransactionalProducer, verb)
+
+        def fails(self: TransactionalProducer, *args: Any, verb: str = verb, true: Any = true) -> None:
+            if chance.random() < 0.015:
+                failed.append(verb)
+                self.poison(None)
+                raise (InDoubt if verb == "begin" else AbortNeeded)("for the test")
+            true(self, *args)
+            if chance.random() < 0.01:
+                failed.append(f"after {verb}")
+                if verb != "begin":
+                    self._lose()
+                    raise InDoubt("for the test")
+
+        monkeypatch.setattr(TransactionalProducer, verb, fails)
+    offsets: list[int] = []
+    send = TransactionalProducer.send_offsets
+
+    def noted(self: TransactionalProducer, places: Any, metadata: Any) -> None:
+        send(self, places, metadata)
+        offsets.extend(place.offset for place in places if place.partition == 0)
+
+    monkeypatch.setattr(TransactionalProducer, "send_offsets", noted)
+    with here.client(transactions_in_flight=3) as kafka:
+        here.run(kafka, max_batch=25)
+    assert len(failed) > 5, "the control: transactions did fail"
+    assert len(set(failed)) > 3
+    messages = read_all(here.bootstrap, here.sink)
+    assert values(messages) == written
+    for number in range(4):
+        assert [m.value() for m in messages if m.partition() == number] == written[number::4]
+    assert here.committed() == here.ends
+
+
+@pytest.mark.broker
+def test_nobody_asks_where_the_group_is_while_something_is_in_flight(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The committed offsets are asked for when nothing is in flight: else what is would be fetched and committed twice."""
+    here = world(2)
+    written = here.fill(300)
+    slow_commits(monkeypatch, 0.02)
+    asked: list[bool] = []
+    true = GroupConsumer._committed
+
+    def asking(self: GroupConsumer, partitions: Any) -> Any:
+        asked.append(in_the_air(self) > 0)
+        return true(self, partitions)
+
+    monkeypatch.setattr(GroupConsumer, "_committed", asking)
+    failing = set(range(7, 150, 20))
+
+    def handler(message: Message) -> Iterator[Record]:
+        if message.offset() in failing and message.partition() == 0:
+            failing.discard(message.offset() or 0)
+            raise ConnectionError
+        time.sleep(0.001)
+        return here.copy(message)
+
+    def late(kafka: ExactlyOnce) -> None:  # gives the rest of a batch back now and then
+        must = kafka._must_poll
+        kafka._must_poll = lambda batch: random.random() < 0.3 or must(batch)  # type: ignore[method-assign]
+
+    with here.client(transactions_in_flight=3, commit_interval=0.005) as kafka:
+        late(kafka)
+        here.run(kafka, handler, max_batch=20)
+    assert len(asked) > 5
+    assert not any(asked)
+    assert here.output() == written
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize(
+    "protocol",
+    [{}, {"partition_assignment_strategy": "cooperative-sticky"}, {"group_protocol": "consumer"}],
+    ids=["range", "cooperative-sticky", "kip-848"],
+)
+def test_partitions_are_given_away_with_nothing_in_flight(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, protocol: dict[str, Any]
+) -> None:
+    """A rebalance waits for the end of the transactions in flight before it takes partitions away, and the output is exact."""
+    here = world(4)
+    written = here.fill(240)
+    slow_commits(monkeypatch, 0.1)
+    waited_for: list[int] = []
+    settle = GroupConsumer._settle
+
+    def settled(self: GroupConsumer) -> None:
+        waited_for.append(in_the_air(self))
+        settle(self)
+        assert in_the_air(self) == 0
+
+    monkeypatch.setattr(GroupConsumer, "_settle", settled)
+    handled: list[bytes | None] = []
+    lock = threading.Lock()
+
+    def handler(message: Message) -> Iterator[Record]:
+        with lock:
+            handled.append(message.value())
+        time.sleep(0.002)
+        return here.copy(message)
+
+    if "group_protocol" not in protocol:
+        protocol = {**protocol, "heartbeat_interval_ms": 200}
+    protocol["commit_interval"] = 0.01
+    first = here.client(**protocol)
+    second = here.client(**{**protocol, "transactional_id": f"{here.transactional_id}-b"})
+    with first, second, here.stopping(first, second):
+        one = in_thread(lambda: first.run([here.source], handler, max_batch=10))
+        until(lambda: len(handled) > 20, "the first is at work")
+        two = in_thread(lambda: second.run([here.source], handler, max_batch=10))
+        assert one() is None
+        assert two() is None
+    assert here.output() == written
+    assert max(waited_for) > 0, "the control: there was something to wait for"
+
+
+@pytest.mark.broker
+def test_after_a_handler_error_all_before_it_is_committed(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message that fails waits for what is in flight before it: when HandlerError is raised, that is committed."""
+    here = world()
+    written = here.fill(10)
+    slow_commits(monkeypatch, 0.1)
+
+    def failing(message: Message) -> Iterator[Record]:
+        if message.offset() == 7:
+            raise ZeroDivisionError
+        return here.copy(message)
+
+    with here.client(transactions_in_flight=3) as kafka, pytest.raises(HandlerError, match="offset 7"):
+        kafka.run([here.source], failing, max_batch=2)
+    assert here.output() == written[:7]
+    assert here.committed() == [7]
+
+
+@pytest.mark.broker
+def test_a_run_that_is_idle_has_committed_everything(world: Callable[..., World], scripted: type[Scripted]) -> None:
+    """until_idle: a run does not end before what is in flight is committed, nor before what was aborted is handled again."""
+    here = world()
+    written = here.fill(5)
+    scripted.before["commit_transaction"] = [None, fatal()]
+    with here.client(transactions_in_flight=3) as kafka:
+        kafka.run([here.source], here.copy, max_batch=1, until_idle=0.2)
+    assert here.output() == written
+    assert here.committed() == [5]
+
+
+@pytest.mark.broker
+def test_a_stop_commits_what_is_in_flight(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """stop(): what was handled is committed before run returns, however many transactions that is."""
+    here = world()
+    here.fill(10)
+    slow_commits(monkeypatch, 0.1)
+    handled: list[bytes] = []
+    with here.client(transactions_in_flight=3) as kafka:
+
+        def handler(message: Message) -> Iterator[Record]:
+            handled.append(message.value() or b"")
+            if len(handled) == 4:
+                kafka.stop()
+            return here.copy(message)
+
+        kafka.run([here.source], handler, max_batch=1)
+    assert here.output() == handled
+    assert here.committed() == [4]
+
+
+@pytest.mark.broker
+def test_an_exception_of_a_callback_in_another_thread_ends_the_run(world: Callable[..., World]) -> None:
+    """What a user's callback raises while a transaction is ended beside the loop is raised by run."""
+    here = world()
+    here.fill(50)
+
+    def stats(_text: str) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise SystemExit(7)
+
+    def handler(message: Message) -> Iterator[Record]:
+        time.sleep(0.01)
+        return here.copy(message)
+
+    with here.client(stats_cb=stats, statistics_interval_ms=1) as kafka, pytest.raises(SystemExit):
+        kafka.run([here.source], handler, max_batch=1, until_idle=1)
+
+
+@pytest.mark.broker
+def test_each_producer_has_its_own_hygiene(world: Callable[..., World]) -> None:
+    """X01: a producer that met something ambiguous is made anew before its next transaction, and the others are not."""
+    here = world()
+    written = here.fill(30)
+    with here.client(transactions_in_flight=3) as kafka:
+        second = kafka._in_flight.producers[1]
+
+        def handler(message: Message) -> Iterator[Record]:
+            if message.offset() == 10:
+                second._state.soil("for the test")
+            return here.copy(message)
+
+        here.run(kafka, handler, max_batch=1)
+        assert [producer.renewals for producer in kafka._in_flight.producers] == [0, 1, 0]
+    assert here.output() == written
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("suffix", ["", "-in-flight-1", "-in-flight-2"])
+def test_another_instance_fences_each_of_them(world: Callable[..., World], suffix: str) -> None:
+    """A second user of any of the ids ends the run with FencedError, and of what it had in flight nothing is left over."""
+    here = world()
+    written = here.fill(200)
+    other = Producer({"bootstrap.servers": here.bootstrap, "transactional.id": here.transactional_id + suffix})
+
+    def handler(message: Message) -> Iterator[Record]:
+        if message.offset() == 20:
+            other.init_transactions(DEADLINE)
+        return here.copy(message)
+
+    with here.client(transactions_in_flight=3) as kafka:
+        with pytest.raises(FencedError):
+            here.run(kafka, handler, max_batch=5)
+        here.run(kafka)
+    assert here.output() == written
+
+
+DYING = """
+import os, sys, time
+from kafka_guarantees import ExactlyOnce, Record
+from kafka_guarantees._transactional import TransactionalProducer
+bootstrap, source, sink, group, name = sys.argv[1:]
+TransactionalProducer.commit = lambda self: time.sleep(60)
+def handler(message):
+    print("handled", flush=True)
+    return [Record(sink, message.value())]
+config = {"bootstrap.servers": bootstrap, "group.id": group, "transactional.id": name, "transaction.timeout.ms": 60000,
+          "session.timeout.ms": 6000, "max.poll.interval.ms": 70000}
+with ExactlyOnce(config, transactions_in_flight=3, preflight="off") as kafka:
+    kafka.run([source], handler, max_batch=1)
+"""
+
+
+@pytest.mark.broker
+def test_a_restart_ends_all_that_was_in_flight(world: Callable[..., World]) -> None:
+    """X14, X24: after a SIGKILL with three open transactions a new start ends all three at once, and readers go on."""
+    here = world()
+    written = here.fill(10)
+    arguments = [here.bootstrap, here.source, here.sink, here.group, here.transactional_id]
+    with subprocess.Popen([sys.executable, "-c", DYING, *arguments], stdout=subprocess.PIPE) as dying:
+        assert dying.stdout is not None
+        for _ in range(4):  # three are in flight, and one waits for its turn
+            assert dying.stdout.readline() == b"handled\n"
+        time.sleep(0.5)  # the records of the third are on their way
+        dying.send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    with here.client(transactions_in_flight=3, session_timeout_ms=6000) as kafka:
+        here.run(kafka)
+    assert here.output() == written
+    assert time.monotonic() - began < 30, "not the transaction.timeout.ms of the dead"
+
+
+@pytest.mark.broker
+def test_a_late_answer_to_a_commit_is_waited_for_in_order(world: Callable[..., World], scripted: type[Scripted]) -> None:
+    """A commit that is tried again holds up those behind it; they are committed after it, and nothing is handled twice."""
+    here = world()
+    written = here.fill(8)
+    scripted.before["commit_transaction"] = [retriable(-185), retriable(-185), None]
+    handled: list[bytes | None] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        handled.append(message.value())
+        return here.copy(message)
+
+    with here.client(transactions_in_flight=3) as kafka:
+        here.run(kafka, handler, max_batch=1)
+    assert handled == here.output() == written
+    assert names(scripted).count("commit_transaction") == 10
