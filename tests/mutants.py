@@ -34,11 +34,12 @@ from kafka_guarantees import (
 )
 from kafka_guarantees._client import Callbacks
 from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._in_flight import Flight
 from kafka_guarantees._offsets import next_offsets, not_before
 from kafka_guarantees._pace import Pace
 from kafka_guarantees._producer import PlainProducer, enqueue
 from kafka_guarantees._transaction_state import State, TransactionState
-from kafka_guarantees._transactional import InDoubt, TransactionalProducer
+from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer
 from kafka_guarantees.errors import BrokerError
 from kafka_guarantees.exactly_once import Transaction
 from kafka_guarantees.prove import life, worker
@@ -602,6 +603,43 @@ def eos_passes_over_what_fails() -> None:
         if error[0] is not None and self._consumer is not None:
             self._consumer.commit(next_offsets(self.messages).values())
         return bool(result)
+
+
+def aborting_now_and_then() -> None:
+    """Transactions take as long as on a replicated cluster, and one in eight is aborted, which is no lie."""
+
+    @instead(TransactionalProducer, "send_offsets")
+    def _(original: Any, *args: Any) -> None:
+        time.sleep(0.06)
+        original(*args)
+        if random.random() < 1 / 8:
+            raise AbortNeeded("for the proof")
+
+
+@mutant(EOS, "unseen", "poll skip", "torn transaction", handling=0.002, rate=120.0)
+def eos_commits_behind_an_abort() -> None:
+    """A transaction is committed although the one before it was aborted (X13)."""
+    aborting_now_and_then()
+
+    @instead(Flight, "follow")
+    def _(original: Any, self: Any) -> None:
+        with suppress(AbortNeeded):
+            original(self)
+
+
+@mutant(EOS, "unseen", "poll skip", "torn transaction", "offset regression", handling=0.002, rate=120.0)
+def eos_commits_out_of_turn() -> None:
+    """A transaction is committed as soon as it can be, also before the one that came first (X13)."""
+    aborting_now_and_then()
+
+    @instead(TransactionalProducer, "flush")
+    def _(original: Any, self: Any) -> None:
+        original(self)
+        time.sleep(random.choice((0.0, 0.2)))
+
+    @instead(Flight, "follow")
+    def _(_original: Any, _self: Any) -> None:
+        pass
 
 
 # -- those that need the way to the brokers -------------------------------------------------------------------------------
