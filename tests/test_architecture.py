@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(kafka_guarantees.__file__).parent
 # They play the user, or another program: what they do with confluent-kafka is theirs.
-APART = ("testing", "demo", "prove", "dead_letters")
+APART = ("testing", "demo", "prove", "bench", "dead_letters")
 
 # Modules of an extra, which nothing imports until a user asks for its store.
 POSTGRES = {"psycopg", "psycopg_pool"}
@@ -42,6 +42,7 @@ FLOORS: list[set[str]] = [
     {"testing"},
     {"demo", "dead_letters"},
     {"prove"},
+    {"bench"},
     {"cli"},
     {"__main__"},
 ]
