@@ -19,7 +19,8 @@ pytest.importorskip("rich", reason="the report needs the extra `prove`")
 pytest.importorskip("jinja2", reason="the report needs the extra `prove`")
 pytest.importorskip("matplotlib", reason="the report needs the extra `prove`")
 
-from kafka_guarantees.prove.report import WIDTH, as_html, as_json, as_text, outcome
+from kafka_guarantees.prove.page import WIDTH
+from kafka_guarantees.prove.report import as_html, as_json, as_text, outcome
 from kafka_guarantees.prove.screen import PLAIN, Progress, Screen, printable
 
 if TYPE_CHECKING:

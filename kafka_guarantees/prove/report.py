@@ -1,8 +1,6 @@
 """A proof, shown: as JSON for programs, as text for a terminal, as one HTML page for people.
 
-Rules. What a proof holds comes from anywhere (exceptions, brokers, arguments): it is text, and nothing in it becomes markup, an
-escape sequence or mathematics. The page needs nothing beside itself: no script, no font, no picture from elsewhere. The same
-proof gives the same bytes. A check that examined nothing is neither kept nor broken: it was not exercised; and where that is
+Rules. Those of ``page``. A check that examined nothing is neither kept nor broken: it was not exercised; and where that is
 all of them, the run says nothing.
 
 This file needs the extra ``prove`` (rich, jinja2, matplotlib).
@@ -10,23 +8,18 @@ This file needs the extra ``prove`` (rich, jinja2, matplotlib).
 
 from __future__ import annotations
 
-import io
 import json
-import re
 from importlib import resources
 from typing import TYPE_CHECKING, Final, Literal
 
-import matplotlib as mpl
-import matplotlib.style
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-from rich.box import Box
-from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from . import page
+from .page import WIDTH, many
 from .screen import printable
 
 if TYPE_CHECKING:
@@ -37,7 +30,6 @@ if TYPE_CHECKING:
 
     from .evidence import Fault, Proof, Verdict
 
-WIDTH = 120
 FORMAT = 1  # of the JSON: counts up when a key changes its meaning or goes
 KEPT: Final = "kept"
 BROKEN: Final = "broken"
@@ -64,17 +56,17 @@ def outcome(proof: Proof) -> Literal["held", "broken", "empty"]:
 def why(proof: Proof) -> str:
     """The reason for the outcome, in a sentence."""
     exercised = [verdict for verdict in proof.verdicts if verdict.examined]
-    faults = _many(len(proof.faults), "fault") if proof.faults else "no fault at all"
+    faults = many(len(proof.faults), "fault") if proof.faults else "no fault at all"
     if outcome(proof) == "empty":
         return "No check had anything to examine: this run says nothing about the guarantee."
     if proof.held:
         idle = len(proof.verdicts) - len(exercised)
-        rest = f" {_many(idle, 'check')} had nothing to examine." if idle else ""
+        rest = f" {many(idle, 'check')} had nothing to examine." if idle else ""
         examined = sum(verdict.examined for verdict in exercised)
-        return f"{_many(len(exercised), 'check')} looked at {examined:,} things under {faults} and found nothing wrong.{rest}"
+        return f"{many(len(exercised), 'check')} looked at {examined:,} things under {faults} and found nothing wrong.{rest}"
     parts = [f"{verdict.check} ({_anomalies(verdict)})" for verdict in _broken(proof)]
     if proof.troubles:
-        parts.append(f"{_many(len(proof.troubles), 'trouble')} that no fault explains")
+        parts.append(f"{many(len(proof.troubles), 'trouble')} that no fault explains")
     return f"Under {faults}: {'; '.join(parts)}."
 
 
@@ -83,11 +75,7 @@ def _broken(proof: Proof) -> list[Verdict]:
 
 
 def _anomalies(verdict: Verdict) -> str:
-    return _many(verdict.found, "anomaly", "anomalies")
-
-
-def _many(count: int, one: str, more: str = "") -> str:
-    return f"{count:,} {one if count == 1 else more or one + 's'}"
+    return many(verdict.found, "anomaly", "anomalies")
 
 
 # -- for programs -----------------------------------------------------------------------------------------------------------
@@ -159,19 +147,14 @@ def as_json(proof: Proof) -> str:
 
 # -- for a terminal ---------------------------------------------------------------------------------------------------------
 
-_RULES = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-
 
 def as_text(proof: Proof) -> str:
     """The table of checks, what is wrong, and a closing line. Plain text, not wider than WIDTH, without a line end."""
-    out = io.StringIO()
-    console = Console(file=out, width=WIDTH, force_terminal=False, color_system=None, emoji=False, _environ={})
-    console.print(Group(_table(proof), *_wrong(proof), Text(_shortened(printable(_closing(proof))))))
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n")
+    return page.as_text(_table(proof), *_wrong(proof), Text(_shortened(printable(_closing(proof)))))
 
 
 def _table(proof: Proof) -> Table:
-    table = Table(box=_RULES, pad_edge=False, show_edge=False, expand=False)
+    table = page.table()
     table.add_column("check", overflow="fold", max_width=32)
     table.add_column("result", no_wrap=True)
     table.add_column("examined", no_wrap=True, justify="right")
@@ -222,9 +205,9 @@ def _closing(proof: Proof) -> str:
         return _fitting(f"kept  {proof.guarantee}: ", [f"{value:,} {name}" for name, value in proof.figures.items()])
     broken = _broken(proof)
     if not broken:
-        return f"BROKEN  {proof.guarantee}: {_many(len(proof.troubles), 'trouble')} ({_on_a_line(proof.troubles[0])})"
+        return f"BROKEN  {proof.guarantee}: {many(len(proof.troubles), 'trouble')} ({_on_a_line(proof.troubles[0])})"
     first = broken[0]
-    also = f", and {_many(len(broken) - 1, 'more check')}" if broken[1:] else ""
+    also = f", and {many(len(broken) - 1, 'more check')}" if broken[1:] else ""
     return f"BROKEN  {proof.guarantee}: {_on_a_line(first.check)}: {_anomalies(first)}{also} ({_on_a_line(first.anomalies[0])})"
 
 
@@ -241,32 +224,18 @@ def _fitting(start: str, parts: Sequence[str]) -> str:
 
 def as_html(proof: Proof) -> str:
     """The proof as one HTML page that stands alone."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_plain,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(number="{:,}".format, many=_many)
-    template = environment.from_string((resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8"))
-    return template.render(
+    return page.rendered(
+        (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8"),
         proof=proof,
         outcome=outcome(proof),
         why=why(proof),
         head=_head(proof),
         verdicts=[(verdict, result(verdict)) for verdict in proof.verdicts],
-        plot=Markup(_plot(proof)),  # noqa: S704 - matplotlib escapes what is written into it
+        plot=_plot(proof),
         not_drawn=[what for what, data in (("rates", proof.rates), ("lag", proof.lag)) if not data],
         first=_AT_ONCE,
         most=_ON_PAGE,
     )
-
-
-def _plain(value: object) -> object:
-    """What the template writes: Markup as it is, any other text without what is not printed."""
-    return printable(value, but="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _head(proof: Proof) -> Mapping[str, str]:
@@ -279,59 +248,13 @@ def _head(proof: Proof) -> Mapping[str, str]:
 
 
 # -- the plot ---------------------------------------------------------------------------------------------------------------
-# Colours are those of Okabe and Ito, which the colour-blind can tell apart; shapes and dashes differ besides. In the page each
-# is a variable, so that light and dark have their own.
-
-_INK, _GRID, _FAULT, _SENT, _HANDLED, _VISIBLE, _LAG = (
-    "#1b1f24",
-    "#d5d9de",
-    "#d55e00",
-    "#56b4e9",
-    "#0072b2",
-    "#e69f00",
-    "#cc79a7",
-)
-_VARIABLES = {
-    _INK: "--ink",
-    _GRID: "--grid",
-    _FAULT: "--fault",
-    _SENT: "--sent",
-    _HANDLED: "--handled",
-    _VISIBLE: "--visible",
-    _LAG: "--lag",
-}
-_STYLE: dict[str, object] = {
-    "svg.fonttype": "none",  # text stays text: it is small, and is found and copied
-    "svg.hashsalt": "kafka-guarantees",
-    "font.family": "DejaVu Sans",  # it comes with matplotlib: the same measures everywhere
-    "font.size": 9,
-    "text.color": _INK,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _GRID,
-    "ytick.labelcolor": _INK,
-}
-_INCHES = 10.0  # wide
 _ROW = 0.21  # inches for a name of a fault
 _POINTS = 300  # along the axis of time: more than that nobody sees
 _CROWD = 200  # faults: from here on their marks are smaller
 _NAME = 28  # letters of the name of a fault
 
 
-def _plot(proof: Proof) -> str:
+def _plot(proof: Proof) -> Markup:
     """Faults above throughput above lag, over one axis of time, as SVG; empty where there is nothing to draw."""
     end = max([proof.seconds, 1.0, *(fault.ended for fault in proof.faults), *(row[0] for row in proof.rates)])
     bin_ = max(1, -(-int(end) // _POINTS))
@@ -343,18 +266,16 @@ def _plot(proof: Proof) -> str:
     if proof.lag:
         panels.append((1.1, lambda axes: _draw_lag(axes, proof.lag, bin_)))
     if not panels:
-        return ""
+        return Markup("")
     heights = [height for height, _ in panels]
-    with mpl.style.context(["default", _STYLE]):
-        figure = Figure(figsize=(_INCHES, sum(heights) + 0.38 * len(panels) + 0.4), layout="constrained")
+    with page.drawing():
+        figure = Figure(figsize=(page.INCHES, sum(heights) + 0.38 * len(panels) + 0.4), layout="constrained")
         all_axes = figure.subplots(len(panels), sharex=True, squeeze=False, height_ratios=heights)[:, 0]
         for axes, (_, draw) in zip(all_axes, panels, strict=True):
             draw(axes)
         all_axes[-1].set_xlim(0, end)
         all_axes[-1].set_xlabel("seconds since the beginning of the run")
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    return _inline(out.getvalue())
+        return page.svg(figure, "Faults, throughput and lag over time")
 
 
 def _draw_faults(axes: Axes, faults: Sequence[Fault]) -> None:
@@ -365,10 +286,10 @@ def _draw_faults(axes: Axes, faults: Sequence[Fault]) -> None:
             (fault.began, fault.ended - fault.began) for fault in faults if fault.name == name and fault.ended > fault.began
         ]
         if long:  # the edge keeps what is short visible over a long run
-            axes.broken_barh(long, (row[name] - 0.32, 0.64), color=_FAULT, alpha=0.75, linewidth=1)
+            axes.broken_barh(long, (row[name] - 0.32, 0.64), color=page.FAULT, alpha=0.75, linewidth=1)
     short = [(fault.began, row[fault.name]) for fault in faults if fault.ended <= fault.began]
     if short:
-        axes.plot(*zip(*short, strict=True), "D", color=_INK, markersize=4.5 if len(faults) < _CROWD else 3, alpha=0.85)
+        axes.plot(*zip(*short, strict=True), "D", color=page.INK, markersize=4.5 if len(faults) < _CROWD else 3, alpha=0.85)
     axes.set_title("faults: a bar lasts, a diamond is an instant")
     axes.set_yticks(range(len(names)), [_label(name) for name in names], parse_math=False)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -377,9 +298,9 @@ def _draw_faults(axes: Axes, faults: Sequence[Fault]) -> None:
 
 def _draw_rates(axes: Axes, rates: Sequence[tuple[float, int, int, int]], bin_: int) -> None:
     at, sent, handled, visible = zip(*_binned(rates, bin_, lambda values: sum(values) / len(values)), strict=True)
-    axes.fill_between(at, sent, color=_SENT, alpha=0.45, linewidth=0, label="records sent")
-    axes.plot(at, handled, color=_HANDLED, linewidth=1.4, label="messages handled")
-    axes.plot(at, visible, color=_VISIBLE, linewidth=1.4, linestyle=(0, (4, 1.5)), label="outputs visible")
+    axes.fill_between(at, sent, color=page.SENT, alpha=0.45, linewidth=0, label="records sent")
+    axes.plot(at, handled, color=page.HANDLED, linewidth=1.4, label="messages handled")
+    axes.plot(at, visible, color=page.VISIBLE, linewidth=1.4, linestyle=(0, (4, 1.5)), label="outputs visible")
     axes.set_title("per second" if bin_ == 1 else f"per second, mean of {bin_} s")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=3, frameon=False)
     _counts(axes)
@@ -387,8 +308,8 @@ def _draw_rates(axes: Axes, rates: Sequence[tuple[float, int, int, int]], bin_: 
 
 def _draw_lag(axes: Axes, lag: Sequence[tuple[float, int]], bin_: int) -> None:
     at, most = zip(*(lag if bin_ == 1 else _binned(lag, bin_, max)), strict=True)
-    axes.fill_between(at, most, color=_LAG, alpha=0.35, linewidth=0)
-    axes.plot(at, most, color=_LAG, linewidth=1.4)
+    axes.fill_between(at, most, color=page.LAG, alpha=0.35, linewidth=0)
+    axes.plot(at, most, color=page.LAG, linewidth=1.4)
     axes.set_title("lag: messages not committed yet" + ("" if bin_ == 1 else f", maximum of {bin_} s"))
     _counts(axes)
 
@@ -416,13 +337,3 @@ def _binned(
 def _label(name: str) -> str:
     plain = name.encode("ascii", "backslashreplace").decode()  # the font has not every letter
     return printable(plain if len(plain) <= _NAME else plain[: _NAME - 3] + "...")
-
-
-def _inline(svg: str) -> str:
-    """The SVG as a part of a page: without prolog, metadata, namespaces and size, and with the page's colours."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    head, rest = svg.split(">", 1)
-    box = re.search(r'viewBox="[^"]*"', head)
-    for colour, variable in _VARIABLES.items():
-        rest = rest.replace(f": {colour}", f": var({variable})")
-    return f'<svg {box[0] if box else ""} role="img" aria-label="Faults, throughput and lag over time">{rest}'

@@ -1,10 +1,11 @@
-"""The two topics and two groups of a run: made at its beginning, removed at its end. Nothing else in the cluster is touched."""
+"""Topics and groups of a run: made at its beginning, removed at its end. Nothing else in the cluster is touched."""
 
 from __future__ import annotations
 
 import logging
 import time
 import uuid
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -14,7 +15,7 @@ from confluent_kafka.cimpl import NewTopic
 from .evidence import GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from typing_extensions import Self
 
@@ -27,34 +28,48 @@ GONE = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.GROUP_ID_NOT_FOUND)
 log = logging.getLogger(__name__)
 
 
-class Topics:
-    """A context manager.
+class OwnTopics:
+    """Topics and groups whose names begin with a prefix that nobody has used. A context manager.
 
     Args:
         config: librdkafka's properties that reach the cluster.
-        partitions: of each topic. Three replicas, or one for each broker if there are fewer.
+        prefix: what all of them begin with.
+        roles: of the topics.
+        partitions: of each topic.
+        replication: of each topic; None: three replicas, or one for each broker if there are fewer.
+        settings: of each topic.
 
     Attributes:
         prefix: of every name that the run uses.
-        source, sink: the topics.
-        groups: group.id by role.
+        topics: names by role.
+        groups: names of groups by role, which are removed as well; more may be added.
 
     Raises:
         KafkaException: the brokers refuse it, or do not answer.
     """
 
-    def __init__(self, config: Mapping[str, Any], partitions: int) -> None:
-        self.prefix = f"{PREFIX}{uuid.uuid4().hex[:8]}"
-        self.source, self.sink = f"{self.prefix}-in", f"{self.prefix}-out"
-        self.groups = {role: f"{self.prefix}-{role}" for role in GROUPS}
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        prefix: str,
+        roles: Sequence[str],
+        partitions: int,
+        replication: int | None = None,
+        settings: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        self.prefix = f"{prefix}{uuid.uuid4().hex[:8]}"
+        self.topics = {role: f"{self.prefix}-{role}" for role in roles}
+        self.groups: dict[str, str] = {}
         self._admin = AdminClient({"log_level": 0, **config})
         self._partitions = partitions
+        self._replication = replication
+        self._settings = settings
 
     def __enter__(self) -> Self:
-        names = [self.source, self.sink]
-        replication = min(3, len(self._admin.list_topics(timeout=ANSWER).brokers))
+        names = list(self.topics.values())
+        replication = self._replication or min(3, len(self._admin.list_topics(timeout=ANSWER).brokers))
         # as on every cluster that is meant to keep what it acknowledges
-        settings = {"min.insync.replicas": str(max(1, replication - 1)), "max.message.bytes": str(LARGEST)}
+        settings = {"min.insync.replicas": str(max(1, replication - 1)), **self._settings}
         topics = [NewTopic(name, self._partitions, replication, config=settings) for name in names]
         try:
             for created in self._admin.create_topics(topics, request_timeout=ANSWER).values():
@@ -92,8 +107,8 @@ class Topics:
     def _try_to_remove(self) -> dict[str, KafkaError]:
         """What is still there, and why."""
         answers = {
-            **self._admin.delete_topics([self.source, self.sink], request_timeout=ANSWER),
-            **self._admin.delete_consumer_groups(list(self.groups.values()), request_timeout=ANSWER),
+            **self._admin.delete_topics(list(self.topics.values()), request_timeout=ANSWER),
+            **(self._admin.delete_consumer_groups(list(self.groups.values()), request_timeout=ANSWER) if self.groups else {}),
         }
         left = {}
         for name, answer in answers.items():
@@ -102,3 +117,16 @@ class Topics:
             except KafkaException as exc:
                 left[name] = exc.args[0]
         return {name: error for name, error in left.items() if error.code() not in GONE}
+
+
+class Topics(OwnTopics):
+    """The two topics and two groups of a proof.
+
+    Attributes:
+        source, sink: the topics.
+    """
+
+    def __init__(self, config: Mapping[str, Any], partitions: int) -> None:
+        super().__init__(config, PREFIX, ("in", "out"), partitions, settings={"max.message.bytes": str(LARGEST)})
+        self.source, self.sink = self.topics["in"], self.topics["out"]
+        self.groups = {role: f"{self.prefix}-{role}" for role in GROUPS}
