@@ -1,4 +1,4 @@
-"""The ``kafka-guarantees`` command: ``explain``, ``preflight``, ``broker``, ``demo``, ``prove`` and ``dead-letters``.
+"""The ``kafka-guarantees`` command: ``explain``, ``preflight``, ``broker``, ``demo``, ``prove``, ``bench``, ``dead-letters``.
 
 Rules. Importing this file loads no more than the package itself: each command imports what it needs when it runs. Exit
 status: 0 done, 1 a guarantee was broken, or not shown, or no Kafka could be had, 2 the command line or a setting is wrong,
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_broker(commands.add_parser("broker", help="a local Kafka in the foreground"))
     _add_demo(commands.add_parser("demo", help="kill workers of every guarantee on a real Kafka, and count"))
     _add_prove(commands.add_parser("prove", help="put a guarantee to the proof under many faults, here or on your cluster"))
+    _add_bench(commands.add_parser("bench", help="what each guarantee costs on your cluster: throughput, latency, memory"))
     _add_dead_letters(commands.add_parser("dead-letters", help="list, show and replay what is in a dead letter topic"))
     return parser
 
@@ -81,10 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.description = "Print what a guarantee sets and why, with your settings on top. Needs no broker; shows no secret."
     parser.add_argument("guarantee", choices=list(EXPLAIN), metavar="GUARANTEE", help=" | ".join(EXPLAIN))
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a properties file: key=value lines, # for comments")
-    parser.add_argument(
-        "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
-    )
+    _add_settings(parser)
     parser.set_defaults(command=_explain)
 
 
@@ -94,11 +92,7 @@ def _add_preflight(parser: argparse.ArgumentParser) -> None:
         "Exit status 0: nothing is unsafe; 1: something is, or nobody answered."
     )
     parser.add_argument("guarantee", choices=list(EXPLAIN), metavar="GUARANTEE", help=" | ".join(EXPLAIN))
-    parser.add_argument("-b", "--bootstrap", metavar="HOST:PORT", help="wins over bootstrap.servers")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="a properties file: key=value lines, # for comments")
-    parser.add_argument(
-        "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
-    )
+    _add_cluster(parser)
     parser.add_argument(
         "-t", "--topic", action="append", default=[], metavar="TOPIC", dest="topics", help="consumed or produced to; repeatable"
     )
@@ -165,11 +159,7 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     replaying = actions.add_parser("replay", help="send some of them back, each exactly once")
     for action in (listing, showing, replaying):
         action.add_argument("topic", metavar="TOPIC", help="the dead letter topic")
-        action.add_argument("-b", "--bootstrap", metavar="HOST:PORT", help="the cluster")
-        action.add_argument("--config", type=Path, metavar="FILE", help="a properties file: key=value lines, # for comments")
-        action.add_argument(
-            "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
-        )
+        _add_cluster(action)
         action.set_defaults(command=_dead_letters)
     for action in (listing, replaying):
         action.add_argument("--origin", metavar="TOPIC", help="only those that came from this topic")
@@ -188,6 +178,33 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--all", action="store_true", help="all that the filters let through")
     replaying.add_argument("--dry-run", action="store_true", help="only say what would be sent")
     replaying.add_argument("--without-headers", action="store_true", help="also those whose headers are lost")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measure what each guarantee costs on a cluster: messages per second, latency, start-up, memory. It makes topics and "
+        "groups of its own, and removes them. Without -b, and without bootstrap.servers, on one local broker."
+    )
+    _add_cluster(parser)
+    parser.add_argument("--messages", type=_positive, default=200_000, metavar="N", help="of each measure (default: 200000)")
+    parser.add_argument("--size", type=_positive, default=100, metavar="BYTES", help="of a value (default: 100)")
+    parser.add_argument("--seconds", type=_positive, default=20, metavar="S", help="of latency, each guarantee (default: 20)")
+    parser.add_argument("--partitions", type=_positive, default=8, metavar="N", help="of each topic (default: 8)")
+    parser.add_argument("--replication", type=_positive, metavar="N", help="default: 3, or as many as there are brokers")
+    parser.add_argument("--report", type=Path, default=Path("bench.html"), metavar="FILE.html", help="JSON is put beside it")
+    parser.set_defaults(command=_bench)
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-b", "--bootstrap", metavar="HOST:PORT", help="wins over bootstrap.servers")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a properties file: key=value lines, # for comments")
+    parser.add_argument(
+        "--set", type=_setting, action="append", default=[], metavar="KEY=VALUE", dest="settings", help="wins over the file"
+    )
 
 
 def _positive(text: str) -> int:
@@ -257,9 +274,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
 
     guarantee = Guarantee(arguments.guarantee)
     try:
-        config = {**_file(arguments.config), **dict(arguments.settings)}
-        if arguments.bootstrap:
-            config["bootstrap.servers"] = arguments.bootstrap
+        config = _config(arguments)
         if guarantee is Guarantee.EXACTLY_ONCE:
             config.setdefault("transactional.id", "preflight")  # nothing is begun with it
         with warnings.catch_warnings():
@@ -269,6 +284,12 @@ def _preflight(arguments: argparse.Namespace) -> int:
         return _complain(error, WRONG)
     print(report.to_json() if arguments.format == "json" else report)  # noqa: T201 - a command prints
     return OK if report.ok and report.cluster_id is not None else FAILED
+
+
+def _config(arguments: argparse.Namespace) -> dict[str, str]:
+    """What --config, --set and -b say; the later of them wins."""
+    bootstrap = {"bootstrap.servers": arguments.bootstrap} if arguments.bootstrap else {}
+    return {**_file(arguments.config), **dict(arguments.settings), **bootstrap}
 
 
 def _file(path: Path | None) -> dict[str, str]:
@@ -345,6 +366,25 @@ def _prove(arguments: argparse.Namespace) -> int:
         return _complain(error, FAILED)
 
 
+def _bench(arguments: argparse.Namespace) -> int:
+    try:
+        from .bench.command import Asked, Refused, run_bench  # noqa: PLC0415 - importing stays cheap
+    except ModuleNotFoundError as error:
+        return _complain(f"the report needs {error.name}, which is not installed: pip install 'kafka-guarantees[prove]'", WRONG)
+    from .bench.plan import Plan  # noqa: PLC0415 - likewise
+    from .bench.process import WorkFailed  # noqa: PLC0415 - likewise
+    from .testing.local_kafka import LocalKafkaError  # noqa: PLC0415 - likewise
+
+    try:
+        plan = Plan(arguments.messages, arguments.size, arguments.seconds, arguments.partitions, arguments.replication)
+        run_bench(Asked(_config(arguments), plan, arguments.report, arguments.config))
+    except (WorkFailed, Refused, LocalKafkaError, TimeoutError) as error:
+        return _complain(error, FAILED)
+    except (OSError, ValueError) as error:  # of the arguments and the files; UnsafeConfigError is a ValueError
+        return _complain(error, WRONG)
+    return OK
+
+
 def _dead_letters(arguments: argparse.Namespace) -> int:
     from confluent_kafka import KafkaException  # noqa: PLC0415 - importing stays cheap
 
@@ -352,11 +392,7 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
     from .dead_letters.reading import Filter, NotRead  # noqa: PLC0415 - likewise
 
     try:
-        config = {
-            **_file(arguments.config),
-            **({"bootstrap.servers": arguments.bootstrap} if arguments.bootstrap else {}),
-            **dict(arguments.settings),
-        }
+        config = _config(arguments)
         if arguments.action == "show":
             done = show(config, arguments.topic, arguments.place, full=arguments.full, raw=arguments.raw)
         else:

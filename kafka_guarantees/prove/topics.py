@@ -43,6 +43,7 @@ class OwnTopics:
         prefix: of every name that the run uses.
         topics: names by role.
         groups: names of groups by role, which are removed as well; more may be added.
+        replication: of each topic.
 
     Raises:
         KafkaException: the brokers refuse it, or do not answer.
@@ -53,6 +54,7 @@ class OwnTopics:
         config: Mapping[str, Any],
         prefix: str,
         roles: Sequence[str],
+        *,
         partitions: int,
         replication: int | None = None,
         settings: Mapping[str, str] = MappingProxyType({}),
@@ -62,12 +64,12 @@ class OwnTopics:
         self.groups: dict[str, str] = {}
         self._admin = AdminClient({"log_level": 0, **config})
         self._partitions = partitions
-        self._replication = replication
+        self.replication = replication or 0
         self._settings = settings
 
     def __enter__(self) -> Self:
         names = list(self.topics.values())
-        replication = self._replication or min(3, len(self._admin.list_topics(timeout=ANSWER).brokers))
+        replication = self.replication = self.replication or min(3, len(self._admin.list_topics(timeout=ANSWER).brokers))
         # as on every cluster that is meant to keep what it acknowledges
         settings = {"min.insync.replicas": str(max(1, replication - 1)), **self._settings}
         topics = [NewTopic(name, self._partitions, replication, config=settings) for name in names]
@@ -127,6 +129,6 @@ class Topics(OwnTopics):
     """
 
     def __init__(self, config: Mapping[str, Any], partitions: int) -> None:
-        super().__init__(config, PREFIX, ("in", "out"), partitions, settings={"max.message.bytes": str(LARGEST)})
+        super().__init__(config, PREFIX, ("in", "out"), partitions=partitions, settings={"max.message.bytes": str(LARGEST)})
         self.source, self.sink = self.topics["in"], self.topics["out"]
         self.groups = {role: f"{self.prefix}-{role}" for role in GROUPS}
