@@ -25,7 +25,7 @@ _QUIET: dict[str, Any] = {"log_level": 0}
 
 
 class Audience:
-    """Reads committed records as they become visible, from now on, and notes how old they are. A context manager.
+    """Reads committed records as they become visible, from now on until no more come. A context manager.
 
     Args:
         config: librdkafka's properties that reach the cluster.
@@ -65,12 +65,15 @@ class Audience:
 
     def _read(self) -> None:
         with closing(self._reader):
-            while not self._over.is_set():
-                first = self._reader.poll(0.1)  # consume() alone would wait until it has as many as it was asked for
+            while True:
+                over = self._over.is_set()
+                first = self._reader.poll(0.2)  # consume() alone would wait until it has as many as it was asked for
                 if first is not None:
                     for message in (first, *self._reader.consume(1000, 0)):
                         if message.error() is None:
                             self._note(message)
+                elif over:
+                    return  # not before: the records that waited longest come last
 
 
 class Ages:
