@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from kafka_guarantees import ExactlyOnce
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +14,7 @@ TRANSACTIONS = 100  # of a measure whose batches are given: small ones on a clus
 RATE = 100  # messages per second, where latency is measured
 WARM = 50  # messages at that pace that do not count
 BATCHES = (1, 100, 1000, 10_000)
+DEPTHS = (1, 3)  # transactions in flight
 
 
 @dataclass(frozen=True)
@@ -45,11 +43,6 @@ class Measure:
         return f"{self.work}, {self.guarantee}{batch}{in_flight}"
 
 
-def _depths() -> Sequence[int | None]:
-    """Transactions in flight that are compared, as far as the class has them."""
-    return (1, 3) if "transactions_in_flight" in inspect.signature(ExactlyOnce).parameters else (None,)
-
-
 MEASURES: Sequence[Measure] = (
     Measure("produce", AT_MOST_ONCE),
     Measure("produce", AT_LEAST_ONCE),
@@ -57,7 +50,7 @@ MEASURES: Sequence[Measure] = (
     *(Measure("consume", guarantee) for guarantee in GUARANTEES),
     Measure("transform", AT_MOST_ONCE),
     Measure("transform", AT_LEAST_ONCE),
-    *(Measure("transform", EXACTLY_ONCE, batch, depth) for depth in _depths() for batch in BATCHES),
+    *(Measure("transform", EXACTLY_ONCE, batch, depth) for depth in DEPTHS for batch in BATCHES),
 )
 TRANSFORMS = [measure for measure in MEASURES if measure.work == "transform"]
 
