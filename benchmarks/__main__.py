@@ -20,7 +20,7 @@ from .latency import Ways, measure
 from .plan import BARE, IN_FLIGHT, OURS, Entry, messages, pace, plan
 from .results import Column, Result
 from .runs import RunFailed, TookTooLong, run
-from .show import as_html, latency_table, race_table, verdict_table
+from .show import as_html, latency_table, race_table, troubles, verdict_table
 from .stage import Stage
 from .targets import GUARANTEES, verdicts
 
@@ -59,7 +59,7 @@ class Bench:
             for entry in entries if number % 2 == 0 else reversed(entries):
                 self._turn(stage, race, entry, result.columns[entry.label])
         self.results.append(result)
-        self.console.print(race_table(result))
+        self.console.print(race_table(result), *troubles(result.columns.values()), sep="\n")
         self.keep()
 
     def _turn(self, stage: Stage, race: Race, entry: Entry, column: Column) -> None:
@@ -70,7 +70,7 @@ class Bench:
         count = messages(race, pace(race, entry, column.rates) / 10**failures, self.seconds)
         limit = LIMIT + SLOWER_THAN_EXPECTED * self.seconds
         try:
-            column.add(run(stage, race, self.everyone[entry.name], entry.extra, count, limit))
+            column.add(run(stage, race, self.everyone[entry.name], entry.extra, messages=count, limit=limit))
         except TookTooLong as exc:
             column.fail(f"{count:,} messages: {exc}")
         except RunFailed as exc:
@@ -78,7 +78,7 @@ class Bench:
 
     def latency(self, stage: Stage, seconds: float) -> None:
         """Ours and the bare client, in turns, guarantee by guarantee."""
-        shown = []
+        shown: list[Ways] = []
         for guarantee in GUARANTEES:
             entries = [Entry(OURS), Entry(BARE), *([IN_FLIGHT] if guarantee == "exactly-once" else [])]
             ways = {one.label: Ways(one.label, guarantee, stage.brokers) for one in entries if one.name in self.everyone}
@@ -88,7 +88,7 @@ class Bench:
                         self._way(stage, entry, ways[entry.label], seconds)
             shown += ways.values()
         self.ways += shown
-        self.console.print(latency_table(shown))
+        self.console.print(latency_table(shown), *troubles(shown), sep="\n")
         self.keep()
 
     def _way(self, stage: Stage, entry: Entry, ways: Ways, seconds: float) -> None:
@@ -148,7 +148,8 @@ def main() -> None:
         parser.error(f"no section is called {', '.join(sorted(unknown))}")
     everyone, missing = contestants(asked.peers.split(",") if asked.peers else None)
     bench = Bench(asked.rounds, asked.seconds, asked.out, everyone, missing)
-    races = [race for race in plan({name: one.works for name, one in everyone.items() if name != OURS}) if race.section in sections]
+    works = {name: one.works for name, one in everyone.items() if name != OURS}
+    races = [race for race in plan(works) if race.section in sections]
     for brokers in (1, 3) if asked.brokers is None else (asked.brokers,):
         chosen = [race for race in races if race.brokers == brokers]
         on(brokers, bench, chosen, asked.latency_seconds if "latency" in sections else 0)

@@ -1,4 +1,4 @@
-"""How long a message is on its way at low traffic: sent, copied by a contestant at once, and read by a reader of committed records.
+"""How long a message is on its way at low traffic: sent, copied by a contestant at once, read by a reader of committed records.
 
 A sender here writes 100 messages a second with the time in their values; the contestant does the work "echo"; a reader here
 takes the time again. Both wait for nothing, so that what differs between contestants is theirs.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .stage import Stage
 
 RATE = 100  # messages a second
-WARM = 50  # messages that are not counted: connections are made, code is warmed up
+WARM = 200  # messages that are not counted: connections are made, code is warmed up
 READY = 60.0  # seconds
 LATE = 10.0  # seconds that the last may take
 STAMP = struct.Struct("<q")
@@ -155,8 +155,8 @@ def _reader(stage: Stage, topic: str) -> Iterator[Consumer]:
         }
     )
     try:
-        reader.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in range(PARTITIONS)])
-        reader.poll(0)
+        found = reader.list_topics(topic, timeout=READY).topics[topic].partitions
+        reader.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in found])
         yield reader
     finally:
         reader.close()

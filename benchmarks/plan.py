@@ -19,7 +19,8 @@ OURS = "ours"
 STREAMS = "kafka-streams"
 LIMIT_BYTES = 200_000_000  # of a topic: more would take longer to write than to read
 STEPS = (1, 2, 5)
-BEYOND_THE_QUEUE = 500_000  # librdkafka fetches 100,000 messages ahead: consuming fewer shows neither its pauses nor its fetches
+# librdkafka fetches 100,000 messages ahead: whoever consumes few of them shows neither its pauses nor its fetches.
+BEYOND_THE_QUEUE = 500_000
 FAST = 50_000  # messages a second, from which on that matters
 
 

@@ -1,7 +1,7 @@
 """What comes of a race: rates, ratios, medians and spread. Pure.
 
-A ratio is taken within a round, between two runs that followed each other; of all rounds the median counts, and the smallest and
-the largest say how much to believe it.
+A ratio is taken within a round, between two runs that followed each other; of all rounds the median counts, and the smallest
+and the largest say how much to believe it.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class Running:
         return lines[-1].strip()[-SHOWN:] if lines else "it said nothing"
 
 
-def run(stage: Stage, race: Race, contestant: Contestant, extra: Mapping[str, Any], messages: int, limit: float) -> Sample:
+def run(stage: Stage, race: Race, contestant: Contestant, extra: Mapping[str, Any], *, messages: int, limit: float) -> Sample:
     """Let a contestant do a work once, on fresh topics and with a fresh group.
 
     Raises:
@@ -170,4 +170,3 @@ def _check(stage: Stage, race: Race, jobs: Sequence[Mapping[str, Any]], output: 
         committed = sum(stage.committed(job["group"], job["input"]) for job in jobs)
         if committed != messages:
             raise RunFailed(f"its group has committed {committed:,} of {messages:,} messages")
-

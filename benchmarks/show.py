@@ -15,7 +15,7 @@ from .plan import OURS
 from .results import Spread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from .latency import Ways
     from .results import Column, Result
@@ -35,8 +35,6 @@ def race_table(result: Result) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for column in result.columns.values():
         table.add_row(*_cells(column, result.ratios(column.label)))
-        for trouble in column.troubles:
-            table.add_row(Text(f"  {column.samples.count(None)} failed: {trouble}", style="red", overflow="fold"))
     return table
 
 
@@ -62,9 +60,14 @@ def latency_table(ways: Iterable[Ways]) -> Table:
     for way in ways:
         shares = [_or_nothing(way.percentile(share), 2) or "-" for share in (50, 99, 99.9)]
         table.add_row(way.label, way.guarantee, str(way.brokers), *shares, ", ".join(f"{one:.2f}" for one in way.medians))
-        for trouble in way.troubles:
-            table.add_row(Text(f"  failed: {trouble}", style="red"))
     return table
+
+
+def troubles(columns: Iterable[Column | Ways]) -> Iterator[Text]:
+    """A line for each reason why one failed."""
+    for column in columns:
+        for trouble in column.troubles:
+            yield Text(f"{column.label} failed: {trouble}", style="red")
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> Table:

@@ -70,10 +70,12 @@ class Stage:
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "fetch.queue.backoff.ms": 2,
+                "fetch.wait.max.ms": 10,  # the end of a partition is told by a fetch that finds nothing
             }
         )
         try:
-            partitions = set(self._partitions(topic))
+            # asked by the reader itself: else its own look at the topic is half a second away
+            partitions = set(reader.list_topics(topic, timeout=ANSWER).topics[topic].partitions)
             reader.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
             return _count(reader, partitions)
         finally:

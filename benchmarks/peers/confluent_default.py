@@ -15,7 +15,11 @@ import confluent_kafka
 from confluent_kafka import Consumer, KafkaException, Message, Producer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from confluent_kafka import KafkaError
+
+    Copy = Callable[[Message], None]
 
 COMMIT_EVERY = 500
 VERSION = f"confluent-kafka {confluent_kafka.__version__}"
@@ -132,15 +136,16 @@ def exactly_once(clock: Clock) -> None:
 def echo(clock: Clock) -> None:
     """The same loops, each message at once."""
     consumer = new_consumer()
-    copy = COPY[JOB["guarantee"]](consumer, clock)
+    producer, copy = COPY[JOB["guarantee"]](consumer, clock)
     consumer.subscribe([JOB["input"]], on_assign=lambda *_: ready())
     while (message := next_message(consumer, clock)) is not None:
         copy(message)
+    producer.flush()
     clock.done(VERSION)
     consumer.close()
 
 
-def at_most_once(consumer: Consumer, _clock: Clock) -> object:
+def at_most_once(consumer: Consumer, _clock: Clock) -> tuple[Producer, Copy]:
     producer = new_producer(acks=0)
 
     def copy(message: Message) -> None:
@@ -148,10 +153,10 @@ def at_most_once(consumer: Consumer, _clock: Clock) -> object:
         producer.produce(JOB["output"], message.value(), message.key())
         producer.poll(0)
 
-    return copy
+    return producer, copy
 
 
-def at_least_once(consumer: Consumer, _clock: Clock) -> object:
+def at_least_once(consumer: Consumer, _clock: Clock) -> tuple[Producer, Copy]:
     producer = idempotent_producer()
 
     def copy(message: Message) -> None:
@@ -159,10 +164,10 @@ def at_least_once(consumer: Consumer, _clock: Clock) -> object:
         producer.flush()
         consumer.commit(message, asynchronous=False)
 
-    return copy
+    return producer, copy
 
 
-def in_transactions(consumer: Consumer, clock: Clock) -> object:
+def in_transactions(consumer: Consumer, clock: Clock) -> tuple[Producer, Copy]:
     producer = transactional_producer()
 
     def copy(message: Message) -> None:
@@ -170,7 +175,7 @@ def in_transactions(consumer: Consumer, clock: Clock) -> object:
         producer.produce(JOB["output"], message.value(), message.key(), on_delivery=delivery_report)
         end_transaction(consumer, producer, clock)
 
-    return copy
+    return producer, copy
 
 
 COPY = {"at-most-once": at_most_once, "at-least-once": at_least_once, "exactly-once": in_transactions}

@@ -134,7 +134,7 @@ def transform(clock: Clock) -> None:
     consumer.close()
 
 
-def in_transactions(consumer: Consumer, clock: Clock) -> Copy:
+def in_transactions(consumer: Consumer, clock: Clock) -> tuple[Producer, Copy]:
     topic = JOB["output"]
     producer = new_producer(**{"transactional.id": JOB["transactional_id"], "delivery.report.only.error": True})
     producer.init_transactions()
@@ -149,12 +149,12 @@ def in_transactions(consumer: Consumer, clock: Clock) -> Copy:
         producer.commit_transaction()
         clock.transactions += 1
 
-    return copy
+    return producer, copy
 
 
 def exactly_once(clock: Clock) -> None:
     consumer = new_consumer()
-    copy = in_transactions(consumer, clock)
+    _, copy = in_transactions(consumer, clock)
     consumer.subscribe([JOB["input"]])
     while clock.left:
         wanted = min(BATCH, clock.left)
@@ -167,7 +167,7 @@ def exactly_once(clock: Clock) -> None:
     consumer.close()
 
 
-def at_least_once(consumer: Consumer, clock: Clock) -> Copy:
+def at_least_once(consumer: Consumer, clock: Clock) -> tuple[Producer, Copy]:
     producer, delivered = idempotent_producer(), Delivered()
 
     def copy(messages: list[Message]) -> None:
@@ -177,10 +177,10 @@ def at_least_once(consumer: Consumer, clock: Clock) -> Copy:
         delivered.check(clock.handled + len(messages))
         consumer.commit(asynchronous=False)
 
-    return copy
+    return producer, copy
 
 
-def at_most_once(consumer: Consumer, _clock: Clock) -> Copy:
+def at_most_once(consumer: Consumer, _clock: Clock) -> tuple[Producer, Copy]:
     producer = new_producer(acks=0, retries=0)
 
     def copy(messages: list[Message]) -> None:
@@ -189,17 +189,18 @@ def at_most_once(consumer: Consumer, _clock: Clock) -> Copy:
             producer.produce(JOB["output"], message.value(), message.key())
         producer.poll(0)
 
-    return copy
+    return producer, copy
 
 
 def echo(clock: Clock) -> None:
     consumer = new_consumer()
-    copy = COPY[JOB["guarantee"]](consumer, clock)
+    producer, copy = COPY[JOB["guarantee"]](consumer, clock)
     consumer.subscribe([JOB["input"]], on_assign=lambda *_: ready())
     while clock.left:
         if messages := fetch(consumer, clock, AT_ONCE):
             copy(messages)
             clock.handled += len(messages)
+    producer.flush()
     clock.done(VERSION)
     consumer.close()
 
