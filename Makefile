@@ -1,5 +1,6 @@
 # make demo   see the three guarantees kept on a real Kafka while workers are killed
 # make prove  ten minutes of every fault for each guarantee, on three local brokers (DURATION=60 for a minute each)
+# make bench  ours beside other clients of Kafka, on one local broker and on three (BENCH="--only consume --rounds 5" for a part)
 # make test   everything: lint, types, unit tests, broker tests on one and three brokers, examples, the wheel
 
 PYTHON ?= python3
@@ -60,7 +61,10 @@ needs:
 	  else echo "not installed, so that their tests are skipped: $$missing"; \
 	  fi; }
 
-.PHONY: bench-dedup
+.PHONY: bench bench-dedup
+bench: $(STAMP) needs
+	$(BIN)/python -m benchmarks $(BENCH)
+
 bench-dedup: $(STAMP) needs
 	$(BIN)/python benchmarks/dedup.py build/dedup.json
 

@@ -35,6 +35,7 @@ SECTIONS = ("produce", "consume", "transform", "exactly-once", "latency", "sizes
 LIMIT = 20.0  # seconds for a process to start and to end
 SLOWER_THAN_EXPECTED = 15  # times: then it is ended
 OUT_AFTER = 2  # failures in one race
+ROUNDS = {1: 2, 3: 1}  # of latency, by brokers
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Bench:
         """Let all take turns, in one order and then in the other, and show what came of it."""
         entries = [entry for entry in race.entries if entry.name in self.everyone]
         result = Result(replace(race, entries=entries), {entry.label: Column(entry.label) for entry in entries})
-        for number in range(self.rounds):
+        for number in range(min(self.rounds, race.rounds)):
             for entry in entries if number % 2 == 0 else reversed(entries):
                 self._turn(stage, race, entry, result.columns[entry.label])
         self.results.append(result)
@@ -63,11 +64,10 @@ class Bench:
         self.keep()
 
     def _turn(self, stage: Stage, race: Race, entry: Entry, column: Column) -> None:
-        failures = column.samples.count(None)
-        if failures >= OUT_AFTER:
-            column.samples.append(None)
+        if column.failures >= OUT_AFTER or (entry.once and column.samples):
+            column.skip()
             return
-        count = messages(race, pace(race, entry, column.rates) / 10**failures, self.seconds)
+        count = messages(race, pace(race, entry, column.rates) / 10**column.failures, self.seconds)
         limit = LIMIT + SLOWER_THAN_EXPECTED * self.seconds
         try:
             column.add(run(stage, race, self.everyone[entry.name], entry.extra, messages=count, limit=limit))
@@ -82,7 +82,7 @@ class Bench:
         for guarantee in GUARANTEES:
             entries = [Entry(OURS), Entry(BARE), *([IN_FLIGHT] if guarantee == "exactly-once" else [])]
             ways = {one.label: Ways(one.label, guarantee, stage.brokers) for one in entries if one.name in self.everyone}
-            for number in range(2):
+            for number in range(ROUNDS[stage.brokers]):
                 for entry in entries if number % 2 == 0 else reversed(entries):
                     if entry.label in ways and not ways[entry.label].troubles:
                         self._way(stage, entry, ways[entry.label], seconds)
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--brokers", type=int, choices=(1, 3), help="one kind of cluster (default: both)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="that a run is to take (default: %(default)s)")
-    parser.add_argument("--latency-seconds", type=float, default=10, help="of each run of latency (default: %(default)s)")
+    parser.add_argument("--latency-seconds", type=float, default=8, help="of each run of latency (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/bench/result.json"), help="default: %(default)s, and .html")
     asked = parser.parse_args()
     sections = asked.only.split(",")

@@ -37,19 +37,25 @@ class Column:
     """One contestant of a race, by rounds.
 
     Attributes:
-        samples: of each round; None where it failed.
+        samples: of each round; None where it failed, or took no part.
+        failures: how often it failed.
         troubles: why, each reason once.
     """
 
     label: str
     samples: list[Sample | None] = field(default_factory=list)
+    failures: int = 0
     troubles: list[str] = field(default_factory=list)
 
     def add(self, sample: Sample) -> None:
         self.samples.append(sample)
 
+    def skip(self) -> None:
+        self.samples.append(None)
+
     def fail(self, why: str) -> None:
         self.samples.append(None)
+        self.failures += 1
         if why not in self.troubles:
             self.troubles.append(why)
 
@@ -115,7 +121,7 @@ class Result:
                     "transaction_ms": column.transaction_ms,
                     "first": column.first,
                     "rss": column.rss,
-                    "failed": column.samples.count(None),
+                    "failures": column.failures,
                     "troubles": column.troubles,
                 }
                 for column in self.columns.values()
