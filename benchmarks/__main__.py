@@ -56,12 +56,20 @@ class Bench:
         """Let all take turns, in one order and then in the other, and show what came of it."""
         entries = [entry for entry in race.entries if entry.name in self.everyone]
         result = Result(replace(race, entries=entries), {entry.label: Column(entry.label) for entry in entries})
+        self._warm_up(stage, race, entries)
         for number in range(min(self.rounds, race.rounds)):
             for entry in entries if number % 2 == 0 else reversed(entries):
                 self._turn(stage, race, entry, result.columns[entry.label])
         self.results.append(result)
         self.console.print(race_table(result), *troubles(result.columns.values()), sep="\n")
         self.keep()
+
+    def _warm_up(self, stage: Stage, race: Race, entries: Sequence[Entry]) -> None:
+        """A run that does not count, the first time that brokers have this work: what they pay once is nobody's."""
+        if race.work not in stage.warm:
+            stage.warm.add(race.work)
+            entry = next((entry for entry in entries if entry.name == BARE), entries[0])
+            self._turn(stage, race, entry, Column(entry.label))
 
     def _turn(self, stage: Stage, race: Race, entry: Entry, column: Column) -> None:
         if column.failures >= OUT_AFTER or (entry.once and column.samples):
@@ -146,6 +154,7 @@ def main() -> None:
     sections = asked.only.split(",")
     if unknown := set(sections) - set(SECTIONS):
         parser.error(f"no section is called {', '.join(sorted(unknown))}")
+    began = time.monotonic()
     everyone, missing = contestants(asked.peers.split(",") if asked.peers else None)
     bench = Bench(asked.rounds, asked.seconds, asked.out, everyone, missing)
     works = {name: one.works for name, one in everyone.items() if name != OURS}
@@ -158,7 +167,9 @@ def main() -> None:
         bench.console.print(f"missing: {name}: {why}", style="red", markup=False)
     if (load := os.getloadavg()[1]) > 2 * (os.cpu_count() or 1):
         bench.console.print(f"load {load:.1f}: ratios are partly what others took")
-    bench.console.print(f"{asked.out} and {asked.out.with_suffix('.html')}", markup=False)
+    bench.console.print(
+        f"{(time.monotonic() - began) / 60:.0f} minutes: {asked.out} and {asked.out.with_suffix('.html')}", markup=False
+    )
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _or_nothing(number: float | None, digits: int) -> str:
 
 # -- for people ------------------------------------------------------------------------------------------------------------
 
-WIDTH, LABELS, RIGHT = 960, 190, 250  # of a drawing, in its units: all of it, the names, the figures
+WIDTH, LABELS, RIGHT = 1000, 190, 330  # of a drawing, in its units: all of it, the names, the figures
 ROW = 24
 
 

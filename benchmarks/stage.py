@@ -28,11 +28,15 @@ class Stage:
     Args:
         kafka: a cluster that runs.
         brokers: of which it has so many.
+
+    Attributes:
+        warm: works that these brokers have done before.
     """
 
     def __init__(self, kafka: RunningKafka, brokers: int) -> None:
         self.bootstrap = kafka.bootstrap
         self.brokers = brokers
+        self.warm: set[str] = set()
         self._kafka = kafka
         self._admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 0})
         self._filled: dict[tuple[int, int, int, int], str] = {}
