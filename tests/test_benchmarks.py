@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.contestants import WORKS, Contestant, contestants
 from benchmarks.latency import Ways, measure, percentile
@@ -18,7 +20,7 @@ from benchmarks.stage import Stage
 from benchmarks.targets import TARGETS, verdicts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from kafka_guarantees.testing import RunningKafka
 
@@ -219,11 +221,58 @@ def test_who_has_not_done_it_has_no_rate(stage: Stage, contestant: Contestant, w
 
 
 @pytest.mark.broker
-def test_who_takes_too_long_is_ended(stage: Stage) -> None:
+def test_who_takes_too_long_is_ended(stage: Stage, tmp_path: Path) -> None:
     """With all its children: nothing of it disturbs the next one."""
-    sleeper = Contestant("sleeper", WORKS, lambda _job: ["/bin/sh", "-c", "sleep 300 & sleep 300"])
+    child = tmp_path / "child"
+    script = f"sleep 300 & echo $! > {child}; sleep 300"
+    sleeper = Contestant("sleeper", WORKS, lambda _job: ["/bin/sh", "-c", script])
     with pytest.raises(TookTooLong):
         run(stage, Race("produce", "produce", ()), sleeper, {}, messages=10, limit=1)
+    assert not is_alive(int(child.read_text()))
+
+
+def is_alive(pid: int) -> bool:
+    """A zombie is not: whoever adopted it has not looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.broker
+def test_only_what_is_committed_counts(stage: Stage) -> None:
+    """An aborted transaction has written nothing, however many records are in the log."""
+    with stage.fresh(2) as topic:
+        producer = Producer({"bootstrap.servers": stage.bootstrap, "transactional.id": topic})
+        producer.init_transactions()
+        for count, end in ((3, producer.abort_transaction), (5, producer.commit_transaction)):
+            producer.begin_transaction()
+            for number in range(count):
+                producer.produce(topic, b"", partition=number % 2)
+            producer.flush()
+            end()
+        assert stage.records(topic) == 5
+
+
+@pytest.mark.broker
+def test_who_commits_less_than_all_has_no_rate(stage: Stage, fresh: Callable[[str], str]) -> None:
+    """What it says of itself is not believed: its group has come as far as the brokers say."""
+    topic, group = stage.filled(100, 10, 2), fresh("group")
+    assert stage.committed(group, topic) == 0
+    consumer = Consumer({"bootstrap.servers": stage.bootstrap, "group.id": group})
+    consumer.commit(offsets=[TopicPartition(topic, 0, 50), TopicPartition(topic, 1, 20)], asynchronous=False)
+    consumer.close()
+    assert stage.committed(group, topic) == 70
+    assert stage.records(topic) == 100
+    with pytest.raises(RunFailed, match=r"committed 0 of 100 messages"):
+        run(
+            stage,
+            Race("consume", "consume", (), size=10, partitions=2),
+            says('{"messages": 100, "seconds": 1}'),
+            {},
+            messages=100,
+            limit=LIMIT,
+        )
 
 
 @pytest.mark.broker
