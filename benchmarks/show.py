@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich import box
 from rich.table import Table
 from rich.text import Text
+
+from kafka_guarantees.prove.page import rendered
 
 from .plan import OURS
 from .results import Spread
@@ -145,14 +146,8 @@ def drawing(race: Mapping[str, Any]) -> Drawing:
 
 def as_html(report: Mapping[str, Any]) -> str:
     """The report as a page that stands alone."""
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        loader=FileSystemLoader(Path(__file__).parent),
-    )
-    return environment.get_template("report.html.jinja").render(
+    return rendered(
+        Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8"),
         report=report,
         drawings=[drawing(race) for race in report["races"]],
         words=MET,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -100,7 +101,21 @@ class Stage:
     def _new(self, what: str, partitions: int) -> str:
         name = f"bench-{what}-{uuid.uuid4().hex[:8]}"
         self._kafka.create_topic(name, partitions)
+        self._wait_for_leaders(name, partitions)
         return name
+
+    def _wait_for_leaders(self, topic: str, partitions: int) -> None:
+        """Until they answer: a leader that does not know yet that it is one costs the first contestant a retry."""
+        asker = Consumer({"bootstrap.servers": self.bootstrap, "group.id": topic, "log_level": 0})
+        until = time.monotonic() + ANSWER
+        try:
+            for number in range(partitions):
+                while not _answers(asker, TopicPartition(topic, number)):
+                    if time.monotonic() > until:
+                        raise TimeoutError(f"partition {number} of {topic} has no leader after {ANSWER:.0f} s")
+                    time.sleep(0.02)
+        finally:
+            asker.close()
 
     def _delete(self, names: list[str]) -> None:
         if names:
@@ -127,6 +142,14 @@ class Stage:
                     break
         if (left := producer.flush(60)) or failed:
             raise KafkaException(failed[0] if failed else f"{left} records were not written within a minute")
+
+
+def _answers(asker: Consumer, partition: TopicPartition) -> bool:
+    try:
+        asker.get_watermark_offsets(partition, timeout=ANSWER)
+    except KafkaException:
+        return False
+    return True
 
 
 def _count(reader: Consumer, open_partitions: set[int]) -> int:
