@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from kafka_guarantees.bench.figures import Spread, spread
 from kafka_guarantees.bench.latency import Audience, Echoes
 from kafka_guarantees.bench.plan import RATE
 
 from .runs import RunFailed, Running
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from .contestants import Contestant
     from .stage import Stage
 
@@ -47,29 +46,24 @@ class Ways:
     def medians(self) -> list[float]:
         return [median(each) for each in self.rounds]
 
-    def percentile(self, share: float) -> float | None:
-        return percentile([one for each in self.rounds for one in each], share)
+    @property
+    def spread(self) -> Spread | None:
+        """Of all rounds together."""
+        return spread([one / 1000 for each in self.rounds for one in each])
 
     def as_json(self) -> dict[str, Any]:
+        found = self.spread
         return {
             "name": self.label,
             "guarantee": self.guarantee,
             "brokers": self.brokers,
             "messages": sum(map(len, self.rounds)),
-            "p50": self.percentile(50),
-            "p99": self.percentile(99),
-            "p99.9": self.percentile(99.9),
+            "p50": found and found.p50,
+            "p99": found and found.p99,
+            "p99.9": found and found.p999,
             "medians": self.medians,
             "troubles": self.troubles,
         }
-
-
-def percentile(numbers: Sequence[float], share: float) -> float | None:
-    """The smallest number that so many percent do not exceed; None of none."""
-    if not numbers:
-        return None
-    ordered = sorted(numbers)
-    return ordered[max(0, -int(-len(ordered) * share // 100) - 1)]
 
 
 def measure(stage: Stage, contestant: Contestant, guarantee: str, extra: dict[str, Any], seconds: float) -> list[float]:

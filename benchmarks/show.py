@@ -59,7 +59,8 @@ def latency_table(ways: Iterable[Ways]) -> Table:
     for heading in ("brokers", "p50", "p99", "p99.9", "p50 by rounds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for way in ways:
-        shares = [_or_nothing(way.percentile(share), 2) or "-" for share in (50, 99, 99.9)]
+        spread = way.spread
+        shares = [f"{share:.2f}" for share in (spread.p50, spread.p99, spread.p999)] if spread else ["-"] * 3
         table.add_row(way.label, way.guarantee, str(way.brokers), *shares, ", ".join(f"{one:.2f}" for one in way.medians))
     return table
 

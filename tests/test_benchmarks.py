@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.contestants import WORKS, Contestant, contestants
-from benchmarks.latency import Ways, measure, percentile
+from benchmarks.latency import Ways, measure
 from benchmarks.plan import BARE, BATCHES, OURS, STREAMS, Entry, Race, messages, plan
 from benchmarks.results import Column, Result
 from benchmarks.runs import RunFailed, Sample, TookTooLong, run
@@ -56,14 +56,6 @@ def test_a_round_that_one_failed_has_no_ratio() -> None:
     assert found.ratios(BARE) == [0.8]
     column = found.as_json()["contestants"][1]
     assert (column["failures"], column["troubles"], column["rates"]) == (2, ["it did not start"], [1000])
-
-
-def test_a_percentile_is_one_of_the_numbers() -> None:
-    """Of a thousand, one is above the 99.9th; nothing is made up between two."""
-    numbers = [float(number) for number in range(1000, 0, -1)]
-    assert [percentile(numbers, share) for share in (50, 99, 99.9, 100)] == [500, 990, 999, 1000]
-    assert percentile([], 50) is None
-    assert percentile([7.0], 99.9) == 7.0
 
 
 @pytest.mark.parametrize("race", [pytest.param(race, id=race.name) for race in plan(PEERS)])
