@@ -122,10 +122,10 @@ class Drawing(NamedTuple):
 
 
 def drawing(race: Mapping[str, Any]) -> Drawing:
-    """A race, as ``Result.as_json`` has it, as bars: the longer, the more messages a second."""
+    """A race, as ``Result.as_json`` has it, as bars: the longer, the more messages a second. No bar is too short to be seen."""
     shown = [one for one in race["contestants"] if one["rates"]]
     rates = [rate for one in shown for rate in one["rates"]] or [1.0]
-    low, high = math.floor(math.log10(min(rates))), math.ceil(math.log10(max(rates) * 1.0001))
+    low, high = math.floor(math.log10(min(rates) / 2)), math.ceil(math.log10(max(rates) * 1.0001))
 
     def x(rate: float) -> float:
         return LABELS + (math.log10(rate) - low) / (high - low) * (WIDTH - LABELS - RIGHT)
