@@ -2,13 +2,16 @@
 
 What happens to one message::
 
-    fetched with others -> handled, its records kept -> transaction begun -> records produced -> all of them with the brokers
-    -> still a member of the group? -> offsets into the transaction -> committed
+    fetched with others -> handled, its records kept -> the records of the transaction before are with the brokers
+    -> still a member of the group? -> transaction begun -> records produced     and then, while the next messages are handled:
+    -> all of them with the brokers -> the transaction before is committed -> offsets into the transaction -> committed
 
 * Handlers work before the transaction begins. So one that takes its time holds up no reader, and of one that raises nothing
   was produced: its message is tried again, as ``retry`` says, or its copy for the dead letter topic goes into a transaction
   with its offset (X21). Without that topic the run ends.
-* Whatever goes wrong in the transaction aborts it: none of its records becomes visible, no offset moves, and the messages are
+* Several producers take turns, so that a transaction is ended beside the loop (``_in_flight.py``). Nothing is in flight when
+  partitions are given away, and where a message fails, all before it are committed first.
+* Whatever goes wrong in the transaction aborts it, and those behind it: none of its records becomes visible, no offset moves, and the messages are
   fetched again from where the group has committed (X13).
 * Where nobody can say whether a commit happened, the producer is made anew: that ends the old transaction one way or the
   other, and then the committed offsets tell which (X09).
