@@ -19,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 from ._transactional import AbortNeeded, InDoubt
+from .errors import AuthorizationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -104,6 +105,25 @@ class InFlight:
         self._free = deque(producers)
         self._flights: deque[Flight] = deque()
         self._pool: ThreadPoolExecutor | None = None
+
+    def prepare(self) -> None:
+        """Have producers for a run, and end what the last one left open with their ids.
+
+        Where an ACL allows the first id only, there is one transaction in flight.
+
+        Raises:
+            FencedError, AuthorizationError, BrokerError: see there.
+        """
+        first, *others = self.producers
+        first.prepare()
+        self._free = deque([first])
+        for producer in others:
+            try:
+                producer.prepare()
+            except AuthorizationError as error:
+                log.warning("%d of %d transactions in flight: %s", len(self._free), len(self.producers), error)
+                return
+            self._free.append(producer)
 
     # -- the loop ---------------------------------------------------------------------------------------------------------
 

@@ -11,8 +11,8 @@ What happens to one message::
   with its offset (X21). Without that topic the run ends.
 * Several producers take turns, so that a transaction is ended beside the loop (``_in_flight.py``). Nothing is in flight when
   partitions are given away, and where a message fails, all before it are committed first.
-* Whatever goes wrong in the transaction aborts it, and those behind it: none of its records becomes visible, no offset moves, and the messages are
-  fetched again from where the group has committed (X13).
+* Whatever goes wrong in the transaction aborts it, and those behind it: none of its records becomes visible, no offset moves,
+  and the messages are fetched again from where the group has committed (X13).
 * Where nobody can say whether a commit happened, the producer is made anew: that ends the old transaction one way or the
   other, and then the committed offsets tell which (X09).
 * A producer that met anything ambiguous is made anew before the next transaction, so that a request of the past that is
@@ -108,8 +108,8 @@ class ExactlyOnce:
             Readers see nothing of a transaction before its end.
         transactions_in_flight: of ``run`` and ``run_batches``: while so many are being committed, one after the other, the
             next is handled. Each has a producer of its own: the first with the given ``transactional.id``, the others with
-            ``-in-flight-1`` and so on behind it, which ACLs have to allow, too. 1 is enough on a single broker; where commits
-            wait for replicas, 3 transactions take the time of one.
+            ``-in-flight-1`` and so on behind it. Where ACLs do not allow these, one is in flight, and that is logged. On a
+            single broker 1 is nearly as fast; where commits wait for replicas, 3 transactions take the time of one.
         retry: a ``tenacity.Retrying`` that decides whether a handler that raised is called again, and when. Only exceptions are
             looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
             attempts within three seconds, and only one after a mistake of the program, as a TypeError is. None: one attempt.
@@ -425,8 +425,7 @@ class ExactlyOnce:
         check_run(self._settings, self._lifecycle, topics, max_batch)
         with self._lifecycle.running(itself):
             self._preflight.start(topics)
-            for producer in self._in_flight.producers:
-                producer.prepare()  # X24: the last run's transactions are ended before their messages are fetched again
+            self._in_flight.prepare()  # X24: the last run's transactions are ended before their messages are fetched again
             consumer = GroupConsumer(
                 self._settings,
                 self._lifecycle,

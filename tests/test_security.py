@@ -259,6 +259,34 @@ def test_an_acl_that_is_missing_is_named_and_nothing_is_lost(
     check(use, secure, names, use.of(config, names))
 
 
+@pytest.mark.parametrize("ids", [1, 2, 3])
+def test_as_many_transactions_are_in_flight_as_acls_allow(  # noqa: PLR0917 - fixtures
+    secure: LocalKafka,
+    names: dict[str, str],
+    config: dict[str, str],
+    rights: Rights,
+    caplog: pytest.LogCaptureFixture,
+    ids: int,
+) -> None:
+    """S07: a producer whose id may not be used takes no turn, which is logged with the ACL that is missing; all is handled."""
+    fill(secure.bootstrap, names["source"], TEN)
+    names.update({f"id {number}": f"{names['transactional.id']}-in-flight-{number}" for number in range(1, ids)})
+    more = [Acl("WRITE", "transactional.id", f"id {number}") for number in range(1, ids)]
+    rights.grant([READ_SOURCE, READ_GROUP, WRITE_TARGET, WRITE_ID, *more])
+    seen: list[bytes | None] = []
+
+    def handler(message: Message) -> list[Record]:
+        seen.append(message.value())
+        return [Record(names["target"], message.value())]
+
+    with client(ExactlyOnce, config, names) as service:
+        run(service, names, handler)
+        assert [producer.raw is not None for producer in service._in_flight.producers] == [number < ids for number in range(3)]
+    assert values(read_all(secure.bootstrap, names["target"])) == TEN
+    said = [record.getMessage() for record in caplog.records if "transactions in flight" in record.getMessage()]
+    assert [line.startswith(f"{ids} of 3 ") and f"-in-flight-{ids}'" in line for line in said] == [True] * (ids < 3)
+
+
 def test_at_most_once_says_that_it_may_not_write(names: dict[str, str], config: dict[str, str], rights: Rights) -> None:
     """S07: nobody asks for an acknowledgement, so the refusal of one record is raised by the next call."""
     with AtMostOnce(config) as service:
