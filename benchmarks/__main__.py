@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import platform
+import signal
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,6 +156,7 @@ def main() -> None:
     sections = asked.only.split(",")
     if unknown := set(sections) - set(SECTIONS):
         parser.error(f"no section is called {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # so that contestants and brokers end with it
     began = time.monotonic()
     everyone, missing = contestants(asked.peers.split(",") if asked.peers else None)
     bench = Bench(asked.rounds, asked.seconds, asked.out, everyone, missing)
