@@ -70,6 +70,7 @@ class Stage:
         reader = Consumer(
             {
                 "bootstrap.servers": self.bootstrap,
+                "log_level": 0,
                 "group.id": f"bench-{uuid.uuid4().hex}",
                 "isolation.level": "read_committed",
                 "enable.auto.commit": False,
@@ -124,7 +125,13 @@ class Stage:
 
     def _fill(self, topic: str, messages: int, size: int, partitions: int) -> None:
         producer = Producer(
-            {"bootstrap.servers": self.bootstrap, "acks": "all", "enable.idempotence": True, "delivery.report.only.error": True}
+            {
+                "bootstrap.servers": self.bootstrap,
+                "log_level": 0,
+                "acks": "all",
+                "enable.idempotence": True,
+                "delivery.report.only.error": True,
+            }
         )
         failed: list[object] = []
         room = len(NOISE) - size
