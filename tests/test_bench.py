@@ -101,7 +101,7 @@ def test_what_is_written_is_counted_beforehand(monkeypatch: pytest.MonkeyPatch) 
     few, many = Plan(100, 10, 3, 1, None), Plan(1000, 10, 3, 1, None)
     echoes = 2 * 3 * (1 + 50 + 300)
     assert few.records == 101 + 3 * 100 + 4 * 100 + echoes
-    assert many.records == 1001 + 3 * 1000 + 4 * 200 + echoes, "a small batch takes no more than its transactions"
+    assert many.records == 1001 + 3 * 1000 + 4 * 100 + echoes, "a small batch takes no more than its transactions"
 
 
 # -- the report -----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 AT_MOST_ONCE, AT_LEAST_ONCE, EXACTLY_ONCE = GUARANTEES = ("at-most-once", "at-least-once", "exactly-once")
 ROUNDS = 3  # how often each throughput is measured; all take turns, so that what disturbs them disturbs all
-TRANSACTIONS = 100  # of a measure whose batches are given: small ones on a cluster that replicates take 60 ms each
+TRANSACTIONS = 50  # of a measure whose batches are given: on a cluster that replicates each takes 60 ms
 RATE = 100  # messages per second, where latency is measured
 WARM = 50  # messages at that pace that do not count
 BATCHES = (1, 100, 1000, 10_000)

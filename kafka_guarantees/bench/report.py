@@ -14,7 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from rich.text import Text
 
 from kafka_guarantees.prove import page
@@ -109,7 +109,8 @@ def _number(rate: float) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"  # noqa: PLR2004 - two digits are enough
+    """With two digits, and no more than three behind the point."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}" if value >= 0.1 else f"{value:.3f}"  # noqa: PLR2004 - see above
 
 
 # -- for programs -----------------------------------------------------------------------------------------------------------
@@ -235,6 +236,7 @@ def _draw_trade_off(axes: Axes, rows: Sequence[Row]) -> None:
     if lines:
         axes.set_xscale("log")
         axes.set_yscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.legend(loc="best", frameon=False)
     _plain(axes)
 
