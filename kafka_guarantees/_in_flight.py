@@ -115,11 +115,20 @@ class InFlight:
             FencedError, AuthorizationError, BrokerError: see there.
         """
         first, *others = self.producers
-        first.prepare()
+        self._pool = ThreadPoolExecutor(len(self.producers), "kafka-guarantees-transaction")
+        prepared = [self._pool.submit(producer.prepare) for producer in others]  # all at once: each takes its time
+        try:
+            first.prepare()
+        except BaseException:
+            self._hurry(others)
+            raise
+        finally:
+            wait(prepared)
+            self._hurry([])
         self._free = deque([first])
-        for producer in others:
+        for producer, result in zip(others, prepared, strict=True):
             try:
-                producer.prepare()
+                result.result()
             except AuthorizationError as error:
                 log.warning("%d of %d transactions in flight: %s", len(self._free), len(self.producers), error)
                 return
@@ -141,7 +150,7 @@ class InFlight:
     def take_off(self, messages: Sequence[Message], finish: Callable[[Flight], None]) -> None:
         """End the transaction of the next producer, which consumed ``messages``, while the loop goes on."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(len(self.producers), "kafka-guarantees-transaction")
+            raise RuntimeError("nothing takes off before prepare()")
         flight = Flight(self._free.popleft(), messages, self._flights[-1] if self._flights else None)
         flight.take_off(self._pool, finish)
         self._flights.append(flight)
@@ -186,17 +195,19 @@ class InFlight:
         if self._lifecycle.forked:
             return
         self.wait(GRACE)
-        for flight in self._flights:
-            flight.producer.hurry = True
+        self._hurry([flight.producer for flight in self._flights])
         self.wait()
         while self._flights:
-            producer = self._flights.popleft().producer
-            producer.abandon()
-            producer.hurry = False
-            self._free.append(producer)
+            self._flights.popleft().producer.abandon()
+        self._hurry([])
         if self._pool is not None:
             self._pool.shutdown(wait=False)
             self._pool = None
+
+    def _hurry(self, producers: Sequence[TransactionalProducer]) -> None:
+        """Have these, and no others, wait for brokers no longer."""
+        for producer in self.producers:
+            producer.hurry = producer in producers
 
 
 def _abort(flight: Flight, error: BaseException, say: Callable[..., None]) -> None:

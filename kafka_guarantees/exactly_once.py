@@ -425,24 +425,26 @@ class ExactlyOnce:
         check_run(self._settings, self._lifecycle, topics, max_batch)
         with self._lifecycle.running(itself):
             self._preflight.start(topics)
-            self._in_flight.prepare()  # X24: the last run's transactions are ended before their messages are fetched again
-            consumer = GroupConsumer(
-                self._settings,
-                self._lifecycle,
-                topics,
-                self._start,
-                self._seen,
-                also=self._failures.topics,
-                in_flight=self._in_flight,
-            )
+            consumer = None
             try:
+                self._in_flight.prepare()  # X24: the last run's transactions are ended before their messages are fetched again
+                consumer = GroupConsumer(
+                    self._settings,
+                    self._lifecycle,
+                    topics,
+                    self._start,
+                    self._seen,
+                    also=self._failures.topics,
+                    in_flight=self._in_flight,
+                )
                 yield consumer
                 self._in_flight.settle()
             finally:
                 if self._apart is not None:
                     self._apart.close()
                 self._in_flight.end()
-                consumer.close()
+                if consumer is not None:
+                    consumer.close()
 
     # -- the caller's own loop ----------------------------------------------------------------------------------------
 
