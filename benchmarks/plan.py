@@ -104,7 +104,7 @@ EXPECTED = {
     "confluent_default": Expected(300_000, 140_000, 90_000, 90_000, 0.03),
     "aiokafka": Expected(100_000, 300_000, 60_000, 60_000, 0.015),
     "quixstreams": Expected(50_000, 100_000, 50_000, 50_000, 0.01),
-    "franz-go": Expected(1_000_000, 2_000_000, 200_000, 90_000, 0.01),
+    "franz-go": Expected(1_000_000, 2_000_000, 200_000, 250_000, 0.005),
     STREAMS: Expected(50_000, 50_000, 150_000, 130_000, 0.01),
     "kafka-python": Expected(25_000, 60_000, 20_000, 20_000, 0.02),
     "faststream": Expected(2_000, 4_000, 1_500, 1_500, 0.02),
