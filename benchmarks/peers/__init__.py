@@ -1,18 +1,20 @@
-"""The other clients, each a command that does a job."""
+"""The other clients, each a command that does a job. What they run in is made when they are first asked for."""
 
 from __future__ import annotations
 
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from .environments import HERE, Unavailable, go_program, java_command, python_with
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
-HERE = Path(__file__).parent
 WORKS = frozenset({"produce", "consume", "transform", "exactly-once", "echo"})
+STREAMING = frozenset({"transform", "exactly-once", "echo"})
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,41 @@ class Peer:
     command: Callable[[Mapping[str, Any]], list[str]]
 
 
-def _script(name: str) -> Peer:
-    return Peer(name, WORKS, lambda job: [sys.executable, str(HERE / f"{name}.py"), json.dumps(job)])
-
-
 def peers(names: Collection[str] | None) -> tuple[list[Peer], dict[str, str]]:
-    """Those that can be made ready here; and of the others, by name, why not."""
-    found = [_script("confluent_default"), _script("confluent_tuned")]
-    known = {peer.name for peer in found}
-    missing = {name: "no peer is called so" for name in names or () if name not in known}
-    return [peer for peer in found if names is None or peer.name in names], missing
+    """Those that can be made ready here; and of the others, by name, why not.
+
+    The first call takes minutes where it has something to install or to build.
+
+    Args:
+        names: of peers; None means all.
+    """
+    missing = {name: "no peer is called so" for name in names or () if name not in _PEERS}
+    found = []
+    for name, (works, prepare) in _PEERS.items():
+        if names is None or name in names:
+            try:
+                found.append(Peer(name, works, partial(_command, prepare())))
+            except Unavailable as exc:
+                missing[name] = str(exc)
+    return found, missing
+
+
+def _command(words: list[str], job: Mapping[str, Any]) -> list[str]:
+    return [*words, json.dumps(job)]
+
+
+def _ours_runs(script: str) -> list[str]:
+    return [sys.executable, str(HERE / f"{script}.py")]
+
+
+def _theirs_runs(module: str) -> list[str]:
+    return [python_with(module), str(HERE / f"{module}_peer.py")]
+
+
+_PEERS: dict[str, tuple[frozenset[str], Callable[[], list[str]]]] = {
+    "confluent_default": (WORKS, partial(_ours_runs, "confluent_default")),
+    "confluent_tuned": (WORKS, partial(_ours_runs, "confluent_tuned")),
+    "aiokafka": (WORKS, partial(_theirs_runs, "aiokafka")),
+    "franz-go": (WORKS, lambda: [go_program()]),
+    "kafka-streams": (STREAMING, java_command),
+}
