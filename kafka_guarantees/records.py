@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
@@ -27,8 +28,21 @@ Payload = Union[bytes, bytearray, memoryview, str, None]  # noqa: UP007 - an ali
 Headers = Union["Mapping[str, Payload]", "Sequence[tuple[str, Payload]]", None]
 
 
-@dataclass(frozen=True)
-class Record:
+class _Unfrozen:
+    """The parts of a record while they are put together: the quick way to an instance that cannot be changed afterwards."""
+
+    __slots__ = ("headers", "key", "partition", "timestamp", "topic", "value")
+
+    topic: str
+    value: Payload
+    key: Payload
+    headers: Headers
+    partition: int | None
+    timestamp: int | None
+
+
+@dataclass(frozen=True, init=False)
+class Record(_Unfrozen):
     """A record that a handler wants produced under the guarantee it runs with.
 
     Args:
@@ -40,7 +54,7 @@ class Record:
         timestamp: milliseconds since the epoch, above 0; ``None`` is the time of producing.
     """
 
-    __slots__ = ("headers", "key", "partition", "timestamp", "topic", "value")
+    __slots__ = ()
 
     topic: str
     value: Payload
@@ -49,8 +63,8 @@ class Record:
     partition: int | None
     timestamp: int | None
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         topic: str,
         value: Payload = None,
         key: Payload = None,
@@ -58,15 +72,31 @@ class Record:
         headers: Headers = None,
         partition: int | None = None,
         timestamp: int | None = None,
-    ) -> None:
-        # slots=True with defaults needs a generated __init__, which is slower and not keyword-only in 3.10
-        fix = object.__setattr__
-        fix(self, "topic", topic)
-        fix(self, "value", value)
-        fix(self, "key", key)
-        fix(self, "headers", headers)
-        fix(self, "partition", partition)
-        fix(self, "timestamp", timestamp)
+    ) -> Self:
+        # one for each message that is handled: a frozen dataclass's own way, object.__setattr__, takes three times as long
+        if cls is not Record:
+            return _subclassed(cls, (headers, key, partition, timestamp, topic, value))
+        parts = _Unfrozen()
+        parts.topic = topic
+        parts.value = value
+        parts.key = key
+        parts.headers = headers
+        parts.partition = partition
+        parts.timestamp = timestamp
+        parts.__class__ = Record  # the same layout, and from here on no attribute can be set
+        return parts  # type: ignore[return-value]  # it is a Record by now
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        named = partial(type(self), headers=self.headers, partition=self.partition, timestamp=self.timestamp)
+        return named, (self.topic, self.value, self.key)
+
+
+def _subclassed(cls: type[T], parts: tuple[object, ...]) -> T:
+    """A record of the user's own kind, which may have another layout."""
+    record = object.__new__(cls)
+    for name, part in zip(_Unfrozen.__slots__, parts, strict=True):
+        object.__setattr__(record, name, part)
+    return record
 
 
 Handler = Callable[["Message"], Iterable[Record] | None]
@@ -92,19 +122,31 @@ def check_handler(handler: object) -> None:
         raise TypeError("the handler is a coroutine function: handlers are plain functions")
 
 
-def records_in(result: Iterable[Record] | None) -> Iterator[Record]:
-    """Walk over what a handler returned, and refuse what is not records.
+def records_in(result: Iterable[Record] | None) -> Iterable[Record]:
+    """What a handler returned, to walk over: what is not records is refused, of a generator when its turn comes.
 
     Raises:
         TypeError: it is not an iterable of ``Record``.
     """
+    if result.__class__ is list or result.__class__ is tuple:  # the usual ones need no generator around them
+        for record in result:
+            if record.__class__ is not Record:
+                break
+        else:
+            return result
     if result is None:
-        return
+        return ()
+    if result.__class__ is GeneratorType:  # for these, too, the question below takes longer than all the rest
+        return _checked(result)
     if isinstance(result, (Record, str, bytes, dict)) or not isinstance(result, Iterable):
         if inspect.iscoroutine(result):
             result.close()
             raise TypeError("the handler is a coroutine function: handlers are plain functions")
         raise TypeError(f"the handler returned {type(result).__name__}: return an iterable of Record, yield Records, or None")
+    return _checked(result)
+
+
+def _checked(result: Iterable[Record]) -> Iterator[Record]:
     for record in result:
         if not isinstance(record, Record):
             raise TypeError(f"the handler produced {type(record).__name__}: it must produce Records")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 import time
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -58,6 +60,29 @@ def test_a_record_does_not_change() -> None:
         A.topic = "other"  # type: ignore[misc]
     with pytest.raises((AttributeError, TypeError)):
         A.other = 1  # type: ignore[attr-defined]
+
+
+class Priced(Record):
+    """A record of the user's own kind."""
+
+    price = 1
+
+
+def pickled(record: Record) -> Record:
+    """What another process gets."""
+    made: Record = pickle.loads(pickle.dumps(record))
+    return made
+
+
+@pytest.mark.parametrize("kind", [Record, Priced])
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickled, dataclasses.replace])
+def test_a_copy_of_a_record_equals_it(kind: type[Record], way: Callable[[Record], Record]) -> None:
+    """Pickled for another process, copied, or replaced: the same parts, the same class, and frozen like the first."""
+    record = kind("t", b"v", b"k", headers=[("h", b"x")], partition=3, timestamp=4)
+    made = way(record)
+    assert (made, type(made), repr(made)) == (record, kind, repr(record))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.value = b"other"  # type: ignore[misc]
 
 
 # --- records_in ------------------------------------------------------------------------------------------------------
@@ -122,7 +147,7 @@ def test_a_coroutine_function_as_handler_is_refused_and_its_coroutine_closed() -
 def test_records_before_a_wrong_one_were_seen() -> None:
     """Records are checked as they come: a generator runs no further than its first mistake."""
     rest: Iterator[Any] = iter([A, 5, B])
-    walk = records_in(rest)
+    walk = iter(records_in(rest))
     assert next(walk) is A
     with pytest.raises(TypeError):
         next(walk)
