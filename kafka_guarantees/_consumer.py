@@ -38,12 +38,14 @@ from .errors import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from confluent_kafka import Message
 
     from ._lifecycle import Lifecycle
     from ._pace import Pace
     from ._settings import Settings
+    from .errors import KafkaGuaranteesError
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -132,6 +134,17 @@ class InFlight(Protocol):
         """Wait for its end. Returns what was not committed, and comes again."""
 
 
+class Trailing(Protocol):
+    """Commits that trail behind the handling of messages. ``Trail`` is one."""
+
+    def follow(self) -> None: ...
+    def idle(self) -> None: ...
+    def settle(self) -> None: ...
+    def answered(self, error: KafkaError | None, places: Iterable[TopicPartition]) -> None: ...
+    def revoked(self, gone: AbstractSet[Partition]) -> None: ...
+    def lost(self, gone: AbstractSet[Partition]) -> None: ...
+
+
 class GroupConsumer(Handle):
     """A member of a consumer group, for one run.
 
@@ -144,6 +157,10 @@ class GroupConsumer(Handle):
         also: other topics that must exist.
         stored: where offsets are, if not with the group.
         in_flight: what is committed beside the loop.
+        trailing: there will be commits that nobody waits for: see ``send_commit``.
+
+    Attributes:
+        trail: hears of their answers, and of what happens meanwhile.
     """
 
     def __init__(
@@ -157,7 +174,9 @@ class GroupConsumer(Handle):
         also: Sequence[str] = (),
         stored: Stored | None = None,
         in_flight: InFlight | None = None,
+        trailing: bool = False,
     ) -> None:
+        self.trail: Trailing | None = None
         self._settings = settings
         self._stored = stored
         self._in_flight = in_flight
@@ -183,6 +202,8 @@ class GroupConsumer(Handle):
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
         super().__init__()
         config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
+        if trailing:
+            config["on_commit"] = self._on_commit
         self.make(Consumer, config)
         try:
             self._require(topics)
@@ -234,7 +255,7 @@ class GroupConsumer(Handle):
         if self._in_flight is not None and self._in_flight.failed:
             self._find_places()
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
-        fetched, before = self._take(max_batch, WAIT)
+        fetched, before = self._take(max_batch, WAIT, self.trail)
         messages = self._without_events(fetched)
         if self._rebalances != before:
             self.unplace(messages)  # C03: they may be of an assignment that is over
@@ -250,12 +271,18 @@ class GroupConsumer(Handle):
             self.unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
             return None
         self._given_away.clear()
+        if self.trail is not None:
+            self.trail.follow()
         return batch
 
-    def _take(self, max_batch: int, wait: float) -> tuple[list[Message], int]:
+    def _take(self, max_batch: int, wait: float, trail: Trailing | None = None) -> tuple[list[Message], int]:
         """What librdkafka has, and how many rebalances had been when the first of it was taken."""
         try:
-            first = self.raw.poll(wait)
+            first = None if trail is None else self.raw.poll(0)
+            if first is None:
+                if trail is not None:
+                    trail.idle()
+                first = self.raw.poll(wait)
             fetched = [] if first is None else [first]
             before = self._rebalances  # poll() serves rebalances before it takes a message, consume() also in between
             if first is not None and max_batch > 1:
@@ -458,13 +485,36 @@ class GroupConsumer(Handle):
         try:
             self._commit(places)
         except KafkaException as exc:
-            raise broker_failure(
-                kafka_error(exc),
-                "committing offsets",
-                "They may or may not be committed.",
-                topic={place.topic for place in places},
-                group=self._settings.group_id,
-            ) from exc
+            raise self._not_committed(kafka_error(exc), places) from exc
+
+    def send_commit(self, offsets: list[TopicPartition]) -> None:
+        """Commit, and do not wait: a later poll tells ``trail`` of the answer.
+
+        Raises:
+            BrokerError: it was not sent.
+        """
+        try:
+            self.raw.commit(offsets=offsets, asynchronous=True)
+        except KafkaException as exc:
+            raise self._not_committed(kafka_error(exc), offsets) from exc
+
+    def check_commit(self, error: KafkaError | None, answer: list[TopicPartition]) -> None:
+        """Raise, as ``commit`` does, what an answer says."""
+        try:
+            if error is not None:
+                raise KafkaException(error)  # noqa: TRY301 - the same as for a partition
+            self._check_commit(answer)
+        except KafkaException as exc:
+            raise self._not_committed(kafka_error(exc), answer) from exc
+
+    def _not_committed(self, error: KafkaError, places: Iterable[TopicPartition]) -> KafkaGuaranteesError:
+        return broker_failure(
+            error,
+            "committing offsets",
+            "They may or may not be committed.",
+            topic={place.topic for place in places},
+            group=self._settings.group_id,
+        )
 
     def _commit(self, offsets: list[TopicPartition]) -> None:
         self._check_commit(
@@ -503,6 +553,8 @@ class GroupConsumer(Handle):
     def _find_places(self) -> None:
         if self._in_flight is not None:
             self.unplace(self._in_flight.settle())  # else the brokers would name a place before it
+        if self.trail is not None:
+            self.trail.settle()  # else what was handled would come again
         try:
             if self._waiting:
                 self._fetch_waiting()
@@ -629,10 +681,20 @@ class GroupConsumer(Handle):
         return placed
 
     def _on_revoke(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
+        if self.trail is not None:
+            try:
+                self.trail.revoked({(p.topic, p.partition) for p in partitions})
+            except BaseException as problem:  # noqa: BLE001 - raised after the C call
+                self._keep(problem)
+        self._gone(raw, partitions)
+
+    def _gone(self, raw: Consumer, partitions: list[TopicPartition], *, lost: bool = False) -> None:
         try:
             self._settle()  # before the partitions are given away
             self._rebalances += 1
             gone = {(p.topic, p.partition) for p in partitions}
+            if lost and self.trail is not None:
+                self.trail.lost(gone)
             raw.resume(partitions)  # librdkafka keeps a pause, and would read nothing once they are assigned again
             if self._incremental and self._waiting & gone:
                 raw.incremental_unassign([TopicPartition(*partition) for partition in gone - self._waiting])
@@ -647,7 +709,14 @@ class GroupConsumer(Handle):
 
     def _on_lost(self, raw: Consumer, partitions: list[TopicPartition]) -> None:
         # nothing is committed for what was lost (C07); nothing is in hand, since no poll happens with a batch in hand
-        self._on_revoke(raw, partitions)
+        self._gone(raw, partitions, lost=True)
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        try:
+            if self.trail is not None:
+                self.trail.answered(error, partitions)
+        except BaseException as problem:  # noqa: BLE001 - raised after the C call
+            self._keep(problem)
 
     def _settle(self) -> None:
         """Wait for what is in flight, whatever a signal handler raises meanwhile: nothing is given away before that."""

@@ -17,7 +17,7 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException, Producer
 
@@ -32,7 +32,7 @@ from .errors import (
     describe,
     kafka_error,
 )
-from .records import LOST, Delivery, pairs
+from .records import LOST, Delivery, pairs, report_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,35 +110,80 @@ def enqueue(
         KafkaException: librdkafka refuses it.
         DeliveryError: the queue stayed full for longer than ``patient`` allows.
     """
-    value, key, headers = record.value, record.key, record.headers
+    value, key, headers, partition, timestamp = record.value, record.key, record.headers, record.partition, record.timestamp
     arguments = (
         record.topic,
         value if value.__class__ is bytes else _payload(value, "value"),
         key if key.__class__ is bytes else _payload(key, "key"),
-        -1 if record.partition is None else record.partition,
+        -1 if partition is None else partition,
         callback,
         None,
-        0 if record.timestamp is None else _timestamp(record.timestamp),
+        0 if timestamp is None else _timestamp(timestamp),
         _headers(headers) if headers else None,
     )
-    if record.partition is not None and record.topic not in known:
+    if partition is not None and record.topic not in known:
         known.add(record.topic)  # once: who produces while no broker answers must not wait for each record
         with suppress(KafkaException):  # no answer: then it is said later
             raw.list_topics(record.topic, KNOWING)
-    started = None
-    while True:
-        try:
+    try:
+        raw.produce(*arguments)
+    except BufferError:
+        _when_there_is_room(raw, arguments, patient)
+
+
+def _when_there_is_room(raw: Producer, arguments: tuple[Any, ...], patient: Callable[[float], bool]) -> None:
+    started = time.monotonic()
+    while patient(time.monotonic() - started):
+        raw.poll(SLICE)
+        with suppress(BufferError):
             raw.produce(*arguments)
-        except BufferError:
-            started = started or time.monotonic()
-            if not patient(time.monotonic() - started):
-                raise DeliveryError(
-                    f"a record for topic {record.topic!r} was not sent: the producer's queue stayed full. The brokers take "
-                    "records more slowly than they are produced, or not at all."
-                ) from None
-            raw.poll(SLICE)
-        else:
             return
+    raise DeliveryError(
+        f"a record for topic {arguments[0]!r} was not sent: the producer's queue stayed full. The brokers take "
+        "records more slowly than they are produced, or not at all."
+    )
+
+
+class Posted:
+    """What becomes of records that nobody asks about one by one: how many there are, and which were not written.
+
+    Attributes:
+        sent: how many were given to librdkafka; counted by the one thread that does.
+        failed: whether one was not written, or may not have been. For good: nothing is committed past it.
+        failures: of these, until somebody has looked at them.
+    """
+
+    __slots__ = ("_known", "failed", "failures", "sent")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.failed = False
+        self.failures: list[KafkaGuaranteesError] = []
+        self._known: list[None] = []  # one for each report: several threads serve them, and append() is atomic, += is not
+
+    @property
+    def unknown(self) -> int:
+        """How many have not been reported on."""
+        return self.sent - len(self._known)
+
+    def lose(self) -> None:
+        """No report will come: an exception out of a signal handler destroyed it."""
+        self.failed = self.failed or self.unknown > 0
+        self.failures += [report_lost()] * self.unknown
+        self.sent = len(self._known)
+
+    def fail(self, failure: KafkaGuaranteesError) -> None:
+        """Note one that was not written."""
+        self.failed = True
+        self.failures.append(failure)
+
+    def report(self, error: KafkaError | None, message: Message) -> None:
+        """The delivery callback: it never raises (P12)."""
+        if error is not None:
+            failure = delivery_failure(error, message.topic() or "?", message.partition())
+            failure.__cause__ = KafkaException(error)
+            self.fail(failure)
+        self._known.append(None)  # last: an exception out of a signal handler leaves it unknown
 
 
 # -- without transactions ------------------------------------------------------------------------------------------------
@@ -167,6 +212,8 @@ class PlainProducer(Handle):
         self.failed = False  # there may be failures in the next; looking through it at every record would cost too much
         self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
+        self._earlier: list[Posted] = []  # with reports, or failures, that nobody has looked at
+        self.begin()
         self._closing = threading.Event()
         name = "kafka-guarantees-serve"
         threading.Thread(target=_serve_idle, args=(weakref.ref(self), self._closing), name=name, daemon=True).start()
@@ -188,12 +235,61 @@ class PlainProducer(Handle):
             raise
         return delivery
 
+    def post(self, record: Record) -> None:
+        """Queue a record that nobody asks about: only ``flush`` and ``failures`` tell of it. For one thread at a time.
+
+        Raises:
+            DeliveryError, DeliveryUnknown: librdkafka did not take it. It is not among the failures.
+            TypeError, ValueError: it is not a record.
+        """
+        posted = self._posted
+        posted.sent += 1  # before it is sent: what is not reported on was not acknowledged
+        try:
+            enqueue(self.raw, record, self._report, self._patient, self._known)
+        except KafkaException as exc:
+            posted.sent -= 1
+            raise delivery_failure(kafka_error(exc), record.topic) from exc
+        except (DeliveryError, TypeError, ValueError):
+            posted.sent -= 1
+            raise
+        self._unserved += 1
+        if self._unserved >= SERVE_EVERY:
+            self.serve()
+
+    def begin(self) -> None:
+        """Count what is posted from now on by itself, and forget what is acknowledged."""
+        self._earlier = [posted for posted in self._earlier if posted.unknown or posted.failures]
+        self._posted = Posted()
+        self._report = self._posted.report  # made once
+        self._earlier.append(self._posted)
+
+    def portion(self) -> Posted | None:
+        """What was posted since this was last asked; None: nothing."""
+        posted = self._posted
+        if not posted.sent and not posted.failed:
+            return None
+        self.begin()
+        return posted
+
+    def wait(self, posted: Posted, give_up: Callable[[], bool]) -> int:
+        """Wait for the reports of these only, or until ``give_up()``. Returns how many are missing."""
+        while posted.unknown and len(self.raw) and not give_up():
+            self.serve(SLICE)
+        if posted.unknown and not len(self.raw):
+            self._find_lost(set())
+        return posted.unknown
+
+    def note(self, failure: KafkaGuaranteesError) -> None:
+        """Have a record that was not taken among the failures."""
+        self._posted.fail(failure)
+
     def send(self, record: Record, callback: DeliveryCallback | None = None) -> None:
         """Queue a record. Raises where librdkafka does not take it; after that, only ``callback`` hears of it.
 
         Without a callback it raises as well where an earlier record was refused for want of an ACL: this one would be, too.
         """
-        self.raise_refused()
+        if self._refused:
+            self.raise_refused()
         try:
             enqueue(self.raw, record, callback, self._patient, self._known)
         except KafkaException as exc:
@@ -228,11 +324,14 @@ class PlainProducer(Handle):
 
     def _find_lost(self, waiting: set[Delivery]) -> None:
         """Nothing is on its way any more, so every report was served. One that did not arrive never will."""
-        deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet
-        while lost := [delivery for delivery in waiting if not delivery.done]:
+        deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet, or be in a callback
+        earlier = self._earlier[:]
+        while (lost := [delivery for delivery in waiting if not delivery.done]) or any(posted.unknown for posted in earlier):
             if time.monotonic() > deadline:
                 for delivery in lost:
                     delivery._lost()
+                for posted in earlier:
+                    posted.lose()
             self.serve(SLICE / 10)
 
     def _call(self, serve: Callable[[], int]) -> int:
@@ -247,14 +346,28 @@ class PlainProducer(Handle):
         finally:
             self._callbacks.raise_interrupt()
 
-    def failures(self, *, forget: bool) -> list[KafkaGuaranteesError]:
-        """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at."""
+    @property
+    def has_failed(self) -> bool:
+        """Whether there may be failures that nobody has looked at."""
+        return self.failed or any(posted.failures for posted in self._earlier)
+
+    def failures(self, *, forget: bool, posted: bool = True) -> list[KafkaGuaranteesError]:
+        """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
+
+        Those of records that were posted do so only with ``posted`` as well.
+        """
         if forget:
             self.failed = False  # before they are listed: one that comes meanwhile sets it again
         failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None]
+        found = [delivery._failure for delivery in failed if delivery._failure is not None]
+        for portion in self._earlier[:]:
+            failures = portion.failures[:]
+            found += failures
+            if forget and posted:
+                del portion.failures[: len(failures)]
         if forget:
             self.unacknowledged.difference_update(failed)
-        return [delivery._failure for delivery in failed if delivery._failure is not None]
+        return found
 
     def forgive(self, error: Exception) -> None:
         """What was refused with this exception counts as looked at."""

@@ -48,8 +48,9 @@ from ._recognition.portions import Portions
 from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
-from .errors import AuthorizationError, BrokerError, PartitionFenced, StoreUnavailable
-from .records import Record, pairs, records_in
+from ._trail import Portion, Trail
+from .errors import AuthorizationError, BrokerError, DeliveryError, DeliveryUnknown, PartitionFenced, StoreUnavailable
+from .records import Record, RecordRefused, pairs, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -77,6 +78,7 @@ log = logging.getLogger("kafka_guarantees")
 LEAVING = 10.0  # seconds that a loop which is left waits for brokers that do not answer
 FENCED_REST = 0.5  # seconds until messages are fetched again that another member handles, or that an inbox did not take
 COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
+_NOT_PAST = "Nothing was committed past the messages it came from."
 FIRST_BATCH = 20  # messages: nobody knows yet how long they take
 
 
@@ -268,7 +270,7 @@ class AtLeastOnce:
                         began = time.monotonic()
                         done, failed = handle(work.fresh)
                         pace.took(done, time.monotonic() - began)
-                        if not self._finish(consumer, batch, work, done):
+                        if not self._finish(consumer, batch, work, done, to_the_end=failed is None):
                             break
                         work = work.rest(done)
                         if failed is not None:
@@ -324,7 +326,7 @@ class AtLeastOnce:
                             self._lifecycle.leave(LEAVING)
                             self._finish(consumer, batch, work, done)
                             raise
-                        if not self._finish(consumer, batch, work, done):
+                        if not self._finish(consumer, batch, work, done, to_the_end=True):
                             break
                         work = work.rest(done)
                         unreadable = work.fresh[:1] and not self._reading.readable(work.fresh[:1])
@@ -540,22 +542,41 @@ class AtLeastOnce:
         late = time.monotonic() - batch.taken > self._settings.max_poll_interval / 2  # also before claims lapse
         return late or self._lifecycle.stopping
 
-    def _finish(self, consumer: GroupConsumer, batch: Batch, work: Work, handled: int) -> bool:
+    def _finish(self, consumer: GroupConsumer, batch: Batch, work: Work, handled: int, *, to_the_end: bool = False) -> bool:
         """Wait for what was produced, then commit what was handled. False: it was not committed, and comes again.
+
+        Where that is all of a batch, handled ``to_the_end`` and soon, its commit trails behind: see ``Trail``.
 
         Raises:
             DeliveryError, DeliveryUnknown: nothing was committed.
         """
-        self._acknowledged()
+        behind = to_the_end and handled == len(work.fresh) and work.problem is None and self._soon(batch)
+        producer, posted = self._producer, None
+        if behind and self._claims is None and (producer is None or not (producer.unacknowledged or producer.failed)):
+            posted = None if producer is None else producer.portion()
+        else:
+            self._acknowledged()
         finished = work.finished(handled)
         if not finished:
+            self._trail.settle()
             return True
         if self._claims is not None and not self._complete(consumer, batch, self._claims, handled, finished):
             consumer.rewind(batch.messages)
             return False
+        if behind:
+            self._trail.add(Portion(next_offsets(finished), batch, posted, len(finished)))
+            return True
+        return self._commit(consumer, batch, finished)
+
+    def _soon(self, batch: Batch) -> bool:
+        """Whether a batch was handled so fast that waiting for its commit would count. A client that stops waits for all."""
+        return time.monotonic() - batch.taken < COMMIT_EVERY and not self._lifecycle.stopping
+
+    def _commit(self, consumer: GroupConsumer, batch: Batch, finished: Sequence[Message]) -> bool:
+        """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
         while consumer.still_ours(batch, within=self._settings.max_poll_interval):
             try:
-                consumer.commit(next_offsets(finished).values())
+                consumer.commit({**self._trail.offsets(), **next_offsets(finished)}.values())
             except AuthorizationError:
                 raise
             except BrokerError as exc:
@@ -564,7 +585,9 @@ class AtLeastOnce:
                     return False
                 time.sleep(0.1)
             else:
+                self._trail.clear()
                 return True
+        self._trail.clear()
         self._failures.given_away(finished, batch)
         log.warning("the group gave partitions away: up to %d messages that were handled are handled again", len(finished))
         consumer.rewind(batch.messages)
@@ -576,17 +599,25 @@ class AtLeastOnce:
         Raises:
             RecordRefused: one of them is refused before it is sent, and may be the fault of this message alone.
         """
+        if records is None:
+            return
+        producer, writing = self._producer or self._made(), self._writing
+        if self._lifecycle.closed:
+            self._lifecycle.check()
         for record in records_in(records):
-            delivery = self._send(self._writing.serialize(record))
-            if delivery.done and self._failures.topic is not None:
-                delivery.refused()
+            try:
+                producer.post(writing.serialize(record) if writing.needed else record)
+            except (DeliveryError, DeliveryUnknown) as failure:
+                if isinstance(failure, DeliveryError) and self._failures.topic is not None:
+                    raise RecordRefused(failure) from failure
+                producer.note(failure)
 
     def _acknowledged(self) -> None:
         """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""
         self._lifecycle.handled()
         if self._producer is not None:
             left = self._producer.flush(lambda: self._lifecycle.out_of_patience)
-            self._raise_failures(left, "Nothing was committed past the messages it came from.")
+            self._raise_failures(left, _NOT_PAST, ends_run=True)
 
     @contextmanager
     def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
@@ -602,9 +633,22 @@ class AtLeastOnce:
                 self._seen,
                 also=self._failures.topics,
                 stored=self._recognition.stored(topic_id),
+                trailing=True,
+            )
+            self._trail = consumer.trail = Trail(
+                consumer,
+                self._lifecycle,
+                self._settings.max_poll_interval,
+                producer=lambda: self._producer,
+                acknowledged=self._acknowledged,
+                failed=lambda: self._raise_failures(0, _NOT_PAST, ends_run=True),
             )
             try:
                 yield consumer
+                self._trail.settle()
+            except BaseException:
+                self._trail.leave()
+                raise
             finally:
                 if self._apart is not None:
                     self._apart.close()
@@ -657,15 +701,18 @@ class AtLeastOnce:
             headers = [*pairs(headers), (MESSAGE_ID, message_id)]
         record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
         record = self._writing.serialize(record)
-        if self._producer is not None and self._producer.failed and not self._lifecycle.in_run:
+        if self._producer is not None and self._producer.has_failed and not self._lifecycle.in_run:
             self._raise_failures(0, "This record was not sent.")
         return self._send(record)
 
     def _send(self, record: Record) -> Delivery:
+        return (self._producer or self._made()).produce(record)
+
+    def _made(self) -> PlainProducer:
+        """The producer, made when it is needed first."""
         self._lifecycle.check()
-        if self._producer is None:
-            self._producer = PlainProducer(self, self._settings, self._lifecycle)
-        return self._producer.produce(record)
+        self._producer = PlainProducer(self, self._settings, self._lifecycle)
+        return self._producer
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every record is acknowledged.
@@ -682,12 +729,13 @@ class AtLeastOnce:
             left = self._producer.flush(lambda: deadline is not None and time.monotonic() >= deadline)
             self._raise_failures(left, "What was acknowledged is safe.")
 
-    def _raise_failures(self, left: int, safe: str) -> None:
+    def _raise_failures(self, left: int, safe: str, *, ends_run: bool = False) -> None:
         if self._producer is None:
             return
         # in a run only the run forgets them: it must not commit past them, whoever saw them
         forget = self._lifecycle.in_hand or not self._lifecycle.in_run
-        raise_failures(self._producer.failures(forget=forget), left, safe)
+        posted = ends_run or not self._lifecycle.in_run  # also a handler that flushes: these may be of an earlier batch
+        raise_failures(self._producer.failures(forget=forget, posted=posted), left, safe)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

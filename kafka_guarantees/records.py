@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 from confluent_kafka import KafkaException
 
-from .errors import DeliveryError, DeliveryUnknown, delivery_failure
+from .errors import DeliveryUnknown, delivery_failure
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
@@ -184,6 +184,12 @@ class RecordRefused(Exception):
         self.failure = failure
 
 
+def report_lost(topic: str | None = None) -> DeliveryUnknown:
+    """What is known of a record whose report was destroyed."""
+    where = "" if topic is None else f" for topic {topic!r}"
+    return DeliveryUnknown(f"the report on a record{where} was lost: it may or may not be written.")
+
+
 class _Server(Protocol):
     """Serves delivery reports, and keeps what is not acknowledged. ``PlainProducer`` is one."""
 
@@ -244,16 +250,6 @@ class Delivery:
             raise self._failure
         return self
 
-    def refused(self) -> None:
-        """Raise where librdkafka did not take the record. Then it counts as looked at, as after ``result()``.
-
-        Raises:
-            RecordRefused: it did not.
-        """
-        if isinstance(self._failure, DeliveryError):
-            self._producer.unacknowledged.discard(self)
-            raise RecordRefused(self._failure)
-
     def _settle(self, error: KafkaError | None, message: Message) -> None:
         # the delivery callback: it never raises (P12)
         if error is None:
@@ -273,7 +269,7 @@ class Delivery:
 
     def _lost(self) -> None:
         """No report will come: an exception out of a signal handler destroyed it."""
-        self._fail(DeliveryUnknown(f"the report on a record for topic {self.topic!r} was lost: it may or may not be written."))
+        self._fail(report_lost(self.topic))
 
     def __repr__(self) -> str:
         state = "failed" if self._failure is not None else "acknowledged" if self.done else "on its way"

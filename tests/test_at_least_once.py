@@ -24,6 +24,7 @@ from kafka_guarantees import (
     UnsafeConfigError,
 )
 from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._producer import Posted
 
 from .conftest import committed, fill, read_all, values
 
@@ -313,15 +314,23 @@ def test_an_unknown_commit_outcome_is_retried_with_the_same_offsets(
     """C06: a commit that raises is tried again while the membership holds; nothing is handled twice for it."""
     topic = kafka_topic()
     fill(kafka.bootstrap, topic, numbers(10))
-    real, calls = GroupConsumer.commit, []
+    calls: list[Any] = []
+    waiting, trailing = GroupConsumer.commit, GroupConsumer.check_commit
 
     def flaky(self: GroupConsumer, offsets: Any) -> None:
         calls.append([(o.partition, o.offset) for o in offsets])
         if len(calls) < 3:
             raise BrokerError("the answer got lost")
-        real(self, list(offsets))
+        waiting(self, list(offsets))
+
+    def lost(self: GroupConsumer, error: Any, answer: Any) -> None:
+        calls.append([(o.partition, o.offset) for o in answer])
+        if len(calls) < 3:
+            raise BrokerError("the answer got lost")
+        trailing(self, error, answer)
 
     monkeypatch.setattr(GroupConsumer, "commit", flaky)
+    monkeypatch.setattr(GroupConsumer, "check_commit", lost)
     with AtLeastOnce(config) as service:
         seen = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
     assert seen == list(range(10))
@@ -398,7 +407,8 @@ def test_a_report_that_was_destroyed_is_an_unknown_outcome(
     """P01, C01: an exception out of a signal handler can hit the delivery callback; then nothing says that it was written."""
     source, target = kafka_topic(), kafka_topic()
     fill(kafka.bootstrap, source, numbers(1))
-    monkeypatch.setattr(Delivery, "_settle", lambda *_: None)  # what is left of a callback that was hit at its first step
+    for owner, callback in ((Delivery, "_settle"), (Posted, "report")):
+        monkeypatch.setattr(owner, callback, lambda *_: None)  # what is left of a callback that was hit at its first step
     with AtLeastOnce(config) as service:
         with pytest.raises(DeliveryUnknown, match=r"report .* was lost"):
             service.run([source], lambda message: [Record(target, message.value())], until_idle=IDLE)

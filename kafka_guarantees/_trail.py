@@ -1,0 +1,296 @@
+"""Commits that trail behind: the offsets of a batch are on their way to the group while the next one is handled.
+
+Rules.
+* At most one commit is in flight, and the next one waits for its answer, so that the group's offset never goes back.
+* When a batch is handled, the commit of one portion may be outstanding. Where that takes longer it is waited for: a crash
+  repeats what was in hand and the portion before it, no more.
+* The offsets of a portion are sent once every record that was produced for it is acknowledged, and while the membership that
+  it was handled under goes on. The answer is looked at for every partition; what was not committed is committed again (C06).
+* Before a partition is given away, and before the brokers are asked where to go on, all of it is committed.
+* What cannot be committed any more is dropped: it was handled, and comes again to whoever owns it now.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from confluent_kafka import KafkaException, TopicPartition
+
+from .errors import AuthorizationError, BrokerError, KafkaGuaranteesError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from collections.abc import Set as AbstractSet
+
+    from confluent_kafka import KafkaError
+
+    from ._consumer import Batch, GroupConsumer
+    from ._lifecycle import Lifecycle
+    from ._offsets import Partition
+    from ._producer import PlainProducer, Posted
+
+log = logging.getLogger("kafka_guarantees")
+
+AGAIN = 0.1  # seconds until a commit that failed is sent again
+LEAVING = 10.0  # seconds that the end of a run, by an error, waits for acknowledgements
+GIVING_AWAY = 1.0  # seconds that a rebalance waits for them, and for the answer to a commit
+
+
+class Portion:
+    """Messages of one batch that are handled, and not committed.
+
+    Attributes:
+        offsets: to commit.
+        batch: that they are of.
+        posted: what was produced for them; None where all of it is acknowledged.
+        size: how many messages.
+    """
+
+    __slots__ = ("batch", "offsets", "posted", "size")
+
+    def __init__(self, offsets: dict[Partition, TopicPartition], batch: Batch, posted: Posted | None, size: int) -> None:
+        self.offsets = offsets
+        self.batch = batch
+        self.posted = posted
+        self.size = size
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether every record that was produced for it is written."""
+        return self.posted is None or not (self.posted.unknown or self.posted.failed)
+
+
+class Trail:
+    """What is handled and not committed, the oldest first.
+
+    Args:
+        consumer: of the run.
+        lifecycle: of the client.
+        within: seconds after its fetch that a batch can be ours.
+        producer: of the client, if there is one by now.
+        acknowledged: waits until everything produced is acknowledged, or raises.
+        failed: raises for records that were not written, if there are any.
+    """
+
+    def __init__(
+        self,
+        consumer: GroupConsumer,
+        lifecycle: Lifecycle,
+        within: float,
+        *,
+        producer: Callable[[], PlainProducer | None],
+        acknowledged: Callable[[], None],
+        failed: Callable[[], None],
+    ) -> None:
+        self._consumer = consumer
+        self._lifecycle = lifecycle
+        self._within = within
+        self._producer = producer
+        self._acknowledged = acknowledged
+        self._failed = failed
+        self._portions: deque[Portion] = deque()
+        self._flying = 0  # how many of them, from the first on, are in a commit that is not answered
+        self._sent: dict[Partition, int] = {}  # what that says
+        self._not_before = 0.0  # when the next may be sent, after one that failed
+        self._problem: Exception | None = None  # of a commit, for the thread that runs
+
+    # -- what the loop does -------------------------------------------------------------------------------------------
+
+    def add(self, portion: Portion) -> None:
+        """A batch is handled to its end."""
+        self._portions.append(portion)
+        self._advance()
+
+    def follow(self) -> None:
+        """The next batch is about to be handled.
+
+        Raises:
+            DeliveryError, DeliveryUnknown, AuthorizationError: see there.
+        """
+        if self._portions:
+            self._advance()
+            if len(self._portions) > 1:
+                self._await(self._portions[0])
+                self._commit(self._ready())
+
+    def idle(self) -> None:
+        """There is nothing to handle: what was produced goes out at once, and its offsets after it."""
+        if self._portions:
+            if not all(portion.acknowledged for portion in self._portions):
+                self._acknowledged()
+            self._advance()
+
+    def settle(self) -> None:
+        """Commit all there is, and wait for the answer."""
+        if self._portions:
+            self._acknowledged()
+            self._commit(len(self._portions))
+
+    def leave(self) -> None:
+        """The run ends with an error, which is not to be hidden: commit what is acknowledged."""
+        if not self._portions or self._lifecycle.forked:
+            return
+        deadline = time.monotonic() + LEAVING
+        try:
+            for portion in self._portions:
+                self._wait(portion, deadline)
+            ready = self._ready()
+            if ready and self._ours(ready):
+                self._consumer.commit(list(self._offsets(ready).values()))
+        except KafkaGuaranteesError as error:
+            log.warning("what was handled last may be handled again: %s", error)
+
+    # -- with the commit of somebody else ------------------------------------------------------------------------------
+
+    def offsets(self) -> dict[Partition, TopicPartition]:
+        """All that is to be committed, for a commit that covers it."""
+        return self._offsets(len(self._portions))
+
+    def clear(self) -> None:
+        """All of it was committed, or is nobody's business any more."""
+        self._portions.clear()
+        self._flying = 0
+
+    # -- what the callbacks of the consumer do: in its poll, in the same thread ----------------------------------------
+
+    def answered(self, error: KafkaError | None, places: Iterable[TopicPartition]) -> None:
+        """A commit was answered: ours, or one that somebody has waited for."""
+        answer = list(places)
+        if not self._flying or {(p.topic, p.partition): p.offset for p in answer} != self._sent:
+            return
+        flying, self._flying = self._flying, 0
+        try:
+            self._consumer.check_commit(error, answer)
+        except AuthorizationError as problem:
+            self._problem = problem
+        except BrokerError as problem:
+            log.warning("%s", problem)
+            self._not_before = time.monotonic() + AGAIN
+        else:
+            self._pop(flying)
+
+    def revoked(self, gone: AbstractSet[Partition]) -> None:
+        """Partitions are given away, once this returns: commit what was handled of them."""
+        deadline = time.monotonic() + GIVING_AWAY
+        for portion in self._portions:
+            self._wait(portion, deadline)
+        if self._flying and self._arrived(self._flying):
+            self._pop(self._flying)
+        ready = self._ready()
+        if ready and self._ours(ready):
+            offsets = self._offsets(ready)
+            if offsets:
+                self._consumer.send_commit(list(offsets.values()))
+            if self._arrived(ready):
+                self._pop(ready)
+        self._flying = 0
+        self.lost(gone)
+
+    def lost(self, gone: AbstractSet[Partition]) -> None:
+        """Partitions are somebody else's: nothing of them is committed any more."""
+        again = 0
+        for portion in self._portions:
+            if not gone.isdisjoint(portion.offsets):
+                again += portion.size
+                portion.offsets = {partition: place for partition, place in portion.offsets.items() if partition not in gone}
+        self._warn(again)
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Send what is acknowledged, unless a commit is in flight."""
+        if self._problem is not None:
+            problem, self._problem = self._problem, None
+            raise problem
+        if any(portion.posted is not None and portion.posted.failed for portion in self._portions):
+            self._failed()
+        if self._flying or time.monotonic() < self._not_before:
+            return
+        ready = self._ready()
+        if not ready:
+            return
+        if not self._ours(ready):
+            self._drop(ready)
+            return
+        offsets = self._offsets(ready)
+        if not offsets:
+            self._pop(ready)
+            return
+        self._sent = {partition: place.offset for partition, place in offsets.items()}
+        self._flying = ready
+        self._consumer.send_commit(list(offsets.values()))
+
+    def _commit(self, count: int) -> None:
+        """Commit the first portions, and wait for the answer: again, until it is a good one, or they are not ours any more."""
+        while count and self._ours(count):
+            offsets = self._offsets(count)
+            try:
+                if offsets:
+                    self._consumer.commit(list(offsets.values()))
+            except AuthorizationError:
+                raise
+            except BrokerError as error:
+                log.warning("%s", error)
+                if self._lifecycle.stopping:
+                    return
+                time.sleep(AGAIN)
+            else:
+                self._pop(count)
+                return
+        self._drop(count)
+
+    def _await(self, portion: Portion) -> None:
+        """Wait until what was produced for a portion is acknowledged, but not for what was produced later."""
+        posted, producer = portion.posted, self._producer()
+        if posted is not None and producer is not None:
+            left = producer.wait(posted, lambda: self._lifecycle.out_of_patience)
+            if left or posted.failed:
+                self._acknowledged()  # raises: it says what was not
+
+    def _wait(self, portion: Portion, deadline: float) -> None:
+        producer = self._producer()
+        if portion.posted is not None and producer is not None:
+            producer.wait(portion.posted, lambda: time.monotonic() > deadline or self._lifecycle.out_of_patience)
+
+    def _ready(self) -> int:
+        """How many portions, from the first on, may be committed."""
+        return next((n for n, portion in enumerate(self._portions) if not portion.acknowledged), len(self._portions))
+
+    def _ours(self, count: int) -> bool:
+        now, member = time.monotonic(), self._consumer.membership()
+        batches = [self._portions[number].batch for number in range(count)]
+        return all(now - batch.fetched < self._within and member.continues(batch.member) for batch in batches)
+
+    def _offsets(self, count: int) -> dict[Partition, TopicPartition]:
+        offsets: dict[Partition, TopicPartition] = {}
+        for number in range(count):
+            offsets.update(self._portions[number].offsets)
+        return offsets
+
+    def _arrived(self, count: int) -> bool:
+        """Whether the group has the offsets of the first portions, as the brokers say when asked after the commit was sent."""
+        offsets = self._offsets(count)
+        wanted = [TopicPartition(*partition) for partition in offsets]
+        try:
+            found = self._consumer.raw.committed(wanted, GIVING_AWAY) if wanted else []
+        except KafkaException as error:
+            log.info("whether offsets are committed is not known: %s", error)
+            return False
+        return all(p.error is None and p.offset >= offsets[p.topic, p.partition].offset for p in found)
+
+    def _pop(self, count: int) -> None:
+        self._flying = 0
+        for _ in range(count):
+            self._portions.popleft()
+
+    def _drop(self, count: int) -> None:
+        self._warn(sum(self._portions[number].size for number in range(count)))
+        self._pop(count)
+
+    @staticmethod
+    def _warn(again: int) -> None:
+        if again:
+            log.warning("the group gave partitions away: up to %d messages that were handled are handled again", again)
