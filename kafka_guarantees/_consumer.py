@@ -19,7 +19,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ._client import Callbacks, Caller, Handle
 from ._offsets import Membership, Partition, membership, next_offsets
@@ -39,8 +39,6 @@ from .errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
-
-    from confluent_kafka import Message
 
     from ._lifecycle import Lifecycle
     from ._pace import Pace
@@ -84,10 +82,11 @@ def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], m
 class Batch:
     """Messages of one fetch, in the order of their partitions, and the membership that they were fetched under."""
 
-    __slots__ = ("fetched", "member", "messages", "metadata", "taken")
+    __slots__ = ("fetched", "member", "messages", "metadata", "taken", "topic")
 
-    def __init__(self, messages: Sequence[Message], metadata: bytes, fetched: float) -> None:
+    def __init__(self, messages: Sequence[Message], metadata: bytes, fetched: float, topic: str | None = None) -> None:
         self.messages = messages
+        self.topic = topic  # if they can be of one only
         self.belongs_to(metadata)
         self.taken = fetched
         self.fetched = fetched  # later: when the group was last served with the batch in hand
@@ -100,7 +99,7 @@ class Batch:
     @property
     def partitions(self) -> set[Partition]:
         """Where its messages come from."""
-        return set(next_offsets(self.messages))
+        return set(next_offsets(self.messages, self.topic))
 
 
 class Stored(NamedTuple):
@@ -181,6 +180,7 @@ class GroupConsumer(Handle):
         self._stored = stored
         self._in_flight = in_flight
         self._lifecycle = lifecycle
+        self._topic = topics[0] if len(topics) == 1 and not topics[0].startswith("^") else None
         self._start = start
         self._seen = seen
         self._callbacks = Callbacks()
@@ -232,7 +232,7 @@ class GroupConsumer(Handle):
                 yield batch
             if until_idle is not None:
                 if batch is not None:
-                    self._reached.update((p, o.offset) for p, o in next_offsets(batch.messages).items())
+                    self._reached.update((p, o.offset) for p, o in next_offsets(batch.messages, batch.topic).items())
                 if batch is not None or not self._drained() or (not self._owned and time.monotonic() - began < UNASSIGNED):
                     last = time.monotonic()
                 elif time.monotonic() - last >= until_idle:
@@ -266,7 +266,7 @@ class GroupConsumer(Handle):
             self._find_places()
         if not messages:
             return None
-        batch = Batch(messages, self.raw.consumer_group_metadata(), asked)
+        batch = Batch(messages, self.raw.consumer_group_metadata(), asked, self._topic)
         if not batch.member.active:
             self.unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
             return None
@@ -296,9 +296,9 @@ class GroupConsumer(Handle):
         return fetched, before
 
     def _without_events(self, fetched: list[Message]) -> list[Message]:
-        events = [(message, error) for message in fetched if (error := message.error()) is not None]
-        if not events:
+        if not any(map(Message.error, fetched)):
             return fetched
+        events = [(message, error) for message in fetched if (error := message.error()) is not None]
         for event, error in events:
             try:
                 self._on_event(event, error)

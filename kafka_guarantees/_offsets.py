@@ -8,6 +8,9 @@ Rules.
 
 from __future__ import annotations
 
+from collections import deque
+from itertools import groupby
+from operator import methodcaller
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from confluent_kafka import TopicPartition
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 Partition = tuple[str, int]
 
+_PARTITION = methodcaller("partition")
+
 
 class _Consumed(Protocol):
     """A message that was consumed: unlike ``Message`` in general it has all of these."""
@@ -29,9 +34,19 @@ class _Consumed(Protocol):
     def leader_epoch(self) -> int | None: ...
 
 
-def next_offsets(messages: Iterable[Message]) -> dict[Partition, TopicPartition]:
-    """What to commit once all of ``messages`` (in the order of consumption) are finished."""
-    last = {(message.topic(), message.partition()): message for message in cast("Iterable[_Consumed]", messages)}
+def next_offsets(messages: Iterable[Message], topic: str | None = None) -> dict[Partition, TopicPartition]:
+    """What to commit once all of ``messages`` (in the order of consumption) are finished.
+
+    Args:
+        messages: come in runs of one partition each, as a rule.
+        topic: the only one that they can be of, if there is only one.
+    """
+    last: dict[Partition, _Consumed] = {}
+    for number, run in groupby(cast("Iterable[_Consumed]", messages), _PARTITION):
+        if topic is None:
+            last.update(((message.topic(), number), message) for message in run)
+        else:
+            last[topic, number] = deque(run, 1)[0]
     return {
         partition: TopicPartition(*partition, message.offset() + 1, leader_epoch=_epoch(message))
         for partition, message in last.items()

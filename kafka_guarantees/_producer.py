@@ -32,7 +32,7 @@ from .errors import (
     describe,
     kafka_error,
 )
-from .records import LOST, Delivery, pairs, report_lost
+from .records import LOST, Delivery, Record, pairs, report_lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ._lifecycle import Lifecycle
     from ._settings import Settings
     from .errors import KafkaGuaranteesError
-    from .records import Headers, Payload, Record
+    from .records import Headers, Payload
 
     DeliveryCallback = Callable[[KafkaError | None, Message], None]
 
@@ -111,10 +111,19 @@ def enqueue(
         DeliveryError: the queue stayed full for longer than ``patient`` allows.
     """
     value, key, headers, partition, timestamp = record.value, record.key, record.headers, record.partition, record.timestamp
+    value = value if value.__class__ is bytes else _payload(value, "value")
+    key = key if key.__class__ is bytes else _payload(key, "key")
+    if headers is None and partition is None and timestamp is None:
+        try:
+            raw.produce(record.topic, value, key, -1, callback)
+        except BufferError:
+            pass
+        else:
+            return
     arguments = (
         record.topic,
-        value if value.__class__ is bytes else _payload(value, "value"),
-        key if key.__class__ is bytes else _payload(key, "key"),
+        value,
+        key,
         -1 if partition is None else partition,
         callback,
         None,
@@ -150,15 +159,17 @@ class Posted:
     Attributes:
         sent: how many were given to librdkafka; counted by the one thread that does.
         failed: whether one was not written, or may not have been. For good: nothing is committed past it.
-        failures: of these, until somebody has looked at them.
+
+    Args:
+        failures: to note these in, until somebody has looked at them.
     """
 
-    __slots__ = ("_known", "failed", "failures", "sent")
+    __slots__ = ("_failures", "_known", "failed", "sent")
 
-    def __init__(self) -> None:
+    def __init__(self, failures: list[KafkaGuaranteesError]) -> None:
         self.sent = 0
         self.failed = False
-        self.failures: list[KafkaGuaranteesError] = []
+        self._failures = failures
         self._known: list[None] = []  # one for each report: several threads serve them, and append() is atomic, += is not
 
     @property
@@ -169,13 +180,13 @@ class Posted:
     def lose(self) -> None:
         """No report will come: an exception out of a signal handler destroyed it."""
         self.failed = self.failed or self.unknown > 0
-        self.failures += [report_lost()] * self.unknown
+        self._failures += [report_lost()] * self.unknown
         self.sent = len(self._known)
 
     def fail(self, failure: KafkaGuaranteesError) -> None:
         """Note one that was not written."""
         self.failed = True
-        self.failures.append(failure)
+        self._failures.append(failure)
 
     def report(self, error: KafkaError | None, message: Message) -> None:
         """The delivery callback: it never raises (P12)."""
@@ -212,7 +223,8 @@ class PlainProducer(Handle):
         self.failed = False  # there may be failures in the next; looking through it at every record would cost too much
         self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
-        self._earlier: list[Posted] = []  # with reports, or failures, that nobody has looked at
+        self._open: list[Posted] = []  # with reports that have not come
+        self._not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
         self.begin()
         self._closing = threading.Event()
         name = "kafka-guarantees-serve"
@@ -220,14 +232,35 @@ class PlainProducer(Handle):
 
     def produce(self, record: Record) -> Delivery:
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
-        delivery = Delivery(record.topic, self)
+        return self._deliver(record.topic, record.value, record.key, record)
+
+    def produce_plain(self, topic: str, value: Payload, key: Payload) -> Delivery:
+        """The same for a record that has nothing but these, and need not be made."""
+        return self._deliver(topic, value, key, None)
+
+    def _deliver(self, topic: str, value: Payload, key: Payload, record: Record | None) -> Delivery:
+        delivery = Delivery(topic, self)
         self.unacknowledged.add(delivery)  # before it is sent: what is not struck off again was not acknowledged
         try:
-            self.send(record, delivery._settle)
+            if record is None and value.__class__ is bytes and key.__class__ is bytes:
+                try:
+                    self.raw.produce(topic, value, key, -1, delivery._settle)
+                except BufferError:
+                    self.send(Record(topic, value, key), delivery._settle)
+                else:
+                    self._unserved += 1
+                    if self._unserved >= SERVE_EVERY:
+                        self.serve()
+            else:
+                self.send(record or Record(topic, value, key), delivery._settle)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
+        except KafkaException as exc:
+            failed = delivery_failure(kafka_error(exc), topic)
+            failed.__cause__ = exc
+            delivery._fail(failed)
         except (TypeError, ValueError) as exc:
-            failure = DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}")
+            failure = DeliveryError(f"a record for topic {topic!r} was not written: {exc}")
             failure.__cause__ = exc
             delivery._fail(failure)
             if not self._lifecycle.in_hand:  # a handler may swallow it, but then its message is not finished
@@ -258,10 +291,9 @@ class PlainProducer(Handle):
 
     def begin(self) -> None:
         """Count what is posted from now on by itself, and forget what is acknowledged."""
-        self._earlier = [posted for posted in self._earlier if posted.unknown or posted.failures]
-        self._posted = Posted()
+        self._posted = Posted(self._not_written)
         self._report = self._posted.report  # made once
-        self._earlier.append(self._posted)
+        self._open = [*(posted for posted in self._open if posted.unknown), self._posted]
 
     def portion(self) -> Posted | None:
         """What was posted since this was last asked; None: nothing."""
@@ -325,7 +357,7 @@ class PlainProducer(Handle):
     def _find_lost(self, waiting: set[Delivery]) -> None:
         """Nothing is on its way any more, so every report was served. One that did not arrive never will."""
         deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet, or be in a callback
-        earlier = self._earlier[:]
+        earlier = self._open
         while (lost := [delivery for delivery in waiting if not delivery.done]) or any(posted.unknown for posted in earlier):
             if time.monotonic() > deadline:
                 for delivery in lost:
@@ -349,7 +381,7 @@ class PlainProducer(Handle):
     @property
     def has_failed(self) -> bool:
         """Whether there may be failures that nobody has looked at."""
-        return self.failed or any(posted.failures for posted in self._earlier)
+        return self.failed or bool(self._not_written)
 
     def failures(self, *, forget: bool, posted: bool = True) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
@@ -360,14 +392,12 @@ class PlainProducer(Handle):
             self.failed = False  # before they are listed: one that comes meanwhile sets it again
         failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None]
         found = [delivery._failure for delivery in failed if delivery._failure is not None]
-        for portion in self._earlier[:]:
-            failures = portion.failures[:]
-            found += failures
-            if forget and posted:
-                del portion.failures[: len(failures)]
+        not_written = self._not_written[:]
+        if forget and posted:
+            del self._not_written[: len(not_written)]
         if forget:
             self.unacknowledged.difference_update(failed)
-        return found
+        return found + not_written
 
     def forgive(self, error: Exception) -> None:
         """What was refused with this exception counts as looked at."""

@@ -564,7 +564,7 @@ class AtLeastOnce:
             consumer.rewind(batch.messages)
             return False
         if behind:
-            self._trail.add(Portion(next_offsets(finished), batch, posted, len(finished)))
+            self._trail.add(Portion(next_offsets(finished, batch.topic), batch, posted, len(finished)))
             return True
         return self._commit(consumer, batch, finished)
 
@@ -576,7 +576,7 @@ class AtLeastOnce:
         """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
         while consumer.still_ours(batch, within=self._settings.max_poll_interval):
             try:
-                consumer.commit({**self._trail.offsets(), **next_offsets(finished)}.values())
+                consumer.commit({**self._trail.offsets(), **next_offsets(finished, batch.topic)}.values())
             except AuthorizationError:
                 raise
             except BrokerError as exc:
@@ -696,14 +696,19 @@ class AtLeastOnce:
             Exception: whatever a serializer raises. Nothing was sent.
             ForkedClientError: made by another process.
         """
-        self._lifecycle.check()
+        if self._lifecycle.closed or self._lifecycle.forked:
+            self._lifecycle.check()
         if message_id is not None:
             headers = [*pairs(headers), (MESSAGE_ID, message_id)]
-        record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
-        record = self._writing.serialize(record)
-        if self._producer is not None and self._producer.has_failed and not self._lifecycle.in_run:
+        producer, record = self._producer, None
+        if self._writing.needed or not (headers is None and partition is None and timestamp is None):
+            record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
+            record = self._writing.serialize(record)
+        if producer is None:
+            producer = self._made()
+        elif producer.has_failed and not self._lifecycle.in_run:
             self._raise_failures(0, "This record was not sent.")
-        return self._send(record)
+        return producer.produce_plain(topic, value, key) if record is None else producer.produce(record)
 
     def _send(self, record: Record) -> Delivery:
         return (self._producer or self._made()).produce(record)

@@ -248,7 +248,7 @@ class AtMostOnce:
         if not consumer.still_ours(batch, within=self._settings.session_timeout / 2):
             consumer.rewind(batch.messages)
             return False
-        offsets = next_offsets(portion)
+        offsets = next_offsets(portion, batch.topic)
         began = time.monotonic()
         try:
             consumer.commit(offsets.values())

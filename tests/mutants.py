@@ -27,6 +27,7 @@ from kafka_guarantees import (
     AtMostOnce,
     DeliveryUnknown,
     ExactlyOnce,
+    Record,
     TransactionAborted,
     at_least_once,
     at_most_once,
@@ -38,6 +39,7 @@ from kafka_guarantees._in_flight import Flight
 from kafka_guarantees._offsets import next_offsets, not_before
 from kafka_guarantees._pace import Pace
 from kafka_guarantees._producer import PlainProducer, enqueue
+from kafka_guarantees._trail import Portion
 from kafka_guarantees._transaction_state import State, TransactionState
 from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer
 from kafka_guarantees.errors import BrokerError
@@ -242,8 +244,8 @@ def amo_handles_after_a_commit_that_failed() -> None:
 def amo_commits_the_offset_of_the_last() -> None:
     """The offset that is committed is the one of the last message, not the one after it (C04)."""
 
-    def same(messages: Any) -> Any:
-        offsets = next_offsets(messages)
+    def same(messages: Any, topic: Any = None) -> Any:
+        offsets = next_offsets(messages, topic)
         for offset in offsets.values():
             offset.offset -= 1
         return offsets
@@ -314,10 +316,11 @@ def alo_commits_before_handling() -> None:
 @mutant(ALO, "unseen", faults=["churn"])
 def alo_commits_its_position() -> None:
     """What is committed is the consumer's position: everything that was handed out, handled or not (C02)."""
+    for way in ("commit", "send_commit"):
 
-    @instead(GroupConsumer, "commit")
-    def _(original: Any, self: Any, offsets: Any) -> None:
-        original(self, [place for place in self.raw.position(list(offsets)) if place.offset >= 0])
+        @instead(GroupConsumer, way)
+        def _(original: Any, self: Any, offsets: Any) -> None:
+            original(self, [place for place in self.raw.position(list(offsets)) if place.offset >= 0])
 
 
 @mutant(ALO, "unseen", faults=["kill handlers at work"], **AT_WORK)
@@ -325,9 +328,11 @@ def alo_commits_by_the_clock() -> None:
     """What was handed out is committed in the background, handled or not (P03)."""
     configured(consumer={"enable.auto.commit": True, "enable.auto.offset.store": True, "auto.commit.interval.ms": 200})
 
-    @instead(GroupConsumer, "commit")
-    def _(_original: Any, _self: Any, _offsets: Any) -> None:
-        pass
+    for way in ("commit", "send_commit"):
+
+        @instead(GroupConsumer, way)
+        def _(_original: Any, _self: Any, _offsets: Any) -> None:
+            pass
 
 
 @mutant(ALO, "unseen", "poll skip", faults=["churn"])
@@ -350,15 +355,17 @@ def alo_does_not_wait_for_acknowledgements() -> None:
     def _(_original: Any, _self: Any) -> None:
         pass
 
+    Portion.acknowledged = True  # type: ignore[assignment,method-assign]
+
 
 @mutant(ALO, "lost write", faults=["kill senders"], config={"linger.ms": 300})
 def alo_says_acknowledged_at_once() -> None:
     """A delivery counts as done as soon as it is queued (P01, P04)."""
 
-    @instead(PlainProducer, "produce")
-    def _(_original: Any, self: Any, record: Any) -> Delivery:
-        delivery = Delivery(record.topic, self)
-        self.send(record)
+    @instead(PlainProducer, "_deliver")
+    def _(_original: Any, self: Any, topic: Any, value: Any, key: Any, record: Any) -> Delivery:
+        delivery = Delivery(topic, self)
+        self.send(record or Record(topic, value, key))
         delivery.done = True
         return delivery
 
