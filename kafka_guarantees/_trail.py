@@ -2,8 +2,8 @@
 
 Rules.
 * At most one commit is in flight, and the next one waits for its answer, so that the group's offset never goes back.
-* When a batch is handled, the commit of BEHIND portions, one, may be outstanding. Where that takes longer it is waited for: a crash
-  repeats what was in hand and the portion before it, no more.
+* When a batch is handled, the commit of BEHIND portions, one, may be outstanding. Where that takes longer it is waited for: a
+  crash repeats what was in hand and the portion before it, no more.
 * The offsets of a portion are sent once every record that was produced for it is acknowledged, and while the membership that
   it was handled under goes on. The answer is looked at for every partition; what was not committed is committed again (C06).
 * Before a partition is given away, and before the brokers are asked where to go on, all of it is committed.
@@ -115,8 +115,6 @@ class Trail:
             self._advance()
             if len(self._portions) > BEHIND:
                 self._await(self._portions[0])
-                self._advance()
-            if len(self._portions) > BEHIND:
                 self._commit(self._ready())
 
     def idle(self) -> None:

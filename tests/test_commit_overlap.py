@@ -1,0 +1,447 @@
+"""Commits that trail behind handling: what is in flight, what is waited for, and what a rebalance or an error finds."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from kafka_guarantees import AtLeastOnce, AuthorizationError, BrokerError, DeliveryError, HandlerError, Record
+from kafka_guarantees._consumer import Batch, GroupConsumer
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._offsets import Membership
+from kafka_guarantees._producer import Posted
+from kafka_guarantees._trail import BEHIND, Portion, Trail
+from kafka_guarantees.prove.proxy import API, Proxy
+
+from .conftest import committed, fill, read_all, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from confluent_kafka import Message
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+ME = b"CGMDv2:" + (1).to_bytes(4, "little") + b"g\0me\0\0"
+T0, T1 = ("t", 0), ("t", 1)
+IDLE = 0.5  # seconds without a message that end a run here
+
+
+# --- the rules, without a broker ----------------------------------------------------------------------------------------
+
+
+class Group:
+    """Stands for the consumer, and the brokers behind it: commits are answered when the test says so."""
+
+    def __init__(self) -> None:
+        self.member = Membership(1, "me")
+        self.sent: list[dict[tuple[str, int], int]] = []
+        self.committed: dict[tuple[str, int], int] = {}
+        self.waited = 0
+        self.raw = self  # for committed()
+        self.trail: Trail
+        self.refusal: Exception | None = None
+
+    def membership(self) -> Membership:
+        return self.member
+
+    def send_commit(self, offsets: list[TopicPartition]) -> None:
+        self.sent.append({(place.topic, place.partition): place.offset for place in offsets})
+
+    def commit(self, offsets: Iterable[TopicPartition]) -> None:
+        self.waited += 1
+        self.send_commit(list(offsets))
+        if self.refusal is not None:
+            refusal, self.refusal = self.refusal, None
+            raise refusal
+        self.arrive(-1)
+
+    def arrive(self, number: int) -> None:
+        """A commit takes effect."""
+        for place, offset in self.sent[number].items():
+            assert offset >= self.committed.get(place, 0), "the group's offset went back"
+            self.committed[place] = offset
+
+    def answer(self, number: int, error: KafkaError | None = None) -> None:
+        """A commit is answered in a poll."""
+        if error is None:
+            self.arrive(number)
+        self.trail.answered(error, [TopicPartition(*place, offset) for place, offset in self.sent[number].items()])
+
+    def check_commit(self, error: KafkaError | None, _answer: list[TopicPartition]) -> None:
+        if error is not None:
+            denied = error.code() == KafkaError.GROUP_AUTHORIZATION_FAILED
+            raise (AuthorizationError if denied else BrokerError)(error.str())
+
+    def committed_(self, places: list[TopicPartition], _timeout: float) -> list[TopicPartition]:
+        return [TopicPartition(p.topic, p.partition, self.committed.get((p.topic, p.partition), -1001)) for p in places]
+
+
+class Asked(Group):
+    """What ``raw`` is for the trail."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+
+    def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:  # type: ignore[override]
+        if self._group.sent:
+            self._group.arrive(-1)  # sent before, on the same connection
+        return self._group.committed_(places, timeout)
+
+
+class Reports:
+    """Stands for the producer: everything is reported on as soon as somebody waits for it."""
+
+    def wait(self, posted: Posted, _give_up: Callable[[], bool]) -> int:
+        while posted.unknown:
+            posted.report(None, None)  # type: ignore[arg-type] # of a success nothing is looked at
+        return 0
+
+
+class Scene:
+    """A trail with its surroundings."""
+
+    def __init__(self) -> None:
+        self.group = Group()
+        self.failures: list[Any] = []
+        self.lifecycle = Lifecycle("test")
+        self.group.raw = Asked(self.group)
+        producer: Any = Reports()
+        self.trail = self.group.trail = Trail(
+            self.group,  # type: ignore[arg-type]
+            self.lifecycle,
+            60.0,
+            producer=lambda: producer,
+            acknowledged=self.acknowledged,
+            failed=self.acknowledged,
+        )
+
+    def acknowledged(self) -> None:
+        if self.failures:
+            raise DeliveryError("a record was not written")
+
+    def handled(self, *places: tuple[tuple[str, int], int], posted: Posted | None = None) -> Portion:
+        """A batch of the present membership is handled up to these offsets."""
+        offsets = {place: TopicPartition(*place, offset) for place, offset in places}
+        batch = Batch([], ME, time.monotonic())
+        batch.member = self.group.member
+        portion = Portion(offsets, batch, posted, 1)
+        self.trail.add(portion)
+        return portion
+
+
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_one_commit_is_in_flight_and_the_next_waits_for_its_answer(scene: Scene) -> None:
+    """What is finished meanwhile is kept, and sent in one commit with all that is newer."""
+    scene.handled((T0, 10))
+    scene.handled((T0, 20), (T1, 5))
+    assert scene.group.sent == [{T0: 10}]
+    scene.group.answer(0)
+    scene.trail.idle()
+    assert scene.group.sent == [{T0: 10}, {T0: 20, T1: 5}]
+
+
+def test_no_more_than_one_portion_trails_when_a_batch_is_handled(scene: Scene) -> None:
+    """A crash repeats the portion before the one in hand at most: where the answer takes longer it is waited for."""
+    scene.handled((T0, 10))
+    scene.trail.follow()
+    assert scene.group.waited == 0
+    for offset in range(20, 100, 10):
+        scene.handled((T0, offset))
+        scene.trail.follow()
+        assert scene.group.committed.get(T0, 0) >= offset - BEHIND * 10
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_commit_that_failed_is_sent_again_with_the_newest_offsets(scene: Scene, times: int) -> None:
+    """C06: until it is answered well; and what was finished meanwhile goes with it."""
+    scene.handled((T0, 10))
+    scene.handled((T0, 20))
+    for number in range(times):
+        scene.group.answer(number, KafkaError(KafkaError.REQUEST_TIMED_OUT))
+        assert len(scene.group.sent) == number + 1
+        time.sleep(0.11)
+        scene.trail.idle()
+        assert scene.group.sent[-1] == {T0: 20}
+    scene.group.answer(times)
+    scene.trail.settle()
+    assert scene.group.committed == {T0: 20}
+    assert scene.group.waited == 0
+
+
+def test_an_answer_is_that_of_the_commit_it_names(scene: Scene) -> None:
+    """on_commit also hears of commits that were waited for: an old answer says nothing of what is in flight."""
+    scene.handled((T0, 10))
+    scene.trail.settle()
+    scene.handled((T0, 20))
+    scene.trail.answered(KafkaError(KafkaError.REQUEST_TIMED_OUT), [TopicPartition(*T0, 10)])
+    scene.trail.answered(None, [TopicPartition(*T0, 10)])
+    scene.handled((T0, 30))
+    assert scene.group.sent == [{T0: 10}, {T0: 10}, {T0: 20}]
+    scene.trail.settle()
+    assert scene.group.committed == {T0: 30}
+
+
+def test_a_missing_right_ends_the_run(scene: Scene) -> None:
+    """A commit that is refused for want of an ACL is raised, once, in the thread that runs."""
+    scene.handled((T0, 10))
+    scene.group.answer(0, KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED))
+    with pytest.raises(AuthorizationError):
+        scene.trail.follow()
+
+
+def test_nothing_is_sent_for_a_membership_that_has_ended(scene: Scene) -> None:
+    """C09, X02: the brokers would take it, also from a member that was thrown out and has joined again."""
+    posted = Posted([])
+    posted.sent = 1
+    scene.handled((T0, 10), posted=posted)
+    scene.group.member = Membership(3, "me, again")
+    posted.report(None, None)  # type: ignore[arg-type] # as above
+    scene.trail.idle()
+    scene.trail.settle()
+    assert scene.group.sent == []
+
+
+def test_offsets_wait_for_the_records_of_their_portion_only(scene: Scene) -> None:
+    """P01: a portion is committed once its own records are acknowledged; and not before those in front of it."""
+    first, second = Posted([]), Posted([])
+    first.sent = second.sent = 2
+    scene.handled((T0, 10), posted=first)
+    scene.handled((T0, 20), posted=second)
+    assert scene.group.sent == []
+    for _ in range(2):
+        second.report(None, None)  # type: ignore[arg-type] # as above
+    scene.handled((T0, 30))
+    assert scene.group.sent == []
+    scene.trail.follow()
+    assert scene.group.sent == [{T0: 30}]
+
+
+@pytest.mark.parametrize("end", ["follow", "idle", "settle"])
+def test_nothing_is_committed_past_a_record_that_was_not_written(scene: Scene, end: str) -> None:
+    """P01, L03: also when everybody has been told of it; what came before is committed as the run ends."""
+    good, bad = Posted([]), Posted(scene.failures)
+    good.sent = bad.sent = 1
+    scene.handled((T0, 10), posted=good)
+    scene.handled((T0, 20), posted=bad)
+    bad.fail(DeliveryError("too large"))
+    with pytest.raises(DeliveryError):
+        getattr(scene.trail, end)()
+    scene.failures.clear()
+    scene.trail.leave()
+    assert scene.group.committed == {T0: 10}
+
+
+def test_what_is_given_away_is_committed_before(scene: Scene) -> None:
+    """C03: also where a commit is in flight, and newer offsets wait behind it."""
+    scene.handled((T0, 10))
+    scene.handled((T0, 20), (T1, 5))
+    scene.trail.revoked({T0})
+    assert scene.group.committed == {T0: 20, T1: 5}
+    sent = len(scene.group.sent)
+    scene.trail.settle()
+    assert len(scene.group.sent) == sent
+
+
+def test_nothing_is_committed_of_what_was_lost(scene: Scene) -> None:
+    """C07: it is somebody else's by now; the rest is committed."""
+    posted = Posted([])
+    posted.sent = 1
+    scene.handled((T0, 10), (T1, 5), posted=posted)
+    scene.trail.lost({T0})
+    scene.trail.follow()
+    posted.report(None, None)  # type: ignore[arg-type] # as above
+    scene.trail.settle()
+    assert scene.group.committed == {T1: 5}
+
+
+def test_a_refusal_while_all_is_settled_is_tried_again(scene: Scene) -> None:
+    """C06: the brokers may be in trouble for a moment."""
+    scene.handled((T0, 10))
+    scene.group.refusal = BrokerError("not now")
+    scene.trail.settle()
+    assert scene.group.committed == {T0: 10}
+    assert scene.group.waited == 2
+
+
+# --- on a broker ----------------------------------------------------------------------------------------------------------
+
+
+def numbers(count: int) -> list[bytes]:
+    return [str(number).encode() for number in range(count)]
+
+
+@pytest.mark.broker
+def test_the_next_batch_is_handled_while_a_commit_is_unanswered(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """Answers take a second: the second batch begins at once, the third when the first is committed."""
+    topic, group, began, seen = kafka_topic(), fresh("group"), dict[int, float](), dict[int, int]()
+    fill(kafka.bootstrap, topic, numbers(30))
+    waiting = threading.Event()
+    with Proxy(kafka.bootstrap) as proxy, AtLeastOnce({"bootstrap.servers": proxy.bootstrap, "group.id": group}) as client:
+
+        def handler(message: Message) -> None:
+            number = message.offset() or 0
+            if number % 10 == 0:
+                began[number] = time.monotonic()
+                seen[number] = committed(kafka.bootstrap, group, topic)[0]
+            if number == 0:
+                waiting.set()
+                assert slow.wait(20)
+
+        slow = threading.Event()
+        runner = threading.Thread(target=client.run, args=([topic], handler), kwargs={"max_batch": 10, "until_idle": 2 * IDLE})
+        runner.start()
+        assert waiting.wait(20)
+        with proxy.delay(0.5):
+            slow.set()
+            deadline = time.monotonic() + 20
+            while 20 not in began and time.monotonic() < deadline:
+                time.sleep(0.01)
+        runner.join(30)
+    assert began[10] - began[0] < 0.6
+    assert seen[20] >= 10
+    assert committed(kafka.bootstrap, group, topic) == [30]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("protocol", ["range", "cooperative-sticky", "consumer"])
+def test_a_second_member_begins_exactly_behind_what_was_handled(
+    protocol: str,
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    fresh: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """C03: the commit in flight is lost, and a partition is given away: it is committed before, and nothing comes twice."""
+    topic, handled, lost = kafka_topic(partitions=2), list[tuple[int | None, int | None]](), list[object]()
+    fill(kafka.bootstrap, topic, numbers(100), partitions=2)
+    own = {"group.protocol": "consumer"} if protocol == "consumer" else {"partition.assignment.strategy": protocol}
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group"), **own}
+    send = GroupConsumer.send_commit
+
+    def sending(self: GroupConsumer, offsets: list[TopicPartition]) -> None:
+        if sum(place.offset for place in offsets) == 100 and not lost:
+            lost.append(offsets)  # the last of the first member, before anything else happens
+        else:
+            send(self, offsets)
+
+    monkeypatch.setattr(GroupConsumer, "send_commit", sending)
+    others = threading.Event()
+
+    def handler(message: Message) -> None:
+        handled.append((message.partition(), message.offset()))
+
+    with AtLeastOnce(config) as one, AtLeastOnce(config) as two:
+        runs = [
+            threading.Thread(target=client.run, args=([topic], handler), kwargs={"max_batch": 1000}) for client in (one, two)
+        ]
+        runs[0].start()
+        deadline = time.monotonic() + 30
+        while len(handled) < 100 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        runs[1].start()
+        others.wait(4.0 if protocol == "range" else 6.0)
+        fill(kafka.bootstrap, topic, numbers(100), partitions=2)
+        while len(handled) < 200 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        others.wait(IDLE)
+        one.stop()
+        two.stop()
+        for run in runs:
+            run.join(10)
+    assert lost
+    assert sorted(handled) == [(partition, offset) for partition in (0, 1) for offset in range(100)]
+    assert committed(kafka.bootstrap, config["group.id"], topic, 2) == [100, 100]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("produces", [0, 1])
+def test_everything_before_a_failure_is_committed(
+    produces: int, kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """L01: the batches before it, whose commits were under way, and what came before it in its own batch."""
+    topic, target, group = kafka_topic(), kafka_topic(), fresh("group")
+    fill(kafka.bootstrap, topic, numbers(20))
+
+    def handler(message: Message) -> list[Record]:
+        if message.offset() == 12:
+            raise ValueError("twelve")
+        return [Record(target, message.value())] * produces
+
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}, retry=None) as client:
+        with pytest.raises(HandlerError):
+            client.run([topic], handler, max_batch=5)
+        assert committed(kafka.bootstrap, group, topic) == [12]
+    if produces:
+        assert values(read_all(kafka.bootstrap, target)) == sorted(numbers(12))
+
+
+@pytest.mark.broker
+def test_an_answer_that_is_lost_costs_nothing(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """C06: the commit arrives, its answer does not, and the connection is gone: nothing is handled twice, all is committed."""
+    topic, group, handled = kafka_topic(), fresh("group"), list[int | None]()
+    fill(kafka.bootstrap, topic, numbers(50))
+    with Proxy(kafka.bootstrap) as proxy, AtLeastOnce({"bootstrap.servers": proxy.bootstrap, "group.id": group}) as client:
+        dropping: list[Any] = []
+
+        def handler(message: Message) -> None:
+            handled.append(message.offset())
+            if message.offset() == 15:
+                dropping.append(proxy.drop_responses({API["OffsetCommit"]}))
+
+        client.run([topic], handler, max_batch=10, until_idle=2 * IDLE)
+        dropping[0].wait(1)
+    assert handled == list(range(50))
+    assert committed(kafka.bootstrap, group, topic) == [50]
+
+
+@pytest.mark.broker
+def test_a_break_in_the_next_batch_does_not_undo_the_last_one(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a run ends, what is finished is committed: here by an exception that is no Exception, with a commit under way."""
+    topic, group = kafka_topic(), fresh("group")
+    fill(kafka.bootstrap, topic, numbers(20))
+    monkeypatch.setattr(GroupConsumer, "send_commit", lambda *_: None)  # it takes for ever
+
+    class Break(BaseException):
+        pass
+
+    def handler(message: Message) -> None:
+        if message.offset() == 13:
+            raise Break
+
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}) as client, pytest.raises(Break):
+        client.run([topic], handler, max_batch=10)
+    assert committed(kafka.bootstrap, group, topic) == [10]
+
+
+def test_a_callback_never_raises(scene: Scene) -> None:
+    """C08: what goes wrong while partitions are given away is raised by the fetch, not into librdkafka."""
+
+    class Broken:
+        def revoked(self, _gone: object) -> None:
+            raise KafkaException(KafkaError(KafkaError._FAIL))
+
+        answered = lost = revoked
+
+    consumer: Any = GroupConsumer.__new__(GroupConsumer)
+    consumer.trail, consumer._problem = Broken(), None
+    consumer._gone = lambda *_given, **_named: None
+    consumer._on_revoke(None, [])
+    assert isinstance(consumer._problem, KafkaException)
+    consumer._problem = None
+    consumer._on_commit(None, [])
+    assert consumer._problem is not None
