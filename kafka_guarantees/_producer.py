@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
+HURRY = 0.002  # seconds at a time, where only some of the records are waited for
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
 KNOWING = 1.0  # seconds that the partitions of a topic are asked for
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
@@ -305,8 +306,9 @@ class PlainProducer(Handle):
 
     def wait(self, posted: Posted, give_up: Callable[[], bool]) -> int:
         """Wait for the reports of these only, or until ``give_up()``. Returns how many are missing."""
+        self.serve()
         while posted.unknown and len(self.raw) and not give_up():
-            self.serve(SLICE)
+            self._call(lambda: self.raw.flush(HURRY))  # as poll(), and nothing lingers
         if posted.unknown and not len(self.raw):
             self._find_lost(set())
         return posted.unknown
