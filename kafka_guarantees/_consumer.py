@@ -260,10 +260,9 @@ class GroupConsumer(Handle):
         if self._rebalances != before:
             self.unplace(messages)  # C03: they may be of an assignment that is over
             messages = []
-        elif self._unplaced:
-            messages = [m for m in messages if (m.topic(), m.partition()) not in self._unplaced]
         if self._waiting or self._unplaced:
-            self._find_places()
+            moved = self._find_places()
+            messages = [m for m in messages if (m.topic(), m.partition()) not in moved]
         if not messages:
             return None
         batch = Batch(messages, self.raw.consumer_group_metadata(), asked, self._topic)
@@ -550,17 +549,19 @@ class GroupConsumer(Handle):
         """Have these messages fetched again with the next fetch, like ``rewind``, but ask no broker now."""
         self._unplaced.update(next_offsets(messages))
 
-    def _find_places(self) -> None:
+    def _find_places(self) -> set[Partition]:
+        """Returns the partitions that go on elsewhere, now or once the brokers answer: what was fetched of them comes again."""
         if self._in_flight is not None:
             self.unplace(self._in_flight.settle())  # else the brokers would name a place before it
         if self.trail is not None:
             self.trail.settle()  # else what was handled would come again
+        moved = set(self._unplaced)
         try:
             if self._waiting:
                 self._fetch_waiting()
             for place in self._places(self._unplaced & self._owned):
                 self.raw.seek(place)
-            self._forget(self._unplaced)
+            self._forget(moved)
             self._unplaced.clear()
         except KafkaException as exc:
             error = kafka_error(exc)
@@ -570,6 +571,7 @@ class GroupConsumer(Handle):
             log.info("where to go on is not known yet: %s", describe(error))
         except (StoreUnavailable, BrokerError) as exc:
             log.warning("where to go on is not known yet: %s", exc)
+        return moved
 
     def _fetch_waiting(self) -> None:
         if self._incremental:

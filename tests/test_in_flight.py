@@ -343,6 +343,45 @@ def test_nobody_asks_where_the_group_is_while_something_is_in_flight(
 
 
 @pytest.mark.broker
+def test_what_was_fetched_behind_an_abort_is_not_handled(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the place of one partition is asked for, and a transaction of another turns out to be aborted, nothing overtakes."""
+    here = world(2)
+    written = here.fill(100)
+    commit, take = TransactionalProducer.commit, GroupConsumer._take
+    asked: list[int] = []
+    failed: list[int] = []
+
+    def fails(self: TransactionalProducer) -> None:
+        if asked and not failed:
+            failed.append(1)
+            time.sleep(0.3)  # the next message is fetched meanwhile
+            raise AbortNeeded("for the test")
+        commit(self)
+
+    def taken(self: GroupConsumer, *args: Any) -> Any:
+        if asked == [1]:
+            asked.append(2)
+            self._unplaced.add((here.source, 1))  # as after brokers that did not answer
+        return take(self, *args)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", fails)
+    monkeypatch.setattr(GroupConsumer, "_take", taken)
+
+    def handler(message: Message) -> Iterator[Record]:
+        if message.partition() == 0 and message.offset() == 5:
+            asked.append(1)
+        return here.copy(message)
+
+    with here.client(transactions_in_flight=3) as kafka:
+        here.run(kafka, handler, max_batch=1)
+    assert failed, "the control"
+    messages = read_all(here.bootstrap, here.sink)
+    assert values(messages) == written
+    for number in range(2):
+        assert [m.value() for m in messages if m.partition() == number] == written[number::2]
+
+
+@pytest.mark.broker
 @pytest.mark.parametrize(
     "protocol",
     [{}, {"partition_assignment_strategy": "cooperative-sticky"}, {"group_protocol": "consumer"}],
