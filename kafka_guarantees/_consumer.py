@@ -555,6 +555,8 @@ class GroupConsumer(Handle):
             self.unplace(self._in_flight.settle())  # else the brokers would name a place before it
         if self.trail is not None:
             self.trail.settle()  # else what was handled would come again
+        if self._waiting and not self._incremental:
+            self._unplaced |= self._owned  # the eager protocol knows only the whole
         moved = set(self._unplaced)
         try:
             if self._waiting:
@@ -577,7 +579,7 @@ class GroupConsumer(Handle):
         if self._incremental:
             self.raw.incremental_assign(self._places(self._waiting))
         else:
-            self.raw.assign(self._places(self._owned))  # the eager protocol knows only the whole
+            self.raw.assign(self._places(self._owned))
             self._unplaced.clear()
         self._waiting.clear()
 

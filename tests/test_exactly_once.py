@@ -154,6 +154,30 @@ def test_a_generator_that_raises_midway_leaves_nothing(world: Callable[..., Worl
     assert here.output() == [b"000000"]
 
 
+@pytest.mark.parametrize(
+    "protocol",
+    [{}, {"partition_assignment_strategy": "cooperative-sticky"}, {"group_protocol": "consumer"}],
+    ids=["range", "cooperative-sticky", "kip-848"],
+)
+def test_a_partition_without_offset_beside_one_that_has_it(world: Callable[..., World], protocol: dict[str, Any]) -> None:
+    """A partition that the group has no offset of is begun without fetching its neighbours a second time (M05, C11)."""
+    here = world(2)
+    written = here.fill(200)
+    before = Consumer({"bootstrap.servers": here.bootstrap, "group.id": here.group})
+    before.commit(offsets=[TopicPartition(here.source, 0, 0)], asynchronous=False)
+    before.close()
+    handled: list[bytes] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        handled.append(message.value() or b"")
+        return here.copy(message)
+
+    with here.client(**protocol) as kafka:
+        here.run(kafka, handler)
+    assert here.output() == written
+    assert sorted(handled) == written
+
+
 # -- X02, X03, X12: the membership --------------------------------------------------------------------------------------
 
 

@@ -344,7 +344,7 @@ def test_nobody_asks_where_the_group_is_while_something_is_in_flight(
 
 @pytest.mark.broker
 def test_what_was_fetched_behind_an_abort_is_not_handled(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the place of one partition is asked for, and a transaction of another turns out to be aborted, nothing overtakes."""
+    """While the place of a partition is asked for, a transaction of another turns out to be aborted: nothing overtakes."""
     here = world(2)
     written = here.fill(100)
     commit, take = TransactionalProducer.commit, GroupConsumer._take
