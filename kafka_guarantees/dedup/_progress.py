@@ -7,13 +7,15 @@ Rules.
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import lt
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import KafkaGuaranteesError, PartitionFenced, TopicRecreated
 from .ids import KEY_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from .contract import Entry, Source
 
@@ -56,28 +58,50 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     Raises:
         ValueError: the offsets of a partition do not ascend, a topic has two ids, or a key is not a digest.
     """
+    if not entries:
+        return Batch(entries, {}, {}, [], distinct=True)
+    sources, offsets, keys = zip(*entries)
     first: dict[Source, int] = {}
     after: dict[Source, int] = {}
-    keys: list[bytes] = []
-    records = len(entries)
-    for source, offset, key in entries:
-        expected = after.get(source)
-        if expected is None:
-            first[source] = offset
-        elif offset < expected:
-            if offset < expected - 1:
-                raise ValueError(f"offset {offset} of {_name(source)} comes after offset {expected - 1}: sort the entries")
-            records -= 1  # the same record again
-        after[source] = offset + 1
-        if key is not None:
-            if len(key) != KEY_SIZE:
-                raise ValueError(f"a key has {KEY_SIZE} bytes, not {len(key)}: it is a digest of the message id")
-            keys.append(key)
+    distinct = True
+    start = 0
+    for source, count in _runs(sources):
+        distinct &= _ascend(source, offsets[start : start + count], first, after)
+        start += count
     if len({source[:2] for source in first}) > len({source.topic for source in first}):
         raise ValueError("a topic comes with two ids: one of them is of a topic that was deleted and created again")
-    distinct = sorted(set(keys))
+    known = [key for key in keys if key is not None]
+    for size in set(map(len, known)):
+        if size != KEY_SIZE:
+            raise ValueError(f"a key has {KEY_SIZE} bytes, not {size}: it is a digest of the message id")
+    once = sorted(set(known))
     in_order = {source: first[source] for source in sorted(first)}
-    return Batch(entries, in_order, after, distinct, len(distinct) == len(keys) and records == len(entries))
+    return Batch(entries, in_order, after, once, distinct=distinct and len(once) == len(known))
+
+
+def _runs(sources: Sequence[Source]) -> Iterable[tuple[Source, int]]:
+    """How many entries of the same partition stand together."""
+    if sources.count(sources[0]) == len(sources):
+        return [(sources[0], len(sources))]
+    return [(source, len(list(run))) for source, run in groupby(sources)]
+
+
+def _ascend(source: Source, offsets: Sequence[int], first: dict[Source, int], after: dict[Source, int]) -> bool:
+    """Note the first and the last offset of a run. Returns whether no record comes twice.
+
+    Raises:
+        ValueError: an offset is less than the one before it.
+    """
+    expected = after.get(source, offsets[0])
+    first.setdefault(source, offsets[0])
+    after[source] = offsets[-1] + 1
+    if offsets[0] >= expected and all(map(lt, offsets, offsets[1:])):
+        return True
+    for offset in offsets:
+        if offset < expected - 1:
+            raise ValueError(f"offset {offset} of {_name(source)} comes after offset {expected - 1}: sort the entries")
+        expected = offset + 1
+    return False  # the same record again
 
 
 def pending(batch: Batch, stored: Offsets) -> Sequence[int]:
@@ -108,10 +132,11 @@ def advance(batch: Batch, stored: Offsets, fresh: Sequence[int], handled: int | 
     count = len(fresh) if handled is None else handled
     if not 0 <= count <= len(fresh):
         raise ValueError(f"handled={handled}, but {len(fresh)} entries are fresh")
-    offsets = dict(batch.after)
-    left = set(fresh[count:])
-    forget = {key for index in left if (key := batch.entries[index].key) is not None}
-    if left:
+    offsets = batch.after
+    forget: set[bytes] = set()
+    if count < len(fresh):
+        offsets, left = dict(offsets), set(fresh[count:])
+        forget = {key for index in left if (key := batch.entries[index].key) is not None}
         for index in range(fresh[count], len(batch.entries)):  # no repeat of what is left comes before its first
             source, offset, key = batch.entries[index]
             if (stored[source] or 0) <= offset < offsets[source] and (index in left or key in forget):
