@@ -7,15 +7,13 @@ Rules.
 
 from __future__ import annotations
 
-from itertools import groupby
-from operator import lt
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import KafkaGuaranteesError, PartitionFenced, TopicRecreated
 from .ids import KEY_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from .contract import Entry, Source
 
@@ -58,55 +56,42 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     Raises:
         ValueError: the offsets of a partition do not ascend, a topic has two ids, or a key is not a digest.
     """
-    if not entries:
-        return Batch(entries, {}, {}, [], distinct=True)
-    sources, offsets, keys = zip(*entries)
     first: dict[Source, int] = {}
     after: dict[Source, int] = {}
-    distinct = True
-    start = 0
-    for source, count in _runs(sources):
-        distinct &= _ascend(source, offsets[start : start + count], first, after)
-        start += count
-    if len({source[:2] for source in first}) > len({source.topic for source in first}):
+    keys: list[bytes] = []
+    records = len(entries)
+    current, last = None, -1  # those of a partition stand together, mostly: a dict is asked once for all of them
+    for source, offset, key in entries:
+        if source is not current:
+            if current is not None:
+                after[current] = last + 1
+            current, last = source, after.get(source, offset) - 1
+            first.setdefault(source, offset)
+        if offset <= last:
+            if offset < last:
+                raise ValueError(f"offset {offset} of {_name(source)} comes after offset {last}: sort the entries")
+            records -= 1  # the same record again
+        last = offset
+        if key is not None:
+            keys.append(key)
+    if current is not None:
+        after[current] = last + 1
+    if len(first) > 1 and len({source[:2] for source in first}) > len({source.topic for source in first}):
         raise ValueError("a topic comes with two ids: one of them is of a topic that was deleted and created again")
-    known = [key for key in keys if key is not None]
-    for size in set(map(len, known)):
+    for size in set(map(len, keys)):
         if size != KEY_SIZE:
             raise ValueError(f"a key has {KEY_SIZE} bytes, not {size}: it is a digest of the message id")
-    once = sorted(set(known))
+    distinct = sorted(set(keys))
     in_order = {source: first[source] for source in sorted(first)}
-    return Batch(entries, in_order, after, once, distinct=distinct and len(once) == len(known))
-
-
-def _runs(sources: Sequence[Source]) -> Iterable[tuple[Source, int]]:
-    """How many entries of the same partition stand together."""
-    if sources.count(sources[0]) == len(sources):
-        return [(sources[0], len(sources))]
-    return [(source, len(list(run))) for source, run in groupby(sources)]
-
-
-def _ascend(source: Source, offsets: Sequence[int], first: dict[Source, int], after: dict[Source, int]) -> bool:
-    """Note the first and the last offset of a run. Returns whether no record comes twice.
-
-    Raises:
-        ValueError: an offset is less than the one before it.
-    """
-    expected = after.get(source, offsets[0])
-    first.setdefault(source, offsets[0])
-    after[source] = offsets[-1] + 1
-    if offsets[0] >= expected and all(map(lt, offsets, offsets[1:])):
-        return True
-    for offset in offsets:
-        if offset < expected - 1:
-            raise ValueError(f"offset {offset} of {_name(source)} comes after offset {expected - 1}: sort the entries")
-        expected = offset + 1
-    return False  # the same record again
+    return Batch(entries, in_order, after, distinct, len(distinct) == len(keys) and records == len(entries))
 
 
 def pending(batch: Batch, stored: Offsets) -> Sequence[int]:
     """The indexes of the entries that are not behind the stored offsets, and of each key only the first of them."""
-    if batch.distinct and all((stored[source] or 0) <= offset for source, offset in batch.first.items()):
+    for source, offset in batch.first.items():
+        if not batch.distinct or (stored[source] or 0) > offset:
+            break
+    else:  # the usual batch
         return range(len(batch.entries))
     expected = {source: offset or 0 for source, offset in stored.items()}
     seen: set[bytes] = set()

@@ -296,18 +296,33 @@ class SqliteInbox:
     def _now(self) -> int:
         return round(self._clock() * MICRO)
 
-    @contextmanager
-    def _answers(self, doing: str) -> Iterator[None]:
-        """The one place where errors of SQLite become ours; those of the handler's own statements do not."""
-        try:
-            yield
-        except sqlite3.DatabaseError as exc:
-            if isinstance(exc, sqlite3.ProgrammingError):  # a closed inbox does not answer the next time either
-                raise
+    def _answers(self, doing: str) -> _Answers:
+        return _Answers(self._path, doing)
+
+
+class _Answers:
+    """The one place where errors of SQLite become ours; those of the handler's own statements do not.
+
+    A class, not a generator: it is entered three times in each transaction.
+    """
+
+    __slots__ = ("_doing", "_path")
+
+    def __init__(self, path: str, doing: str) -> None:
+        self._path = path
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        # a closed inbox does not answer the next time either
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.ProgrammingError):
             raise StoreUnavailable(
-                f"{doing} in the inbox {self._path!r} failed ({exc}). It may be done again: what was written is left out then. "
-                f"If the file is locked, another transaction in it takes longer than the {PATIENCE:.0f} s that the inbox waits."
-            ) from exc
+                f"{self._doing} in the inbox {self._path!r} failed ({error}). It may be done again: what was written is left out "
+                f"then. If the file is locked, another transaction in it takes longer than the {PATIENCE:.0f} s that the inbox "
+                "waits."
+            ) from error
 
 
 class SqliteInboxTransaction:
@@ -349,7 +364,8 @@ class SqliteInboxTransaction:
                 moved = self.connection.execute(_MOVE, (offset, *place, before)).rowcount
             if moved != 1:
                 raise fenced(self._scope, [source])
-        self.connection.executemany(_FORGET, [(self._scope, key) for key in forget])
+        if forget:
+            self.connection.executemany(_FORGET, [(self._scope, key) for key in forget])
         self._finished = True
 
     def _end(self) -> None:
