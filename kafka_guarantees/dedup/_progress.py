@@ -58,6 +58,19 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     """
     first: dict[Source, int] = {}
     after: dict[Source, int] = {}
+    records, keys = _look(entries, first, after)
+    if len(first) > 1 and len({source[:2] for source in first}) > len({source.topic for source in first}):
+        raise ValueError("a topic comes with two ids: one of them is of a topic that was deleted and created again")
+    for size in set(map(len, keys)):
+        if size != KEY_SIZE:
+            raise ValueError(f"a key has {KEY_SIZE} bytes, not {size}: it is a digest of the message id")
+    distinct = sorted(set(keys))
+    in_order = {source: first[source] for source in sorted(first)}
+    return Batch(entries, in_order, after, distinct, len(distinct) == len(keys) and records == len(entries))
+
+
+def _look(entries: Sequence[Entry], first: dict[Source, int], after: dict[Source, int]) -> tuple[int, list[bytes]]:
+    """Note the first offset of each partition, and that after its last. Returns how many records these are, and their keys."""
     keys: list[bytes] = []
     records = len(entries)
     current, last = None, -1  # those of a partition stand together, mostly: a dict is asked once for all of them
@@ -76,14 +89,7 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
             keys.append(key)
     if current is not None:
         after[current] = last + 1
-    if len(first) > 1 and len({source[:2] for source in first}) > len({source.topic for source in first}):
-        raise ValueError("a topic comes with two ids: one of them is of a topic that was deleted and created again")
-    for size in set(map(len, keys)):
-        if size != KEY_SIZE:
-            raise ValueError(f"a key has {KEY_SIZE} bytes, not {size}: it is a digest of the message id")
-    distinct = sorted(set(keys))
-    in_order = {source: first[source] for source in sorted(first)}
-    return Batch(entries, in_order, after, distinct, len(distinct) == len(keys) and records == len(entries))
+    return records, keys
 
 
 def pending(batch: Batch, stored: Offsets) -> Sequence[int]:

@@ -319,9 +319,9 @@ class _Answers:
         # a closed inbox does not answer the next time either
         if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.ProgrammingError):
             raise StoreUnavailable(
-                f"{self._doing} in the inbox {self._path!r} failed ({error}). It may be done again: what was written is left out "
-                f"then. If the file is locked, another transaction in it takes longer than the {PATIENCE:.0f} s that the inbox "
-                "waits."
+                f"{self._doing} in the inbox {self._path!r} failed ({error}). It may be done again: what was written is left "
+                f"out then. If the file is locked, another transaction in it takes longer than the {PATIENCE:.0f} s that the "
+                "inbox waits."
             ) from error
 
 
