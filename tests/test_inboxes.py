@@ -650,6 +650,75 @@ def test_retention_and_purge(lite: Place) -> None:
     assert inbox.start_offsets("group", [P0]) == {P0: 3}
 
 
+def test_purge_comes_to_every_id(lite: Place) -> None:
+    """It looks at a thousand ids or more in a call, removes what is expired of them, and goes on from there the next time."""
+    now = [1_000_000.0]
+    inbox = lite.inbox(retention=timedelta(seconds=60), clock=lambda: now[0])
+    for scope in ("group", "other"):
+        with inbox.transaction(scope, entries(P0, range(2500))):
+            pass
+    now[0] += 60
+    with inbox.transaction("group", entries(P0, range(2500, 5000))):
+        pass
+    removed = [inbox.purge(limit=200) for _ in range(40)]
+    assert sum(removed) == 5000
+    assert max(removed) == 200
+    assert 0 < sum(map(bool, removed)) < 40
+    assert lite.ids() == 2500
+    with inbox.transaction("group", entries(P1, range(2500, 5000), *(f"0/{number}" for number in range(2500, 5000)))) as tx:
+        assert list(tx.fresh) == []
+    now[0] += 60
+    while lite.ids():
+        assert inbox.purge() > 0
+
+
+def test_after_repeats_the_ids_are_told_apart_again(lite: Place) -> None:
+    """In each transaction, whether its ids are inserted at once or one by one, exactly those that are new are fresh."""
+    inbox = lite.inbox()
+    known: set[int] = set()
+    chance = random.Random(3)
+    for start in range(0, 600, 10):
+        wanted = list(range(400 + start, 410 + start)) if start % 50 else chance.sample(range(400), 10)
+        with inbox.transaction("group", entries(P0, range(start, start + 10), *map(str, wanted))) as tx:
+            assert [wanted[index] for index in tx.fresh] == [one for one in wanted if one not in known]
+        known.update(wanted)
+    assert lite.ids() == len(known)
+
+
+VERSION_1 = """
+CREATE TABLE kg_inbox_version (version INTEGER NOT NULL);
+CREATE TABLE kg_inbox_offset (
+    scope TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, topic_id BLOB NOT NULL,
+    next_offset INTEGER NOT NULL, PRIMARY KEY (scope, topic, partition)) WITHOUT ROWID;
+CREATE TABLE kg_inbox_id (
+    scope TEXT NOT NULL, key BLOB NOT NULL, expires INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID;
+CREATE INDEX kg_inbox_id_expires ON kg_inbox_id (expires);
+INSERT INTO kg_inbox_version VALUES (1);
+INSERT INTO kg_inbox_offset VALUES ('group', 'orders', 0, CAST('iiiiiiiiiiiiiiii' AS BLOB), 3);
+"""
+
+
+def test_a_file_of_version_1_keeps_its_ids_and_offsets(lite: Place) -> None:
+    """D19: the tables are changed when it is opened; a process of that version that has it open fails, and writes nothing."""
+    with closing(lite.connect()) as old:
+        old.executescript(VERSION_1)
+        insert = (
+            "INSERT INTO kg_inbox_id VALUES (?, ?, ?) "
+            "ON CONFLICT DO UPDATE SET expires = excluded.expires WHERE kg_inbox_id.expires <= ?"
+        )
+        for scope, name, expires in (("group", "a", 100), ("group", "b", 50), ("other", "a", 100)):
+            old.execute(insert, (scope, key_of(name), expires * 1_000_000, 0))
+        for _ in range(2):
+            inbox = lite.inbox(clock=lambda: 60.0)
+            assert inbox.start_offsets("group", [P0, P1]) == {P0: 3, P1: None}
+        for offset, scope, fresh in ((0, "group", [1, 2]), (0, "other", [1, 2]), (3, "third", [0, 1, 2])):
+            with inbox.transaction(scope, entries(P1, range(offset, offset + 3), "a", "b", "c")) as tx:
+                assert list(tx.fresh) == fresh
+        with pytest.raises(sqlite3.OperationalError, match="expires"):
+            old.execute(insert, ("group", key_of("d"), 100_000_000, 0))
+        assert lite.ids() == 9
+
+
 def test_the_file_belongs_to_the_user(lite: Place) -> None:
     """D19: his tables and his user_version stay as they are, and his rows are written with ours."""
     lite.sql("PRAGMA user_version = 7")

@@ -6,6 +6,8 @@ Rules.
 * No connection crosses a fork, unless a transaction is open: with one that lies around in a child, SQLite believes that the
   child has the locks of its parent, and what another connection there commits goes with the parent's write-ahead log (D14).
 * The file is the user's: only tables named ``kg_inbox_...`` are ours, and ``user_version`` is not touched (D19).
+* An id takes few bytes and has no other index than its own: each one costs a page anyway, and what is written counts. So
+  ``purge`` walks through the table from where it was, which takes along what lies together in a page.
 """
 
 from __future__ import annotations
@@ -30,19 +32,24 @@ if TYPE_CHECKING:
     from ._progress import Batch, Offsets
     from .contract import Entry, Source
 
-VERSION = 1
+VERSION = 2  # 1: ids with the name of their scope, and an index by time
 PATIENCE = 5.0  # seconds that a transaction waits for the write lock
 MICRO = 1_000_000
 
+EXAMINED = 5  # times what purge() may remove: so many ids it looks at in one call, and at least a thousand
+
+_IDS = (
+    """CREATE TABLE kg_inbox_scope (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)""",
+    # until: microseconds since 1970. Not called "expires" any more: a process with version 1 must not write here.
+    """CREATE TABLE kg_inbox_id (
+        scope INTEGER NOT NULL, key BLOB NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID""",
+)
 _SCHEMA = (
     """CREATE TABLE kg_inbox_version (version INTEGER NOT NULL)""",
     """CREATE TABLE kg_inbox_offset (
         scope TEXT NOT NULL, topic TEXT NOT NULL, partition INTEGER NOT NULL, topic_id BLOB NOT NULL,
         next_offset INTEGER NOT NULL, PRIMARY KEY (scope, topic, partition)) WITHOUT ROWID""",
-    # expires: microseconds since 1970
-    """CREATE TABLE kg_inbox_id (
-        scope TEXT NOT NULL, key BLOB NOT NULL, expires INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID""",
-    """CREATE INDEX kg_inbox_id_expires ON kg_inbox_id (expires)""",
+    *_IDS,
 )
 _TRANSACTION = 22  # SQLITE_TRANSACTION, which sqlite3 does not name
 # Texts of their own: a statement that is prepared already is not asked about again.
@@ -51,14 +58,26 @@ _LOCK = "UPDATE kg_inbox_version SET version = version WHERE 0"  # writes nothin
 _READ = "SELECT topic_id, next_offset FROM kg_inbox_offset WHERE scope = ? AND topic = ? AND partition = ?"
 _FIRST = "INSERT INTO kg_inbox_offset VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _MOVE = "UPDATE kg_inbox_offset SET next_offset = ? WHERE scope = ? AND topic = ? AND partition = ? AND next_offset = ?"
+_SCOPE = "SELECT number FROM kg_inbox_scope WHERE name = ?"
+_NEW_SCOPE = "INSERT INTO kg_inbox_scope (name) VALUES (?) RETURNING number"
 _REMEMBER = (
-    "INSERT INTO kg_inbox_id VALUES (?, ?, ?) "
-    "ON CONFLICT DO UPDATE SET expires = excluded.expires WHERE kg_inbox_id.expires <= ?"
+    "INSERT INTO kg_inbox_id VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET until = excluded.until WHERE kg_inbox_id.until <= ?"
 )
-_FORGET = "DELETE FROM kg_inbox_id WHERE scope = ? AND key = ?"
+_FORGET = "DELETE FROM kg_inbox_id WHERE scope = (SELECT number FROM kg_inbox_scope WHERE name = ?) AND key = ?"
+_WALK = "SELECT scope, key FROM kg_inbox_id WHERE (scope, key) > (?, ?) ORDER BY scope, key LIMIT 1 OFFSET ?"
+_START, _END = (-1, b""), (2**63 - 1, b"")  # before and behind every id
 _PURGE = (
-    "DELETE FROM kg_inbox_id WHERE (scope, key) IN "
-    "(SELECT scope, key FROM kg_inbox_id WHERE expires <= ? ORDER BY expires LIMIT ?)"
+    "DELETE FROM kg_inbox_id WHERE (scope, key) IN (SELECT scope, key FROM kg_inbox_id "
+    "WHERE (scope, key) > (?, ?) AND (scope, key) <= (?, ?) AND until <= ? ORDER BY scope, key LIMIT ?) RETURNING scope, key"
+)
+_UPGRADE = (
+    "DROP INDEX kg_inbox_id_expires",
+    "ALTER TABLE kg_inbox_id RENAME TO kg_inbox_id_1",
+    *_IDS,
+    "INSERT INTO kg_inbox_scope (name) SELECT DISTINCT scope FROM kg_inbox_id_1",
+    "INSERT INTO kg_inbox_id SELECT number, key, expires FROM kg_inbox_id_1 JOIN kg_inbox_scope ON name = scope ORDER BY 1, 2",
+    "DROP TABLE kg_inbox_id_1",
+    "UPDATE kg_inbox_version SET version = 2",
 )
 
 
@@ -105,6 +124,8 @@ class SqliteInbox:
         self.pid = os.getpid()
         self._closed = False
         self._to_open = False
+        self._repeats = False  # whether the last transaction met ids that were known
+        self._purged = _START  # up to which id purge() came
         self._in_hands = False  # of a handler, which must not end the transaction
         self._refused = False
         self._connection = self._connect()
@@ -146,6 +167,11 @@ class SqliteInbox:
             self._connection.execute(_BEGIN)
         try:
             opened = self._open(self._connection, scope, batch)
+            if opened is None:  # some ids were known, and nobody knows which
+                with self._answers("looking for what is fresh"):
+                    self._connection.execute(_ROLLBACK)
+                    self._connection.execute(_BEGIN)
+                opened = self._open_one_by_one(self._connection, scope, batch)
             self._in_hands, self._refused = True, False
             yield opened
             opened._end()
@@ -177,13 +203,22 @@ class SqliteInbox:
             connection.execute(_LOCK)
         if not connection.in_transaction:
             raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. BEGIN IMMEDIATE first.")
-        return self._open(connection, scope, batch)
+        return self._open_one_by_one(connection, scope, batch)
 
     def purge(self, *, limit: int = 10_000) -> int:
-        """Remove at most ``limit`` of the ids that are expired. Returns how many."""
+        """Remove at most ``limit`` of the ids that are expired, and look at five times as many. Returns how many."""
         self._check()
+        removed, examine = 0, max(1000, EXAMINED * limit)
         with self._answers("purging"):
-            return self._connection.execute(_PURGE, (self._now(), limit)).rowcount
+            for _ in range(2):  # to the end, and once more from the beginning
+                begun, execute = self._purged, self._connection.execute
+                end = execute(_WALK, (*begun, examine - 1)).fetchone() or _END
+                gone = execute(_PURGE, (*begun, *end, self._now(), limit - removed)).fetchall()
+                removed += len(gone)
+                self._purged = max(gone) if removed == limit else _START if end == _END else end
+                if removed == limit or end != _END or begun == _START:
+                    break
+        return removed
 
     def close(self) -> None:
         """Close the file. An open transaction is rolled back."""
@@ -197,26 +232,39 @@ class SqliteInbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _open(self, connection: sqlite3.Connection, scope: str, batch: Batch) -> SqliteInboxTransaction:
+    def _open(self, connection: sqlite3.Connection, scope: str, batch: Batch) -> SqliteInboxTransaction | None:
+        """Find out what is fresh. None: some ids are known, and have to be told apart from those that were inserted."""
+        if self._repeats or not batch.keys:
+            return self._open_one_by_one(connection, scope, batch)
+        with self._answers("looking for what is fresh"):
+            stored = _offsets(connection, scope, batch.first)
+            fresh = pending(batch, stored)
+            keys = _keys(batch, fresh)
+            if connection.executemany(_REMEMBER, self._rows(connection, scope, keys)).rowcount < len(keys):
+                return None
+        return SqliteInboxTransaction(connection, scope, batch, stored, fresh)
+
+    def _open_one_by_one(self, connection: sqlite3.Connection, scope: str, batch: Batch) -> SqliteInboxTransaction:
+        """Find out what is fresh. Each insert tells whether it did: executemany(), which is faster, counts only."""
         with self._answers("looking for what is fresh"):
             stored = _offsets(connection, scope, batch.first)
             fresh = pending(batch, stored)
             if batch.keys:
-                whole = len(fresh) == len(batch.entries)
-                keys = batch.keys if whole else sorted(key for i in fresh if (key := batch.entries[i].key) is not None)
-                new = self._remember(connection, scope, keys)
+                keys = _keys(batch, fresh)
+                rows = self._rows(connection, scope, keys)
+                new = {row[1] for row in rows if connection.execute(_REMEMBER, row).rowcount}
+                self._repeats = len(new) < len(keys)
                 if len(new) < len(keys):
                     fresh = fresh_of(batch, fresh, new)
         return SqliteInboxTransaction(connection, scope, batch, stored, fresh)
 
-    def _remember(self, connection: sqlite3.Connection, scope: str, keys: list[bytes]) -> set[bytes]:
-        """Insert the ids that are not known. Returns those."""
+    def _rows(self, connection: sqlite3.Connection, scope: str, keys: list[bytes]) -> list[tuple[int, bytes, int, int]]:
+        """What _REMEMBER takes for each of the ids."""
+        found = connection.execute(_SCOPE, (scope,)).fetchall() or connection.execute(_NEW_SCOPE, (scope,)).fetchall()
+        [(number,)] = found
         now = self._now()
-        expires = now + self._retention // timedelta(microseconds=1)
-        # One by one: executemany() counts what it inserted, and does not say which; a look before it, or a savepoint around it
-        # to try again, costs more.
-        execute = connection.execute
-        return {key for key in keys if execute(_REMEMBER, (scope, key, expires, now)).rowcount}
+        until = now + self._retention // timedelta(microseconds=1)
+        return [(number, key, until, now) for key in keys]
 
     def _connect(self) -> sqlite3.Connection:
         with self._answers("opening"):
@@ -261,11 +309,7 @@ class SqliteInbox:
             connection.execute(f"PRAGMA {pragma}").fetchall()
         connection.execute(_BEGIN)
         try:
-            if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
-                for statement in _SCHEMA:
-                    connection.execute(statement)
-                connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
-            [(version,)] = connection.execute("SELECT version FROM kg_inbox_version").fetchall()
+            version = _made(connection)
             connection.execute(_COMMIT)
         except BaseException:
             with suppress(sqlite3.Error):
@@ -376,6 +420,27 @@ class SqliteInboxTransaction:
     def _check_open(self) -> None:
         if not self.connection.in_transaction:
             raise ended("the handler ended the transaction, or a failing statement of it did")
+
+
+def _made(connection: sqlite3.Connection) -> int:
+    """Make the tables where they are missing, and bring those of version 1 up to date. Returns their version."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
+    [(version,)] = connection.execute("SELECT version FROM kg_inbox_version").fetchall()
+    if version == 1:
+        for statement in _UPGRADE:
+            connection.execute(statement)
+        return VERSION
+    return int(version)
+
+
+def _keys(batch: Batch, fresh: Sequence[int]) -> list[bytes]:
+    """Of these entries, sorted: neighbours share pages."""
+    if len(fresh) == len(batch.entries):
+        return batch.keys
+    return sorted(key for index in fresh if (key := batch.entries[index].key) is not None)
 
 
 def _offsets(connection: sqlite3.Connection, scope: str, sources: Collection[Source]) -> dict[Source, int | None]:
