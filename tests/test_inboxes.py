@@ -858,7 +858,12 @@ def test_waiting_for_a_lock_ends(postgres: Place, monkeypatch: pytest.MonkeyPatc
     with owner.transaction("group", entries(P0, [1])) as tx:
         assert tx.connection.execute("SHOW lock_timeout").fetchall() == [("0",)]
         assert tx.connection.execute("SHOW idle_in_transaction_session_timeout").fetchall() == [("5min",)]
-        with pytest.raises(StoreUnavailable, match="LockNotAvailable"), rival.transaction("group", [Entry(P0, 1, None)]):
+        for wait_for in ([Entry(P0, 1, None)], entries(P1, [0], "0/1"), [Entry(P1, 0, None), Entry(P0, 1, None)]):
+            with pytest.raises(StoreUnavailable, match="LockNotAvailable"), rival.transaction("group", wait_for):
+                pytest.fail("it began")
+    with owner.transaction("group", [Entry(P2, 0, None)]) as tx:  # of which there is no row yet
+        assert tx.connection.execute("SHOW lock_timeout").fetchall() == [("0",)]
+        with pytest.raises(StoreUnavailable, match="LockNotAvailable"), rival.transaction("group", [Entry(P2, 0, None)]):
             pytest.fail("it began")
     with rival.transaction("group", entries(P0, [1])) as tx:
         assert list(tx.fresh) == []

@@ -74,22 +74,33 @@ class _Statements:
             'SELECT topic, partition, topic_id, next_offset FROM "{p}_offset" '
             "WHERE scope = %s AND (topic, partition) IN (SELECT * FROM unnest(%s::text[], %s::int[]))"
         )
-        self.rows = named(
-            'INSERT INTO "{p}_offset" (scope, topic, partition, topic_id) '
-            "SELECT %s, * FROM unnest(%s::text[], %s::int[], %s::bytea[]) ON CONFLICT DO NOTHING"
+        # VALUES, not arrays: with one partition the planner makes it a plain look-up in the index. The ids come in one
+        # parameter, one after the other and sorted: that is read twice as fast as an array. Each part needs the one before
+        # it: how long to wait is said before anything is locked, the offsets are locked before an id is inserted, and what the
+        # handler's own waits may be is restored after both.
+        self._limits = named("WITH limits AS MATERIALIZED (") + _LIMITS
+        self._locked = named(
+            "), locked AS MATERIALIZED (SELECT o.topic, o.partition, o.topic_id, o.next_offset "
+            'FROM limits, "{p}_offset" AS o JOIN (VALUES @) AS m(topic, partition) '
+            "ON o.topic = m.topic AND o.partition = m.partition "
+            "WHERE o.scope = %s ORDER BY o.topic, o.partition FOR UPDATE OF o)"
         )
-        # VALUES, not arrays: with one partition the planner makes it a plain look-up in the index.
-        self._lock = named(
-            'SELECT o.topic, o.partition, o.topic_id, o.next_offset, pg_current_xact_id()::text FROM "{p}_offset" AS o '
-            "JOIN (VALUES @) AS m(topic, partition) ON o.topic = m.topic AND o.partition = m.partition "
-            "WHERE o.scope = %s ORDER BY o.topic, o.partition FOR UPDATE OF o"
+        self._added = named(
+            ', added AS (INSERT INTO "{p}_id" (expires, key, scope) '
+            "SELECT statement_timestamp() + %s, substring(%s::bytea FROM i * {size} + 1 FOR {size}), %s "
+            "FROM generate_series(0, %s - 1) AS i WHERE (SELECT count(*) FROM locked) = @@ "
+            "ON CONFLICT DO NOTHING RETURNING key), done AS MATERIALIZED (SELECT string_agg(key, '') AS keys FROM added)"
         )
-        # One parameter with all keys, one after the other, is read twice as fast as an array. They are sorted already.
-        self.remember = named(
-            'WITH added AS (INSERT INTO "{p}_id" (expires, key, scope) '
-            "SELECT statement_timestamp() + %(retention)s, substring(%(keys)b FROM i * {size} + 1 FOR {size}), %(scope)s "
-            "FROM generate_series(0, %(count)s - 1) AS i ON CONFLICT DO NOTHING RETURNING key) "
-            "SELECT string_agg(key, '') FROM added"
+        self._nothing_added = named(", done AS MATERIALIZED (SELECT NULL::bytea AS keys, count(*) FROM locked)")
+        self.rows = self._limits + named(
+            '), added AS (INSERT INTO "{p}_offset" (scope, topic, partition, topic_id) '
+            "SELECT %s, place.* FROM limits, unnest(%s::text[], %s::int[], %s::bytea[]) AS place "
+            "ON CONFLICT DO NOTHING RETURNING 1), done AS MATERIALIZED (SELECT count(*) FROM added) "
+            "SELECT set_config('lock_timeout', limits.before, true) FROM limits, done"
+        )
+        self._begun = named(
+            " SELECT locked.*, pg_current_xact_id()::text, done.keys, set_config('lock_timeout', limits.before, true) "
+            "FROM limits, done, locked"
         )
         # FOR UPDATE in the order of the keys comes first: UPDATE alone locks in any order.
         self.refresh = named(
@@ -111,8 +122,10 @@ class _Statements:
             "WHERE expires <= statement_timestamp() LIMIT %s FOR UPDATE SKIP LOCKED))"
         )
 
-    def lock(self, partitions: int) -> bytes:
-        return self._lock.replace(b"@", b", ".join([b"(%s::text, %s::int)"] * partitions))
+    def begin(self, partitions: int, *, ids: bool) -> bytes:
+        added = self._added.replace(b"@@", b"%d" % partitions) if ids else self._nothing_added
+        places = b", ".join([b"(%s::text, %s::int)"] * partitions)
+        return b"".join((self._limits, self._locked.replace(b"@", places), added, self._begun))
 
     def move(self, partitions: int) -> bytes:
         return self._move.replace(b"@", b", ".join([b"(%s::text, %s::int, %s::bytea, %s::bigint, %s::bigint)"] * partitions))
@@ -121,12 +134,11 @@ class _Statements:
 # How long to wait for a lock is ours to say for our own statements only: the handler gets its own setting back.
 # D04: an owner that is stopped (SIGSTOP, a lost host) must not keep its locks. A limit that the user has set is left alone.
 _LIMITS = (
-    "SELECT set_config('kg_inbox.lock_timeout', current_setting('lock_timeout'), true), "
+    "SELECT current_setting('lock_timeout') AS before, "
     f"set_config('lock_timeout', '{PATIENCE}', true), set_config('idle_in_transaction_session_timeout', "
     "CASE current_setting('idle_in_transaction_session_timeout') WHEN '0' THEN %s "
     "ELSE current_setting('idle_in_transaction_session_timeout') END, true)"
 ).encode()
-_AS_BEFORE = b"SELECT set_config('lock_timeout', current_setting('kg_inbox.lock_timeout'), true)"
 
 
 class PostgresInbox:
@@ -280,26 +292,26 @@ class PostgresInbox:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _ask(self, connection: Connection, scope: str, batch: Batch, idle_limit: str) -> tuple[Cursor, Cursor]:
-        """Lock the offsets and remember the ids, in a pipeline, so in one round trip. Its answers are there after it."""
-        sources = batch.first
-        locked, added = _cursor(connection), _cursor(connection)
+    def _ask(self, connection: Connection, scope: str, batch: Batch, idle_limit: str) -> Cursor:
+        """Lock the offsets and remember the ids, in one statement. Its answer is there after the pipeline."""
+        sources, keys = batch.first, batch.keys
+        asked = _cursor(connection)
         if sources:
-            run = _cursor(connection).execute
-            run(_LIMITS, (idle_limit,))
             if not self._with_rows.issuperset((scope, source) for source in sources):
-                run(self._statements.rows, (scope, *_places(sources), [source.topic_id for source in sources]))
-            places = [value for source in sources for value in (source.topic, source.partition)]
-            locked.execute(self._statements.lock(len(sources)), (*places, scope))
-            if batch.keys:
-                added.execute(self._statements.remember, self._ids(scope, b"".join(batch.keys), count=len(batch.keys)))
-            run(_AS_BEFORE)
-        return locked, added
+                rows = (idle_limit, scope, *_places(sources), [source.topic_id for source in sources])
+                _cursor(connection).execute(self._statements.rows, rows)
+            what: list[object] = [idle_limit]
+            for source in sources:
+                what += (source.topic, source.partition)
+            what.append(scope)
+            if keys:
+                what += (self._retention, b"".join(keys), scope, len(keys))
+            asked.execute(self._statements.begin(len(sources), ids=bool(keys)), what, binary=True)
+        return asked
 
-    def _open(self, connection: Connection, scope: str, batch: Batch, asked: tuple[Cursor, Cursor]) -> PostgresInboxTransaction:
-        locked, added = asked
+    def _open(self, connection: Connection, scope: str, batch: Batch, asked: Cursor) -> PostgresInboxTransaction:
         with _answers("looking for what is fresh"):
-            rows = locked.fetchall() if batch.first else []
+            rows = asked.fetchall() if batch.first else []
             if len(rows) < len(batch.first):
                 self._with_rows.clear()
                 raise StoreUnavailable(
@@ -308,11 +320,9 @@ class PostgresInbox:
                 )
             stored = self._offsets(scope, batch.first, rows)
             fresh = pending(batch, stored)
-            if batch.keys:
-                [(new,)] = added.fetchall()
-                if len(new or b"") < len(batch.keys) * KEY_SIZE or len(fresh) < len(batch.entries):
-                    fresh = self._sort_out(connection, scope, batch, fresh, set(_split(new or b"")))
-        number = rows[0][-1] if rows else None
+            number, new = rows[0][4:6] if rows else (None, None)
+            if len(new or b"") < len(batch.keys) * KEY_SIZE or len(fresh) < len(batch.entries):
+                fresh = self._sort_out(connection, scope, batch, fresh, set(_split(new or b"")))
         return PostgresInboxTransaction(
             connection, self._statements, scope, batch=batch, stored=stored, fresh=fresh, number=number
         )
