@@ -824,6 +824,38 @@ def test_retention_by_the_clock_of_the_server(postgres: Place) -> None:
     assert long.start_offsets("group", [P0, P1]) == {P0: 5, P1: 5}
 
 
+def test_purge_walks_through_the_table(postgres: Place) -> None:
+    """It looks at a hundred pages or more in a call, removes what is expired there, and goes on behind them the next time."""
+    short, long = postgres.inbox(retention=timedelta(milliseconds=1)), postgres.inbox()
+    for start in range(0, 30_000, 6000):
+        for inbox, source in ((short, P0), (long, P1)):
+            with inbox.transaction("group", entries(source, range(start, start + 6000))):
+                pass
+    removed = [long.purge(limit=2000) for _ in range(40)]
+    assert sum(removed) == 30_000
+    assert max(removed) == 2000
+    assert postgres.ids() == 30_000
+    with long.transaction("group", entries(P2, range(30_000), *(f"1/{number}" for number in range(30_000)))) as tx:
+        assert list(tx.fresh) == []
+
+
+def test_tables_as_they_were_made_before_serve_as_well(postgres: Place) -> None:
+    """Early versions had the scope first in the index of ids, and one by time: neither changes what the inbox does."""
+    postgres.inbox().start_offsets("group", [P0])
+    postgres.sql("ALTER TABLE kg_inbox_id DROP CONSTRAINT kg_inbox_id_pkey")
+    postgres.sql("ALTER TABLE kg_inbox_id ADD PRIMARY KEY (scope, key)")
+    postgres.sql("CREATE INDEX kg_inbox_id_expires ON kg_inbox_id USING brin (expires)")
+    inbox = postgres.inbox(retention=timedelta(milliseconds=1))
+    with inbox.transaction("group", entries(P0, [0, 1], "a", "b")):
+        pass
+    with inbox.transaction("group", entries(P1, [0, 1, 2], "a", "c", "c")) as tx:  # expired, so new
+        assert list(tx.fresh) == [0, 1]
+    with postgres.inbox().transaction("group", entries(P2, [0, 1], "d", "d")) as tx:
+        assert list(tx.fresh) == [0]
+    assert inbox.purge() == 3
+    assert postgres.ids() == 1
+
+
 def test_ids_of_records_that_are_behind_stay_expired(postgres: Place) -> None:
     """A record that its offset knows does not bring its expired id back."""
     inbox = postgres.inbox()

@@ -51,11 +51,12 @@ _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS "{p}_offset" (
         scope text COLLATE "C" NOT NULL, topic text COLLATE "C" NOT NULL, partition int NOT NULL,
         topic_id bytea NOT NULL, next_offset bigint, PRIMARY KEY (scope, topic, partition)) WITH (fillfactor = 50)""",
+    # The key comes first: it nearly always tells two rows apart, so that the scope need not be looked at. (It came
+    # second in tables of early versions, with an index by time: they work as well, an eighth slower.) Nothing else is indexed:
+    # purge() walks through the table.
     # Not partitioned by time: a unique index covers only one partition, so an id would be new again the next day.
     """CREATE TABLE IF NOT EXISTS "{p}_id" (
-        expires timestamptz NOT NULL, key bytea NOT NULL, scope text COLLATE "C" NOT NULL, PRIMARY KEY (scope, key))""",
-    # Rows come in the order of time, so ranges of pages are enough to find those that are expired.
-    """CREATE INDEX IF NOT EXISTS "{p}_id_expires" ON "{p}_id" USING brin (expires)""",
+        expires timestamptz NOT NULL, key bytea NOT NULL, scope text COLLATE "C" NOT NULL, PRIMARY KEY (key, scope))""",
     """CREATE TABLE IF NOT EXISTS "{p}_version" (version int NOT NULL)""",
     """INSERT INTO "{p}_version" SELECT {version} WHERE NOT EXISTS (SELECT FROM "{p}_version")""",
 )
@@ -118,9 +119,10 @@ class _Statements:
             "AND o.next_offset IS NOT DISTINCT FROM m.before AND pg_current_xact_id() = %s::xid8"
         )
         self.purge = named(
-            'DELETE FROM "{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM "{p}_id" '
-            "WHERE expires <= statement_timestamp() LIMIT %s FOR UPDATE SKIP LOCKED))"
+            'DELETE FROM "{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM "{p}_id" WHERE ctid >= %s::tid AND ctid < %s::tid '
+            "AND expires <= statement_timestamp() LIMIT %s FOR UPDATE SKIP LOCKED))"
         )
+        self.pages = named("SELECT pg_relation_size('\"{p}_id\"') / current_setting('block_size')::int")
 
     def begin(self, partitions: int, *, ids: bool) -> bytes:
         added = self._added.replace(b"@@", b"%d" % partitions) if ids else self._nothing_added
@@ -183,6 +185,7 @@ class PostgresInbox:
         self._pid = os.getpid()
         self._with_rows: set[tuple[str, Source]] = set()  # whose offsets have a row for certain
         self._prepared = False
+        self._purged = 0  # up to which page of the ids purge() came
         self._preparing = threading.Lock()
         self.open_connection: Connection | None = None  # in a transaction
         _alive.add(self)
@@ -276,10 +279,19 @@ class PostgresInbox:
         return self._open(connection, scope, batch, asked)
 
     def purge(self, *, limit: int = 10_000) -> int:
-        """Remove at most ``limit`` of the ids that are expired. Returns how many."""
+        """Remove at most ``limit`` of the ids that are expired, and look at some five times as many. Returns how many."""
         self._prepare()
+        removed, pages = 0, max(100, limit // 20)  # of a hundred ids each
         with _answers("purging"), self._pool.connection() as connection, _read_committed(connection):
-            return _cursor(connection).execute(self._statements.purge, (limit,)).rowcount
+            [(count,)] = _cursor(connection).execute(self._statements.pages).fetchall()
+            for begin in (min(self._purged, count), 0):  # to the end, and once more from the beginning
+                end = begin + pages
+                where = (f"({begin},0)", f"({end},0)", limit - removed)
+                removed += _cursor(connection).execute(self._statements.purge, where).rowcount
+                self._purged = begin if removed == limit else end
+                if removed == limit or end < count:
+                    break
+        return removed
 
     def close(self) -> None:
         """Close the pool that the inbox made itself."""
