@@ -17,11 +17,12 @@ import logging
 import os
 import time
 from collections import Counter
+from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..dedup.contract import Item, Outcome
 from ..dedup.ids import fingerprint_of
-from ..errors import MessageIdMissing, StoreUnavailable
+from ..errors import StoreUnavailable
 from .message_ids import Problem, place, reused_id
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from .._offsets import Partition
     from ..dedup.contract import DedupStore, Inbox, Takeover
+    from ..errors import MessageIdMissing
     from .message_ids import MessageIds
 
 log = logging.getLogger("kafka_guarantees")
@@ -61,6 +63,8 @@ class Work:
         problem: Problem | None = None,
     ) -> None:
         self.messages = messages
+        if places is not None and len(places) == len(messages):
+            places = None
         self._places = places  # of fresh, in messages; None: all are fresh
         self.problem = problem
         self.fresh = messages if places is None else [messages[place] for place in places]
@@ -105,9 +109,13 @@ def sort_out(partitions: Iterable[Partition], items: Sequence[Item | None], outc
         items: of each message; None where it has no id and is handled without.
         outcomes: of the claims, by key.
     """
-    if len(outcomes) == len(items) and set(outcomes.values()) <= {Outcome.NEW}:
-        everything = range(len(items))  # the usual batch: no id is known, none is missing, none comes twice
-        return Sorted(everything, everything, (), None)
+    if len(outcomes) == len(items):  # the usual batches: no id is missing, none comes twice
+        found, everything = list(outcomes.values()), range(len(items))
+        if found.count(Outcome.NEW) == len(found):
+            return Sorted(everything, everything, (), None)
+        if Outcome.IN_PROGRESS not in found and Outcome.MISMATCH not in found:
+            new = [index for index, item in enumerate(items) if item and outcomes[item.key] is not Outcome.DUPLICATE]
+            return Sorted(everything, new, (), None)
     kept: list[int] = []
     fresh: list[int] = []
     held: list[int] = []
@@ -184,7 +192,9 @@ class Claims:
         known = [item for item in items if item is not None]
         first = {item.key: item for item in reversed(known)}
         answers = self._ask(first)
-        others = [item for item in known if answers[item.key] is Outcome.IN_PROGRESS and item is not first[item.key]]
+        others = []
+        if len(first) < len(known):
+            others = [item for item in known if answers[item.key] is Outcome.IN_PROGRESS and item is not first[item.key]]
         while others:  # a worker that died may have claimed an id at a place of it that comes later in this batch
             again = {item.key: item for item in reversed(others)}
             answers.update(self._ask(again))
@@ -201,6 +211,8 @@ class Claims:
             problem = Problem(messages[sorted_out.stop], reused_id(messages[sorted_out.stop]))
         if len(sorted_out.fresh) == len(items):
             return Work(messages[: len(items)], None, problem), ()
+        if len(sorted_out.kept) == len(items):
+            return Work(messages[: len(items)], sorted_out.fresh, problem), ()
         kept = [messages[index] for index in sorted_out.kept]
         where = {index: number for number, index in enumerate(sorted_out.kept)}
         held = [messages[index] for index in sorted_out.held]
@@ -213,23 +225,19 @@ class Claims:
         """Claim items by their keys, in one call."""
         asked = list(items.values())
         outcomes = self._store.claim(self._scope, asked, token=self._token, lease=self._lease, takeover=self._takeover)
+        if len(outcomes) == len(asked) == outcomes.count(Outcome.NEW):
+            return dict.fromkeys(items, Outcome.NEW)
         allowed = {outcome: Outcome(outcome) for outcome in set(outcomes)}
         return {key: allowed[outcome] for key, outcome in zip(items, outcomes, strict=True)}
 
     def _items(self, messages: Sequence[Message]) -> tuple[list[Item | None], MessageIdMissing | None]:
         """The items of the messages before the first that has no id and must have one."""
-        items: list[Item | None] = []
-        ids, fingerprint = self._ids, self._fingerprint
-        for message in messages:
-            try:
-                key = ids.key(message)
-            except MessageIdMissing as error:
-                return items, error
-            if key is None:
-                items.append(None)
-            else:
-                items.append(Item(key, ids.place_of(message), fingerprint_of(message) if fingerprint else b""))
-        return items, None
+        keys, missing = self._ids.keys(messages)
+        messages = messages[: len(keys)]
+        prints = map(fingerprint_of, messages) if self._fingerprint else repeat(b"")
+        places = self._ids.places_of(messages)
+        rows = zip(keys, places, prints, strict=False)  # repeat() has no end
+        return [None if key is None else Item(key, where, found) for key, where, found in rows], missing
 
     def _let_go(self, asked: Sequence[Item], answers: Mapping[bytes, Outcome]) -> None:
         """Release what was claimed and is not in hand: it stands behind a message that is given back."""
@@ -262,8 +270,8 @@ class Claims:
         items = [item for item in self._open[:handled] if item is not None]
         if items:
             completed = self._store.complete(self._scope, items, token=self._token)
-            lost = [item for item, done in zip(items, completed, strict=True) if not done]
-            if lost:
+            if not all(completed):
+                lost = [item for item, done in zip(items, completed, strict=True) if not done]
                 self._recover(lost)
         self._open = self._open[handled:]
         for message in finished if self._rests else ():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .._failures import where
 from ..dedup.contract import Entry, Source
-from ..dedup.ids import POSITION, key_of, position_of
+from ..dedup.ids import OFFSET_SIZE, POSITION, key_of, partition_of, position_of
 from ..errors import MessageIdMissing, MessageIdReused
 
 if TYPE_CHECKING:
@@ -50,6 +50,28 @@ class MessageIds:
         """What stands for the place of a record."""
         topic, partition, offset = place(message)
         return position_of(self.topic_id(topic), partition, offset)
+
+    def places_of(self, messages: Sequence[Message]) -> list[bytes]:
+        """The same of many records; the id of each topic is asked for once."""
+        parts: dict[Partition, bytes] = {}
+        places = []
+        for message in messages:
+            topic, partition, offset = place(message)
+            part = parts.get((topic, partition))
+            if part is None:
+                part = parts[topic, partition] = partition_of(self.topic_id(topic), partition)
+            places.append(part + offset.to_bytes(OFFSET_SIZE, "big"))
+        return places
+
+    def keys(self, messages: Sequence[Message]) -> tuple[list[bytes | None], MessageIdMissing | None]:
+        """The keys of the messages before the first that has no id and must have one, and what is wrong with that one."""
+        keys: list[bytes | None] = []
+        for message in messages:
+            try:
+                keys.append(self.key(message))
+            except MessageIdMissing as error:
+                return keys, error
+        return keys, None
 
     def key(self, message: Message) -> bytes | None:
         """The key of a message; None: it is handled without protection.
