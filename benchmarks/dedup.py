@@ -47,7 +47,7 @@ from kafka_guarantees.dedup import (
     SqliteInbox,
     header,
 )
-from kafka_guarantees.dedup.contract import DedupStore, Entry, Inbox, Item, Outcome, Source
+from kafka_guarantees.dedup.contract import DedupStore, Entry, Inbox, InboxTransaction, Item, Outcome, Source
 from kafka_guarantees.dedup.sqlite import CACHE, CHECKPOINT
 from kafka_guarantees.testing.local_kafka import RunningKafka, local_or_running
 from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis, ServerNotInstalled
@@ -188,6 +188,11 @@ class Entries:
         return [Entry(self._source, offset, os.urandom(16) if self._ids else None) for offset in range(first, self._next)]
 
 
+def fresh_of(batch: Sequence[Entry], opened: InboxTransaction[Any]) -> Sequence[Entry]:
+    """As the loop of at least once does it."""
+    return batch if len(opened.fresh) == len(batch) else [batch[index] for index in opened.fresh]
+
+
 def claim_and_complete(store: DedupStore) -> Callable[[Sequence[Item]], object]:
     def run(batch: Sequence[Item]) -> None:
         outcomes = store.claim(SCOPE, batch, token=TOKEN, lease=LEASE)
@@ -288,7 +293,7 @@ def sqlite_inbox(bench: Bench) -> None:
 
                 def ours(batch: Sequence[Entry], inbox: SqliteInbox = inbox) -> None:
                     with inbox.transaction(SCOPE, batch) as opened:
-                        opened.connection.executemany(insert, [(batch[index].offset,) for index in opened.fresh])
+                        opened.connection.executemany(insert, [(entry.offset,) for entry in fresh_of(batch, opened)])
                         opened.finish()
 
                 def by_hand(batch: Sequence[Entry], hand: sqlite3.Connection = hand) -> None:
@@ -390,7 +395,7 @@ def postgres_inbox(bench: Bench) -> None:
 
                 def ours(batch: Sequence[Entry], inbox: Inbox[Any] = inbox, kind: str = kind) -> None:
                     with inbox.transaction(SCOPE, batch) as opened:
-                        amounts = [batch[index].offset for index in opened.fresh]
+                        amounts = [entry.offset for entry in fresh_of(batch, opened)]
                         opened.connection.execute(
                             f"INSERT INTO ours_{kind} (amount) SELECT unnest(%b::bigint[])".encode(), [amounts]
                         )

@@ -537,6 +537,38 @@ def test_purge_removes_what_is_expired_and_nothing_else(postgres_server: LocalPo
         assert store.claim("other", items(10, 1), token=THEIRS, lease=LONG) == [DUPLICATE] * 5 + [IN_PROGRESS] * 5
 
 
+def test_purge_walks_through_the_table(postgres_server: LocalPostgres, table: str) -> None:
+    """D18: it looks at some pages in a call, removes what is expired there, and goes on behind them the next time."""
+    with (
+        closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(milliseconds=1))) as store,
+        closing(PostgresDedupStore(postgres_server.dsn, table=table)) as lasting,
+    ):
+        for start in range(0, 20_000, 2000):
+            batch = items(20_000)[start : start + 2000]
+            for one, scope in ((store, SCOPE), (lasting, "other")):
+                one.claim(scope, batch, token=OURS, lease=LONG)
+                one.complete(scope, batch, token=OURS)
+        removed = [store.purge(limit=1500) for _ in range(40)]
+        assert sum(removed) == 20_000
+        assert max(removed) == 1500
+        assert set(lasting.claim("other", items(20_000), token=THEIRS, lease=LONG)) == {DUPLICATE}
+
+
+def test_tables_as_they_were_made_before_serve_as_well(postgres_server: LocalPostgres, table: str) -> None:
+    """Early versions had the scope first in the primary key, and an index on claimed_at: neither changes an answer."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(milliseconds=1))) as store:
+        store.claim("before", items(1), token=OURS, lease=LONG)
+        with psycopg.connect(postgres_server.dsn) as connection:
+            connection.execute(f'ALTER TABLE "{table}" DROP CONSTRAINT "{table}_pkey"'.encode())
+            connection.execute(f'ALTER TABLE "{table}" ADD PRIMARY KEY (scope, key)'.encode())
+            connection.execute(f'CREATE INDEX ON "{table}" (claimed_at)'.encode())
+        assert store.claim(SCOPE, items(3), token=OURS, lease=LONG) == [NEW] * 3
+        assert store.claim(SCOPE, items(3), token=THEIRS, lease=LONG, takeover="lease") == [IN_PROGRESS] * 3
+        assert store.complete(SCOPE, items(3), token=OURS) == [True] * 3
+        eventually(lambda: store.purge() == 3)
+        assert store.claim(SCOPE, items(3), token=THEIRS, lease=LONG) == [NEW] * 3
+
+
 def test_purge_leaves_rows_that_somebody_uses(postgres_server: LocalPostgres, table: str) -> None:
     """It waits for nobody: what is locked is for the next time."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(seconds=0.1))) as store:
