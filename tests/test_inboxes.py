@@ -580,7 +580,7 @@ def line(process: subprocess.Popen[str]) -> str:
 
 def test_effects_and_offsets_survive_sigkill_together(place: Place) -> None:
     """A process that is killed at any instant leaves the effect, the offset and the id of each message, or none of them."""
-    end, chance = 3000, random.Random(5)
+    end, chance = 100_000, random.Random(5)  # so many that nobody comes to the end
     place.inbox().start_offsets("group", [P0])
     kills = 0
     for _ in range(15):
