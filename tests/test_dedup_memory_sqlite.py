@@ -14,7 +14,7 @@ from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -372,6 +372,25 @@ def test_of_many_processes_one_claims_an_id(path: str) -> None:
         pipe.close()
     assert [process.exitcode for process in processes] == [0] * 6
     assert everybody_won_once(won)
+
+
+def test_a_file_that_somebody_makes_meanwhile_is_ours(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D14: whatever another process does between two looks at a file, it is not taken for another application's."""
+    connect = sqlite3.connect
+
+    class Watched(sqlite3.Connection):
+        looks = 0
+
+        def execute(self, *what: Any) -> sqlite3.Cursor:
+            self.looks += 1
+            if self.looks == 2:  # one look before it is made, and one after
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                SqliteDedupStore(path).close()
+            return super().execute(*what)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Watched))
+    with SqliteDedupStore(path) as store:
+        assert claim(store, item(1)) == NEW
 
 
 def complete_for_ever(path: str, pipe: Connection) -> None:

@@ -242,7 +242,8 @@ class SqliteDedupStore:
         def ask(pragma: str) -> Any:
             return connection.execute(f"PRAGMA {pragma}").fetchone()[0]
 
-        if ask("application_id") != OURS and connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        # In this order: somebody else may make the file between the two, tables and application_id in one transaction.
+        if connection.execute("SELECT 1 FROM sqlite_master").fetchone() and ask("application_id") != OURS:
             raise UnsafeConfigError(
                 "path", self._path, "it is the database of another application", "a file for this store alone"
             )
