@@ -371,7 +371,9 @@ class PostgresInbox:
             # S01: libpq quotes what it cannot read
             raise ValueError("the conninfo is neither a postgresql:// URL nor pairs of key=value") from None
         options.setdefault("connect_timeout", CONNECT_TIMEOUT)
-        self._own = ConnectionPool("", kwargs=options, min_size=0, max_size=2, timeout=CONNECT_TIMEOUT, open=True)
+        self._own = ConnectionPool(
+            "", kwargs=options, configure=_configure, min_size=0, max_size=2, timeout=CONNECT_TIMEOUT, open=True
+        )
         return self._own
 
     def _prepare(self) -> None:
@@ -498,6 +500,12 @@ _FAILURES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalE
 def _cursor(connection: Connection) -> Cursor:
     """Rows are tuples, and parameters are bound by the server, whatever the user has chosen for his connection."""
     return psycopg.Cursor(connection, row_factory=tuple_row)
+
+
+def _configure(connection: Connection) -> None:
+    """A connection of our own is always as ``_read_committed()`` needs it."""
+    connection.autocommit = True
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
 
 
 @contextmanager
