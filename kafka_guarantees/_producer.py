@@ -231,6 +231,14 @@ class PlainProducer(Handle):
         name = "kafka-guarantees-serve"
         threading.Thread(target=_serve_idle, args=(weakref.ref(self), self._closing), name=name, daemon=True).start()
 
+    def meet(self, topic: str) -> None:
+        """Wait a moment for a broker to answer, before the first record.
+
+        Else librdkafka asks for the id of an idempotent producer while no connection is up, and again after half a second.
+        """
+        with suppress(KafkaException, TypeError, ValueError):  # what is wrong is said of the record
+            self.raw.list_topics(topic, KNOWING)
+
     def produce(self, record: Record) -> Delivery:
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
         return self._deliver(record.topic, record.value, record.key, record)

@@ -602,10 +602,11 @@ class AtLeastOnce:
         """
         if records is None:
             return
-        producer, writing = self._producer or self._made(), self._writing
+        producer, writing = self._producer, self._writing
         if self._lifecycle.closed:
             self._lifecycle.check()
         for record in records_in(records):
+            producer = producer or self._made(record.topic)
             try:
                 producer.post(writing.serialize(record) if writing.needed else record)
             except (DeliveryError, DeliveryUnknown) as failure:
@@ -706,18 +707,19 @@ class AtLeastOnce:
             record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
             record = self._writing.serialize(record)
         if producer is None:
-            producer = self._made()
+            producer = self._made(topic)
         elif producer.has_failed and not self._lifecycle.in_run:
             self._raise_failures(0, "This record was not sent.")
         return producer.produce_plain(topic, value, key) if record is None else producer.produce(record)
 
     def _send(self, record: Record) -> Delivery:
-        return (self._producer or self._made()).produce(record)
+        return (self._producer or self._made(record.topic)).produce(record)
 
-    def _made(self) -> PlainProducer:
+    def _made(self, topic: str) -> PlainProducer:
         """The producer, made when it is needed first."""
         self._lifecycle.check()
         self._producer = PlainProducer(self, self._settings, self._lifecycle)
+        self._producer.meet(topic)
         return self._producer
 
     def flush(self, timeout: float | None = None) -> None:
