@@ -125,6 +125,10 @@ class Lifecycle:
                     self.stopping = False
                 self._turn.notify_all()
 
+    def answered(self) -> None:
+        """The run returns because of the stop, also if an error told it to."""
+        self.stopping = False
+
     @staticmethod
     def iterate(generate: Callable[[Itself], Generator[T, None, None]]) -> Generator[T, None, None]:
         """A generator that knows itself, by a reference that does not keep it alive once its user has dropped it."""

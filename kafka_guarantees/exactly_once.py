@@ -249,6 +249,7 @@ class ExactlyOnce:
                             break
         except Abandoned as exc:
             log.warning("%s", exc)  # stop() was called and no broker answers: nothing is lost, and the caller wants to go
+            self._lifecycle.answered()
 
     def _sent(
         self,

@@ -67,6 +67,29 @@ def test_every_message_once_and_in_order(world: Callable[..., World]) -> None:
     assert here.committed() == here.ends
 
 
+def test_a_stop_that_no_broker_answers_ends_one_run(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was stopped before a broker answered returns, and the next one is not ended by the same stop."""
+    here = world()
+    written = here.fill(3)
+    unanswered = [KafkaException(KafkaError(KafkaError._TIMED_OUT, "for the test", retriable=True))]
+
+    class Unanswered(Producer):
+        def init_transactions(self, *args: Any) -> None:
+            if unanswered:
+                error = unanswered.pop()
+                time.sleep(1.5)  # until a stopping client has no patience left
+                raise error
+            super().init_transactions(*args)
+
+    monkeypatch.setattr("kafka_guarantees._transactional.Producer", Unanswered)
+    with here.client(transactions_in_flight=1) as kafka:
+        kafka.stop()
+        kafka.run([here.source], here.copy)
+        assert here.output() == []
+        kafka.run([here.source], here.copy, until_idle=0.3)
+    assert here.output() == written
+
+
 def test_run_batches_is_one_transaction_for_a_batch(world: Callable[..., World]) -> None:
     """A handler of batches sees whole batches; each is one transaction."""
     here = world()
