@@ -107,7 +107,8 @@ EXPECTED = {
     "franz-go": Expected(1_000_000, 2_000_000, 200_000, 250_000, 0.005),
     STREAMS: Expected(50_000, 50_000, 150_000, 130_000, 0.01),
     "kafka-python": Expected(25_000, 60_000, 20_000, 20_000, 0.02),
-    "faststream": Expected(2_000, 4_000, 1_500, 1_500, 0.02),
+    "faststream": Expected(25_000, 250_000, 15_000),
+    "faust": Expected(8_000, 12_000, 5_000),
 }
 SLOWER = {1: 1.0, 3: 0.5}  # by brokers
 END_OF_THREE = 0.06  # seconds that the markers of a transaction take to be replicated

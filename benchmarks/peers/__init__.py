@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 WORKS = frozenset({"produce", "consume", "transform", "exactly-once", "echo"})
+AT_LEAST_ONCE = frozenset({"produce", "consume", "transform"})
 STREAMING = frozenset({"transform", "exactly-once", "echo"})
 
 
@@ -53,14 +54,18 @@ def _ours_runs(script: str) -> list[str]:
     return [sys.executable, str(HERE / f"{script}.py")]
 
 
-def _theirs_runs(module: str) -> list[str]:
-    return [python_with(module), str(HERE / f"{module}_peer.py")]
+def _theirs_runs(script: str, client: str, module: str) -> list[str]:
+    return [python_with(client, module), str(HERE / f"{script}.py")]
 
 
 _PEERS: dict[str, tuple[frozenset[str], Callable[[], list[str]]]] = {
     "confluent_default": (WORKS, partial(_ours_runs, "confluent_default")),
     "confluent_tuned": (WORKS, partial(_ours_runs, "confluent_tuned")),
-    "aiokafka": (WORKS, partial(_theirs_runs, "aiokafka")),
+    "aiokafka": (WORKS, partial(_theirs_runs, "aiokafka_peer", "aiokafka", "aiokafka")),
+    "quixstreams": (WORKS - {"echo"}, partial(_theirs_runs, "quixstreams_peer", "quixstreams", "quixstreams")),
+    "kafka-python": (WORKS, partial(_theirs_runs, "kafka_python_peer", "kafka-python", "kafka")),
+    "faststream": (AT_LEAST_ONCE, partial(_theirs_runs, "faststream_peer", "faststream", "faststream.confluent")),
+    "faust": (AT_LEAST_ONCE, partial(_theirs_runs, "faust_peer", "faust-streaming", "faust")),
     "franz-go": (WORKS, lambda: [go_program()]),
     "kafka-streams": (STREAMING, java_command),
 }

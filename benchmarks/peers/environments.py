@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,11 +38,19 @@ class Unavailable(Exception):
     """A client that cannot be had here; its argument says why."""
 
 
-def python_with(module: str) -> str:
-    """The path of a Python that can import a client's module, in one environment for all of them."""
-    python = _made("venv", [REQUIREMENTS], _fill_venv) / "bin" / "python"
-    _run([str(python), "-c", f"import {module}"])
-    return str(python)
+def python_with(client: str, module: str) -> str:
+    """The path of a Python that can import a client's module, in one environment for all of them.
+
+    Args:
+        client: its name in the requirements.
+        module: that it is imported as.
+    """
+    python = str(_made("venv", [REQUIREMENTS], _fill_venv) / "bin" / "python")
+    imports = [python, "-c", f"import {module}"]
+    if not _succeeds(imports):
+        _run([*_install(python), _requirement(client)])  # where pip refused one client, it installed none
+        _run(imports)
+    return python
 
 
 def go_program() -> str:
@@ -73,16 +82,19 @@ def _made(name: str, sources: Sequence[Path], fill: Callable[[Path], None]) -> P
 
 
 def _fill_venv(folder: Path) -> None:
-    """All clients at once, so that pip finds versions that go together; one by one if that does not work."""
+    """All clients at once, so that pip finds versions that go together; if that does not work, each when it is asked for."""
     print("benchmarks: installing the Python clients, once", file=sys.stderr)
     _run([sys.executable, "-m", "venv", str(folder)])
-    install = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    try:
-        _run([*install, "--requirement", str(REQUIREMENTS)])
-    except Unavailable:
-        wanted = [line for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
-        if not any(_succeeds([*install, each]) for each in wanted):
-            raise
+    _succeeds([*_install(str(folder / "bin" / "python")), "--requirement", str(REQUIREMENTS)])
+
+
+def _install(python: str) -> list[str]:
+    return [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+
+
+def _requirement(client: str) -> str:
+    """The line of a client in the requirements."""
+    return next(line for line in REQUIREMENTS.read_text().splitlines() if re.split("[^A-Za-z0-9-]", line)[0] == client)
 
 
 def _succeeds(command: Sequence[str]) -> bool:
