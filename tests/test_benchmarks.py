@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.contestants import WORKS, Contestant, contestants
 from benchmarks.latency import Ways, measure
+from benchmarks.peers import _PEERS, environments
 from benchmarks.plan import BARE, BATCHES, OURS, STREAMS, Entry, Race, messages, plan
 from benchmarks.results import Column, Result
 from benchmarks.runs import RunFailed, Sample, TookTooLong, run
@@ -85,6 +88,54 @@ def test_every_race_has_a_name_of_its_own() -> None:
     names = [race.name for race in plan(PEERS)]
     assert len(names) == len(set(names))
     assert all(f"exactly-once, batch {batch:,}" in names for batch in BATCHES)
+
+
+SCRIPTS = {
+    "confluent_default": "confluent_default",
+    "confluent_tuned": "confluent_tuned",
+    "aiokafka": "aiokafka_peer",
+    "quixstreams": "quixstreams_peer",
+    "kafka-python": "kafka_python_peer",
+    "faststream": "faststream_peer",
+    "faust": "faust_peer",
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_peer_is_given_the_works_that_its_script_has(name: str) -> None:
+    """No race is run with a client that does not know it, and none is left out."""
+    script = ast.parse((environments.HERE / f"{SCRIPTS[name]}.py").read_text())
+    table = next(node.value for node in script.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "WORKS")
+    assert isinstance(table, ast.Dict)
+    assert {ast.literal_eval(key) for key in table.keys if key} == _PEERS[name][0]
+
+
+def a_wheel(folder: Path, name: str) -> Path:
+    """A package of one empty module, which pip installs without a network."""
+    wheel = folder / f"{name}-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.writestr(f"{name}.py", "")
+        files.writestr(f"{name}-1.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        files.writestr(f"{name}-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        files.writestr(f"{name}-1.dist-info/RECORD", "")
+    return wheel
+
+
+def test_a_client_that_cannot_be_installed_keeps_no_other_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is missing, and pip's reason is said; what could be installed is, and only once."""
+    wheels = {name: a_wheel(tmp_path, name) for name in ("first", "refused", "last")}
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("# all\n" + "".join(f"{name} @ {wheel.as_uri()}\n" for name, wheel in wheels.items()))
+    monkeypatch.setattr(environments, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(environments, "REQUIREMENTS", requirements)
+    wheels["refused"].unlink()
+    python = environments.python_with("first", "first")
+    assert environments.python_with("last", "last") == python
+    with pytest.raises(environments.Unavailable, match=r"No such file.*refused"):
+        environments.python_with("refused", "refused")
+    for wheel in (wheels["first"], wheels["last"]):
+        wheel.unlink()
+    assert environments.python_with("first", "first") == environments.python_with("last", "last") == python
 
 
 def test_a_peer_takes_part_in_what_it_can() -> None:
