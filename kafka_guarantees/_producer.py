@@ -225,7 +225,7 @@ class PlainProducer(Handle):
         self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
         self._open: list[Posted] = []  # with reports that have not come
-        self._not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
+        self.not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
         self.begin()
         self._closing = threading.Event()
         name = "kafka-guarantees-serve"
@@ -241,13 +241,10 @@ class PlainProducer(Handle):
 
     def produce(self, record: Record) -> Delivery:
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
-        return self._deliver(record.topic, record.value, record.key, record)
+        return self.deliver(record.topic, record.value, record.key, record)
 
-    def produce_plain(self, topic: str, value: Payload, key: Payload) -> Delivery:
-        """The same for a record that has nothing but these, and need not be made."""
-        return self._deliver(topic, value, key, None)
-
-    def _deliver(self, topic: str, value: Payload, key: Payload, record: Record | None) -> Delivery:
+    def deliver(self, topic: str, value: Payload, key: Payload, record: Record | None) -> Delivery:
+        """The same for a record that need not be made, if it has nothing but these."""
         delivery = Delivery(topic, self)
         self.unacknowledged.add(delivery)  # before it is sent: what is not struck off again was not acknowledged
         try:
@@ -261,7 +258,7 @@ class PlainProducer(Handle):
                     if self._unserved >= SERVE_EVERY:
                         self.serve()
             else:
-                self.send(record or Record(topic, value, key), delivery._settle)
+                self.send(Record(topic, value, key) if record is None else record, delivery._settle)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except KafkaException as exc:
@@ -300,7 +297,7 @@ class PlainProducer(Handle):
 
     def begin(self) -> None:
         """Count what is posted from now on by itself, and forget what is acknowledged."""
-        self._posted = Posted(self._not_written)
+        self._posted = Posted(self.not_written)
         self._report = self._posted.report  # made once
         self._open = [*(posted for posted in self._open if posted.unknown), self._posted]
 
@@ -388,11 +385,6 @@ class PlainProducer(Handle):
         finally:
             self._callbacks.raise_interrupt()
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether there may be failures that nobody has looked at."""
-        return self.failed or bool(self._not_written)
-
     def failures(self, *, forget: bool, posted: bool = True) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
 
@@ -402,9 +394,9 @@ class PlainProducer(Handle):
             self.failed = False  # before they are listed: one that comes meanwhile sets it again
         failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None]
         found = [delivery._failure for delivery in failed if delivery._failure is not None]
-        not_written = self._not_written[:]
+        not_written = self.not_written[:]
         if forget and posted:
-            del self._not_written[: len(not_written)]
+            del self.not_written[: len(not_written)]
         if forget:
             self.unacknowledged.difference_update(failed)
         return found + not_written

@@ -702,15 +702,16 @@ class AtLeastOnce:
             self._lifecycle.check()
         if message_id is not None:
             headers = [*pairs(headers), (MESSAGE_ID, message_id)]
-        producer, record = self._producer, None
+        record = None
         if self._writing.needed or not (headers is None and partition is None and timestamp is None):
             record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
             record = self._writing.serialize(record)
+        producer = self._producer
         if producer is None:
             producer = self._made(topic)
-        elif producer.has_failed and not self._lifecycle.in_run:
+        elif (producer.failed or producer.not_written) and not self._lifecycle.in_run:
             self._raise_failures(0, "This record was not sent.")
-        return producer.produce_plain(topic, value, key) if record is None else producer.produce(record)
+        return producer.deliver(topic, value, key, None) if record is None else producer.produce(record)
 
     def _send(self, record: Record) -> Delivery:
         return (self._producer or self._made(record.topic)).produce(record)

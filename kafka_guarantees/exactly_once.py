@@ -41,7 +41,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, RecordRefused, listed
+from .records import Record, RecordRefused, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -406,7 +406,7 @@ class ExactlyOnce:
 
     def _serialized(self, result: Iterable[Record] | None) -> Sequence[Record]:
         """What a handler returned, as it is produced."""
-        records = listed(result)
+        records = list(records_in(result))
         return list(map(self._writing.serialize, records)) if self._writing.needed else records
 
     def _read(self, consumer: GroupConsumer, batch: Batch) -> None:

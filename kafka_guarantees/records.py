@@ -153,25 +153,6 @@ def _checked(result: Iterable[Record]) -> Iterator[Record]:
         yield record
 
 
-def listed(result: Iterable[Record] | None) -> Sequence[Record]:
-    """All that a handler returned, as ``records_in`` gives it, to be kept.
-
-    Raises:
-        TypeError: it is not an iterable of ``Record``.
-        Exception: whatever a generator raises.
-    """
-    records: Sequence[Record]
-    if result.__class__ is list or result.__class__ is GeneratorType:  # at a third of the price
-        records = list(result or ())
-        for record in records:
-            if record.__class__ is not Record:
-                break
-        else:
-            return records
-        result = records
-    return list(records_in(result))
-
-
 class RecordRefused(Exception):
     """A record of the handler is refused before it is sent, as it would be each time.
 

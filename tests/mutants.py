@@ -362,10 +362,10 @@ def alo_does_not_wait_for_acknowledgements() -> None:
 def alo_says_acknowledged_at_once() -> None:
     """A delivery counts as done as soon as it is queued (P01, P04)."""
 
-    @instead(PlainProducer, "_deliver")
+    @instead(PlainProducer, "deliver")
     def _(_original: Any, self: Any, topic: Any, value: Any, key: Any, record: Any) -> Delivery:
         delivery = Delivery(topic, self)
-        self.send(record or Record(topic, value, key))
+        self.send(Record(topic, value, key) if record is None else record)
         delivery.done = True
         return delivery
 
