@@ -7,7 +7,10 @@ several producers take turns. Rules.
 * Where one is not committed, none behind it is, and the messages of all of them are fetched again.
 * Nothing is in flight while partitions are given away, or while the brokers are asked where the group is: what is in flight
   would be fetched a second time.
-* A producer belongs to the thread of its flight until that ended, and to the loop from then on (X26).
+* A producer belongs to the thread of its flight until that ended, and to the loop from then on (X26). So a run does not end
+  before that, whatever signal handlers raise meanwhile.
+* These threads are daemons, unlike those of an executor: a run may go on in a thread when the main thread is done, and a
+  process that ends waits for no broker.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from ._transactional import AbortNeeded, InDoubt
@@ -35,27 +39,50 @@ GRACE = 1.0  # seconds for what is in flight when a run ends with an error; then
 
 
 class Flight:
-    """The end of one transaction, after its last record was produced."""
+    """The end of one transaction, after its last record was produced.
 
-    __slots__ = ("_acknowledged", "_before", "ended", "messages", "producer")
+    Args:
+        producer: has the transaction.
+        messages: what it consumed.
+        before: the transaction before it, where that is in flight.
+        finish: ends it, in another thread.
+    """
 
-    def __init__(self, producer: TransactionalProducer, messages: Sequence[Message], before: Flight | None) -> None:
+    __slots__ = ("_acknowledged", "_before", "_begun", "_finish", "ended", "messages", "producer")
+
+    def __init__(
+        self,
+        producer: TransactionalProducer,
+        messages: Sequence[Message],
+        before: Flight | None,
+        finish: Callable[[Flight], None],
+    ) -> None:
         self.producer = producer
         self.messages = messages
         self._before = before
+        self._finish: Callable[[Flight], None] | None = finish
+        self._begun = threading.Lock()
         self._acknowledged = threading.Event()
-        self.ended: Future[None]
+        self.ended: Future[None] = Future()
 
-    def take_off(self, pool: ThreadPoolExecutor, finish: Callable[[Flight], None]) -> None:
-        """Have ``finish(self)`` called in another thread."""
-        self.ended = pool.submit(self._fly, finish)
-
-    def _fly(self, finish: Callable[[Flight], None]) -> None:
+    def fly(self) -> None:
+        """End the transaction, unless it was grounded. Never raises."""
+        if self._finish is None or not self._begun.acquire(blocking=False):
+            return
         try:
-            finish(self)
+            self._finish(self)
+        except BaseException as error:  # noqa: BLE001 - raised in the loop
+            self.ended.set_exception(error)
+        else:
+            self.ended.set_result(None)
         finally:
-            self._before = None
+            self._before = self._finish = None
             self._acknowledged.set()
+
+    def ground(self) -> None:
+        """Have it end at once if it has not begun: an exception came before its thread heard of it."""
+        if self._begun.acquire(blocking=False):
+            self.ended.set_exception(AbortNeeded("it was not begun"))
 
     def acknowledged(self) -> None:
         """Its records are with the brokers: those of the next one may follow."""
@@ -104,10 +131,12 @@ class InFlight:
         self._lifecycle = lifecycle
         self._free = deque(producers)
         self._flights: deque[Flight] = deque()
-        self._pool: ThreadPoolExecutor | None = None
+        self._preparing: list[Future[None]] = []
+        self._ready: SimpleQueue[Flight | None] = SimpleQueue()  # for take-off
+        self._threads = 0
 
     def prepare(self) -> None:
-        """Have producers for a run, and end what the last one left open with their ids.
+        """Have producers for a run, and end what the last one left open with their ids: at the same time, since each takes it.
 
         Where an ACL allows the first id only, there is one transaction in flight.
 
@@ -115,20 +144,13 @@ class InFlight:
             FencedError, AuthorizationError, BrokerError: see there.
         """
         first, *others = self.producers
-        self._pool = ThreadPoolExecutor(len(self.producers), "kafka-guarantees-transaction")
-        prepared = [self._pool.submit(producer.prepare) for producer in others]  # all at once: each takes its time
-        try:
-            first.prepare()
-        except BaseException:
-            self._hurry(others)
-            raise
-        finally:
-            wait(prepared)
-            self._hurry([])
+        for producer in others:
+            self._preparing.append(_beside(producer.prepare))
+        first.prepare()
         self._free = deque([first])
-        for producer, result in zip(others, prepared, strict=True):
+        for producer, prepared in zip(others, self._preparing, strict=True):
             try:
-                result.result()
+                prepared.result()
             except AuthorizationError as error:
                 log.warning("%d of %d transactions in flight: %s", len(self._free), len(self.producers), error)
                 return
@@ -149,11 +171,13 @@ class InFlight:
 
     def take_off(self, messages: Sequence[Message], finish: Callable[[Flight], None]) -> None:
         """End the transaction of the next producer, which consumed ``messages``, while the loop goes on."""
-        if self._pool is None:
-            raise RuntimeError("nothing takes off before prepare()")
-        flight = Flight(self._free.popleft(), messages, self._flights[-1] if self._flights else None)
-        flight.take_off(self._pool, finish)
-        self._flights.append(flight)
+        flight = Flight(self._free[0], messages, self._flights[-1] if self._flights else None, finish)
+        self._flights.append(flight)  # before anything else: ``end`` must know of it
+        self._free.popleft()
+        if self._threads < len(self._flights):
+            self._threads += 1
+            threading.Thread(target=_fly, args=(self._ready,), name="kafka-guarantees-transaction", daemon=True).start()
+        self._ready.put(flight)
 
     # -- what was handled, and is not committed yet ------------------------------------------------------------------------
 
@@ -191,23 +215,66 @@ class InFlight:
         return again
 
     def end(self) -> None:
-        """The end of a run. What is in flight then, after an error, is aborted where that is quick."""
+        """The end of a run. What is in flight then, after an error, is aborted where that is quick.
+
+        Raises:
+            BaseException: out of a signal handler, once nothing is in flight.
+        """
         if self._lifecycle.forked:
             return
-        self.wait(GRACE)
-        self._hurry([flight.producer for flight in self._flights])
-        self.wait()
-        while self._flights:
-            self._flights.popleft().producer.abandon()
-        self._hurry([])
-        if self._pool is not None:
-            self._pool.shutdown(wait=False)
-            self._pool = None
+        interrupt: BaseException | None = None
+        grace = GRACE
+        while True:
+            try:
+                self._land(grace)
+                break
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                interrupt, grace = interrupt or exc, 0.0
+        for producer in self.producers:  # also one that an exception kept from taking off
+            try:
+                producer.abandon()
+            except BaseException as exc:  # noqa: BLE001 - raised below
+                interrupt = interrupt or exc
+            producer.hurry = False
+        for _ in range(self._threads):
+            self._ready.put(None)
+        self._ready, self._threads = SimpleQueue(), 0
+        if interrupt is not None:
+            raise interrupt
 
-    def _hurry(self, producers: Sequence[TransactionalProducer]) -> None:
-        """Have these, and no others, wait for brokers no longer."""
+    def _land(self, grace: float) -> None:
+        """Wait for what other threads do, after ``grace`` seconds without patience."""
+        under_way = [*self._preparing, *(flight.ended for flight in self._flights)]
+        wait(under_way, grace)
+        for flight in self._flights:
+            flight.ground()
         for producer in self.producers:
-            producer.hurry = producer in producers
+            producer.hurry = True
+        wait(under_way)
+        self._flights.clear()
+        self._preparing.clear()
+
+
+def _beside(call: Callable[[], None]) -> Future[None]:
+    """Call it in a thread of its own."""
+    ended: Future[None] = Future()
+
+    def calling() -> None:
+        try:
+            call()
+        except BaseException as error:  # noqa: BLE001 - raised in the loop
+            ended.set_exception(error)
+        else:
+            ended.set_result(None)
+
+    threading.Thread(target=calling, name="kafka-guarantees-prepare", daemon=True).start()
+    return ended
+
+
+def _fly(ready: SimpleQueue[Flight | None]) -> None:
+    while (flight := ready.get()) is not None:
+        flight.fly()
+        del flight  # with it go the messages
 
 
 def _abort(flight: Flight, error: BaseException, say: Callable[..., None]) -> None:

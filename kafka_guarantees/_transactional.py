@@ -282,9 +282,9 @@ class TransactionalProducer(Handle):
 
     def abandon(self) -> None:
         """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""
-        if self._lifecycle.forked:
+        if self._lifecycle.forked or self.raw is None:
             return
-        if self.raw is not None and self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
+        if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             try:
                 self._within_time("aborting the transaction", lambda: self.raw.abort_transaction(CALL))
                 self._state.on(Event.ABORT, time.monotonic())

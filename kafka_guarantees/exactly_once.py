@@ -443,9 +443,11 @@ class ExactlyOnce:
             finally:
                 if self._apart is not None:
                     self._apart.close()
-                self._in_flight.end()
-                if consumer is not None:
-                    consumer.close()
+                try:
+                    self._in_flight.end()
+                finally:
+                    if consumer is not None:
+                        consumer.close()
 
     # -- the caller's own loop ----------------------------------------------------------------------------------------
 

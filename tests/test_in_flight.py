@@ -12,12 +12,20 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import Producer
 
-from kafka_guarantees import DeliveryError, ExactlyOnce, FencedError, ForkedClientError, HandlerError, Record
+from kafka_guarantees import (
+    DeliveryError,
+    ExactlyOnce,
+    FencedError,
+    ForkedClientError,
+    HandlerError,
+    Record,
+)
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._in_flight import Flight, InFlight
 from kafka_guarantees._lifecycle import Lifecycle
@@ -191,8 +199,76 @@ def test_the_end_of_a_run_waits_and_leaves_nothing_open(sky: Sky, monkeypatch: p
     until(lambda: sky.turns[0].hurry, "it is hurried")
     sky.let("1")
     assert over() is None
-    assert sky.log[-1] == "abandon a"
+    assert "abandon a" in sky.log
     assert not sky.turns[0].hurry
+
+
+class Tick(Exception):
+    """Out of a signal handler of the user's."""
+
+
+def test_the_end_of_a_run_waits_whatever_signal_handlers_raise(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X26: no exception ends a run while a producer is in the hands of its flight; it is raised after that."""
+    monkeypatch.setattr("kafka_guarantees._in_flight.GRACE", DEADLINE)
+
+    def tick(*_: object) -> None:
+        raise Tick
+
+    def landed_late() -> None:
+        time.sleep(0.5)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sky.let("1")
+
+    sky.flights.next_producer()
+    sky.take_off("1")
+    before = signal.signal(signal.SIGALRM, tick)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)
+    over = in_thread(landed_late)
+    try:
+        with pytest.raises(Tick):
+            sky.flights.end()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert over() is None
+    assert sky.log[:3] == ["acknowledged 1", "committed 1", "abandon a"]
+    assert not sky.turns[0].hurry
+
+
+def test_a_flight_that_an_exception_kept_from_taking_off_is_not_waited_for(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception out of a signal handler at the take-off: the run ends, and the transaction is aborted and not forgotten."""
+    monkeypatch.setattr("kafka_guarantees._in_flight.GRACE", 0.05)
+
+    class Interrupted(SimpleQueue[Any]):
+        def put(self, item: Any, *_: Any, **__: Any) -> None:
+            if item is not None:
+                raise Tick
+            super().put(item)
+
+    sky.flights._ready = Interrupted()
+    sky.flights.next_producer()
+    with pytest.raises(Tick):
+        sky.take_off("1")
+    over = in_thread(sky.flights.end)
+    assert over() is None
+    assert "abandon a" in sky.log
+    assert "committed 1" not in sky.log
+
+
+LEAVING = """
+import threading, time
+from kafka_guarantees._in_flight import InFlight
+from kafka_guarantees._lifecycle import Lifecycle
+flights = InFlight([None], Lifecycle("test"))
+flying = threading.Event()
+flights.take_off([], lambda flight: (flying.set(), time.sleep(60)))
+flying.wait()
+"""
+
+
+def test_a_process_that_ends_waits_for_no_flight() -> None:
+    """A run in a daemon thread does not keep the interpreter from ending, whatever brokers it waits for."""
+    assert subprocess.run([sys.executable, "-c", LEAVING], timeout=DEADLINE, check=False).returncode == 0
 
 
 def test_a_child_waits_for_nothing(sky: Sky) -> None:
@@ -581,6 +657,36 @@ def test_another_instance_fences_each_of_them(world: Callable[..., World], suffi
         with pytest.raises(FencedError):
             here.run(kafka, handler, max_batch=5)
         here.run(kafka)
+    assert here.output() == written
+
+
+ALONE = """
+import sys, threading, time
+from kafka_guarantees import ExactlyOnce, Record
+bootstrap, source, sink, group, name = sys.argv[1:]
+config = {"bootstrap.servers": bootstrap, "group.id": group, "transactional.id": name}
+at_work = threading.Event()
+def handler(message):
+    at_work.set()
+    time.sleep(0.01)
+    return [Record(sink, message.value())]
+def run():
+    with ExactlyOnce(config, preflight="off") as kafka:
+        kafka.run([source], handler, max_batch=1, until_idle=1)
+    print("done", flush=True)
+threading.Thread(target=run).start()
+at_work.wait()
+"""
+
+
+@pytest.mark.broker
+def test_a_run_goes_on_when_the_main_thread_is_done(world: Callable[..., World]) -> None:
+    """A run in another thread keeps the process alive, as threads do, and handles everything."""
+    here = world()
+    written = here.fill(100)
+    arguments = [here.bootstrap, here.source, here.sink, here.group, here.transactional_id]
+    done = subprocess.run([sys.executable, "-c", ALONE, *arguments], timeout=DEADLINE, check=False, stdout=subprocess.PIPE)
+    assert done.stdout == b"done\n"
     assert here.output() == written
 
 
