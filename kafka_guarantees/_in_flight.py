@@ -200,10 +200,12 @@ class InFlight:
 
         Raises:
             DeliveryError: a record cannot be written. Its transaction was aborted.
+            KafkaGuaranteesError: the client was closed meanwhile.
             FencedError, AuthorizationError, BrokerError: see there.
         """
         self._lifecycle.check_fork()
         self.wait()
+        self._lifecycle.check()  # whoever closed the client meanwhile has ended its transactions in his own way
         again: list[Message] = []
         while self._flights:
             flight = self._flights[0]

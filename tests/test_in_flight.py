@@ -24,6 +24,7 @@ from kafka_guarantees import (
     FencedError,
     ForkedClientError,
     HandlerError,
+    KafkaGuaranteesError,
     Record,
 )
 from kafka_guarantees._consumer import GroupConsumer
@@ -687,6 +688,43 @@ def test_a_run_goes_on_when_the_main_thread_is_done(world: Callable[..., World])
     arguments = [here.bootstrap, here.source, here.sink, here.group, here.transactional_id]
     done = subprocess.run([sys.executable, "-c", ALONE, *arguments], timeout=DEADLINE, check=False, stdout=subprocess.PIPE)
     assert done.stdout == b"done\n"
+    assert here.output() == written
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("verb", ["flush", "send_offsets", "commit"])
+def test_close_while_a_handler_hangs_and_something_is_in_flight(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Whatever a flight is doing when close() takes its producer away, the run ends with an error that says so."""
+    here = world()
+    written = here.fill(5)
+    true = getattr(TransactionalProducer, verb)
+
+    def slow(self: TransactionalProducer, *args: Any) -> None:
+        true(self, *args)
+        time.sleep(1)
+
+    monkeypatch.setattr(TransactionalProducer, verb, slow)
+    hanging, release = threading.Event(), threading.Event()
+
+    def handler(message: Message) -> Iterator[Record]:
+        if message.offset() == 2:
+            hanging.set()
+            release.wait(DEADLINE)
+        return here.copy(message)
+
+    kafka = here.client()
+    ended = in_thread(lambda: kafka.run([here.source], handler, max_batch=1))
+    assert hanging.wait(DEADLINE)
+    kafka.close(0.1)
+    until(lambda: not kafka._in_flight.unfinished or kafka._in_flight.failed, "what is in flight has ended")
+    release.set()
+    error = ended()
+    assert error is None or isinstance(error, KafkaGuaranteesError), repr(error)
+    monkeypatch.undo()
+    with here.client() as again:
+        here.run(again)
     assert here.output() == written
 
 
