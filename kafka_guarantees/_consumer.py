@@ -136,7 +136,7 @@ class InFlight(Protocol):
 class Trailing(Protocol):
     """Commits that trail behind the handling of messages. ``Trail`` is one."""
 
-    def follow(self) -> None: ...
+    def follow(self, member: Membership) -> None: ...
     def idle(self) -> None: ...
     def settle(self) -> None: ...
     def answered(self, error: KafkaError | None, places: Iterable[TopicPartition]) -> None: ...
@@ -271,7 +271,7 @@ class GroupConsumer(Handle):
             return None
         self._given_away.clear()
         if self.trail is not None:
-            self.trail.follow()
+            self.trail.follow(batch.member)
         return batch
 
     def _take(self, max_batch: int, wait: float, trail: Trailing | None = None) -> tuple[list[Message], int]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ._consumer import Batch, GroupConsumer
     from ._lifecycle import Lifecycle
-    from ._offsets import Partition
+    from ._offsets import Membership, Partition
     from ._producer import PlainProducer, Posted
 
 log = logging.getLogger("kafka_guarantees")
@@ -101,18 +101,17 @@ class Trail:
     # -- what the loop does -------------------------------------------------------------------------------------------
 
     def add(self, portion: Portion) -> None:
-        """A batch is handled to its end."""
+        """A batch is handled to its end. Its commit is sent with the next fetch, which looks at the membership anyway."""
         self._portions.append(portion)
-        self._advance()
 
-    def follow(self) -> None:
-        """The next batch is about to be handled.
+    def follow(self, member: Membership) -> None:
+        """The next batch is about to be handled, and was fetched as this member.
 
         Raises:
             DeliveryError, DeliveryUnknown, AuthorizationError: see there.
         """
         if self._portions:
-            self._advance()
+            self._advance(member)
             if len(self._portions) > BEHIND:
                 self._await(self._portions[0])
                 self._commit(self._ready())
@@ -201,7 +200,7 @@ class Trail:
 
     # -- how ----------------------------------------------------------------------------------------------------------
 
-    def _advance(self) -> None:
+    def _advance(self, member: Membership | None = None) -> None:
         """Send what is acknowledged, unless a commit is in flight."""
         if self._problem is not None:
             problem, self._problem = self._problem, None
@@ -213,7 +212,7 @@ class Trail:
         ready = self._ready()
         if not ready:
             return
-        if not self._ours(ready):
+        if not self._ours(ready, member):
             self._drop(ready)
             return
         offsets = self._offsets(ready)
@@ -260,8 +259,8 @@ class Trail:
         """How many portions, from the first on, may be committed."""
         return next((n for n, portion in enumerate(self._portions) if not portion.acknowledged), len(self._portions))
 
-    def _ours(self, count: int) -> bool:
-        now, member = time.monotonic(), self._consumer.membership()
+    def _ours(self, count: int, member: Membership | None = None) -> bool:
+        now, member = time.monotonic(), member or self._consumer.membership()
         batches = [self._portions[number].batch for number in range(count)]
         return all(now - batch.fetched < self._within and member.continues(batch.member) for batch in batches)
 

@@ -131,6 +131,7 @@ class Scene:
         batch.member = self.group.member
         portion = Portion(offsets, batch, posted, 1)
         self.trail.add(portion)
+        self.trail._advance(self.group.member)  # as the next fetch does
         return portion
 
 
@@ -152,11 +153,11 @@ def test_one_commit_is_in_flight_and_the_next_waits_for_its_answer(scene: Scene)
 def test_no_more_than_one_portion_trails_when_a_batch_is_handled(scene: Scene) -> None:
     """A crash repeats the portion before the one in hand at most: where the answer takes longer it is waited for."""
     scene.handled((T0, 10))
-    scene.trail.follow()
+    scene.trail.follow(scene.group.member)
     assert scene.group.waited == 0
     for offset in range(20, 100, 10):
         scene.handled((T0, offset))
-        scene.trail.follow()
+        scene.trail.follow(scene.group.member)
         assert scene.group.committed.get(T0, 0) >= offset - BEHIND * 10
 
 
@@ -196,7 +197,7 @@ def test_a_missing_right_ends_the_run(scene: Scene) -> None:
     scene.handled((T0, 10))
     scene.group.answer(0, KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED))
     with pytest.raises(AuthorizationError):
-        scene.trail.follow()
+        scene.trail.follow(scene.group.member)
 
 
 def test_nothing_is_sent_for_a_membership_that_has_ended(scene: Scene) -> None:
@@ -222,7 +223,7 @@ def test_offsets_wait_for_the_records_of_their_portion_only(scene: Scene) -> Non
         second.report(None, None)  # type: ignore[arg-type] # as above
     scene.handled((T0, 30))
     assert scene.group.sent == []
-    scene.trail.follow()
+    scene.trail.follow(scene.group.member)
     assert scene.group.sent == [{T0: 30}]
 
 
@@ -235,7 +236,7 @@ def test_nothing_is_committed_past_a_record_that_was_not_written(scene: Scene, e
     scene.handled((T0, 20), posted=bad)
     bad.fail(DeliveryError("too large"))
     with pytest.raises(DeliveryError):
-        getattr(scene.trail, end)()
+        getattr(scene.trail, end)(*([scene.group.member] if end == "follow" else []))
     scene.failures.clear()
     scene.trail.leave()
     assert scene.group.committed == {T0: 10}
@@ -258,7 +259,7 @@ def test_nothing_is_committed_of_what_was_lost(scene: Scene) -> None:
     posted.sent = 1
     scene.handled((T0, 10), (T1, 5), posted=posted)
     scene.trail.lost({T0})
-    scene.trail.follow()
+    scene.trail.follow(scene.group.member)
     posted.report(None, None)  # type: ignore[arg-type] # as above
     scene.trail.settle()
     assert scene.group.committed == {T1: 5}
