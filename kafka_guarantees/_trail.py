@@ -2,8 +2,8 @@
 
 Rules.
 * At most one commit is in flight, and the next one waits for its answer, so that the group's offset never goes back.
-* When a batch is handled, the commit of BEHIND portions, one, may be outstanding. Where that takes longer it is waited for: a
-  crash repeats what was in hand and the portion before it, no more.
+* When a batch is handled, the commit of BEHIND portions may be outstanding. Where that takes longer it is waited for: a crash
+  repeats what was in hand and the two portions before it, no more.
 * The offsets of a portion are sent once every record that was produced for it is acknowledged, and while the membership that
   it was handled under goes on. The answer is looked at for every partition; what was not committed is committed again (C06).
 * Before a partition is given away, and before the brokers are asked where to go on, all of it is committed.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
-BEHIND = 1  # portions that may be uncommitted when the next one is handled
+BEHIND = 2  # portions that may be uncommitted when the next one is handled
 AGAIN = 0.1  # seconds until a commit that failed is sent again
 LEAVING = 10.0  # seconds that the end of a run, by an error, waits for acknowledgements
 GIVING_AWAY = 1.0  # seconds that a rebalance waits for them, and for the answer to a commit
