@@ -4,7 +4,8 @@ On a replicated cluster a transaction spends most of its time waiting for the ma
 several producers take turns. Rules.
 * Records of a transaction are produced once those of the one before it are with the brokers: outputs keep the order of inputs.
 * Its offsets are sent, and it is committed, once the one before it is committed: offsets never overtake.
-* Where one is not committed, none behind it is, and the messages of all of them are fetched again.
+* Where one is not committed, none behind it is, and the messages of all of them are fetched again. Each is aborted in its
+  thread: the loop may be with a handler that takes its time, and readers wait for an open transaction (X16).
 * Nothing is in flight while partitions are given away, or while the brokers are asked where the group is: what is in flight
   would be fetched a second time.
 * A producer belongs to the thread of its flight until that ended, and to the loop from then on (X26). So a run does not end
@@ -70,7 +71,7 @@ class Flight:
         if self._finish is None or not self._begun.acquire(blocking=False):
             return
         try:
-            self._finish(self)
+            self._end(self._finish)
         except BaseException as error:  # noqa: BLE001 - raised in the loop
             self.ended.set_exception(error)
         else:
@@ -78,6 +79,14 @@ class Flight:
         finally:
             self._before = self._finish = None
             self._acknowledged.set()
+
+    def _end(self, finish: Callable[[Flight], None]) -> None:
+        try:
+            finish(self)
+        except (AbortNeeded, InDoubt):
+            if not self.producer.hurry:  # else the end of the run sees to it
+                self.producer.abort()
+            raise
 
     def ground(self) -> None:
         """Have it end at once if it has not begun: an exception came before its thread heard of it."""
@@ -196,7 +205,7 @@ class InFlight:
         wait([flight.ended for flight in self._flights], timeout)
 
     def settle(self) -> list[Message]:
-        """Wait until nothing is in flight, and abort what is not committed. Returns the messages of that: they come again.
+        """Wait until nothing is in flight. Returns the messages of what was aborted: they come again.
 
         Raises:
             DeliveryError: a record cannot be written. Its transaction was aborted.
@@ -210,7 +219,7 @@ class InFlight:
         while self._flights:
             flight = self._flights[0]
             if flight.failure is not None:
-                _abort(flight, flight.failure, log.info if again else log.warning)
+                _aborted(flight, flight.failure, log.info if again else log.warning)
                 again += flight.messages
             self._flights.popleft()
             self._free.append(flight.producer)
@@ -279,8 +288,8 @@ def _fly(ready: SimpleQueue[Flight | None]) -> None:
         del flight  # with it go the messages
 
 
-def _abort(flight: Flight, error: BaseException, say: Callable[..., None]) -> None:
-    """Abort a transaction that was not committed.
+def _aborted(flight: Flight, error: BaseException, say: Callable[..., None]) -> None:
+    """A transaction was aborted, or nobody could say, and now the committed offsets tell.
 
     Raises:
         BaseException: what the next one would end with as well.
@@ -289,6 +298,5 @@ def _abort(flight: Flight, error: BaseException, say: Callable[..., None]) -> No
         raise error
     say("a transaction of %d messages is aborted, and they are fetched again: %s", len(flight.messages), error)
     failure = flight.producer.failure
-    flight.producer.abort()
     if failure is not None:
         raise failure from error  # it would fail again

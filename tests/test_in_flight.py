@@ -32,7 +32,7 @@ from kafka_guarantees._in_flight import Flight, InFlight
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer
 
-from .conftest import read_all, values
+from .conftest import fill, read_all, values
 from .world import DEADLINE, Scripted, World, fatal, in_thread, names, retriable, until
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def test_an_abort_takes_everything_behind_it_along(sky: Sky, error: Exception) -
     assert again == ["2", "3"]
     assert "committed 1" in sky.log
     assert "committed 3" not in sky.log
-    assert sky.log[-2:] == ["abort b", "abort c"], "each transaction is ended"
+    assert [line for line in sky.log if "abort" in line] == ["abort b", "abort c"], "each transaction is ended, in order"
     assert not sky.flights.failed
     assert sky.flights.next_producer() is not None
 
@@ -761,6 +761,45 @@ def test_a_restart_ends_all_that_was_in_flight(world: Callable[..., World]) -> N
         here.run(kafka)
     assert here.output() == written
     assert time.monotonic() - began < 30, "not the transaction.timeout.ms of the dead"
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("doubt", [False, True], ids=["abort", "doubt"])
+def test_x16_what_failed_in_flight_holds_up_nobody(
+    world: Callable[..., World],
+    monkeypatch: pytest.MonkeyPatch,
+    doubt: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """X16: a transaction that is not committed is ended at once, also while a handler takes its time: readers go on."""
+    here = world()
+    written = here.fill(3)
+    true = TransactionalProducer.commit
+    failing = [1]
+
+    def commit(self: TransactionalProducer) -> None:
+        if failing and failing.pop():
+            if doubt:
+                self._lose()
+            raise (InDoubt if doubt else AbortNeeded)("for the test")
+        true(self)
+
+    monkeypatch.setattr(TransactionalProducer, "commit", commit)
+    waited: list[float] = []
+
+    def handler(message: Message) -> Iterator[Record]:
+        if message.offset() == 1 and not waited:
+            fill(here.bootstrap, here.sink, [b"of another"])
+            began = time.monotonic()
+            while values(read_all(here.bootstrap, here.sink)) != [b"of another"] and time.monotonic() < began + 5:
+                time.sleep(0.02)
+            waited.append(time.monotonic() - began)
+        return here.copy(message)
+
+    with here.client() as kafka:
+        here.run(kafka, handler, max_batch=1)
+    assert not failing, "the control"
+    assert waited[0] < 5
+    assert here.output() == [*written, b"of another"]
 
 
 @pytest.mark.broker
