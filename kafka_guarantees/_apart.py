@@ -101,9 +101,10 @@ class Apart:
 
     def close(self) -> None:
         """Let the thread go, once its handler has returned."""
-        self._lifecycle.hand = None
-        self._thread = None
-        self._calls.put(None)
+        if self._thread is not None:  # else the thread of the next run would take it for its own end
+            self._lifecycle.hand = None
+            self._thread = None
+            self._calls.put(None)
 
 
 def apart_or_here(apart: Apart | None, handler: Callable[..., Any]) -> Callable[..., Any]:

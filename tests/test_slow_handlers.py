@@ -236,6 +236,16 @@ def test_the_thread_ends_with_the_run_and_the_next_has_another(apart: Apart) -> 
     assert apart.call(threading.current_thread) is not first
 
 
+def test_a_run_without_messages_takes_nothing_from_the_next(apart: Apart) -> None:
+    """A run that had no thread ends none: the handlers of the next run are called."""
+    apart.close()
+    called: list[int] = []
+    caller = threading.Thread(target=lambda: called.append(apart.call(lambda: 5)), daemon=True)
+    caller.start()
+    caller.join(DEADLINE)
+    assert called == [5]
+
+
 def test_a_run_that_cannot_have_a_thread_says_so_each_time(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may refuse one; then no call waits for a thread that is not there."""
 
