@@ -54,7 +54,8 @@ class Apart:
         if self._thread is None:
             thread = threading.Thread(target=self._work, name="kafka-guarantees-handler", daemon=True)
             thread.start()
-            self._thread = self._lifecycle.hand = thread
+            self._thread = thread
+            self._lifecycle.hands.add(thread)
         context = contextvars.copy_context()
         done = threading.Event()
         result: list[Any] = []
@@ -102,7 +103,7 @@ class Apart:
     def close(self) -> None:
         """Let the thread go, once its handler has returned."""
         if self._thread is not None:  # else the thread of the next run would take it for its own end
-            self._lifecycle.hand = None
+            self._lifecycle.hands.discard(self._thread)
             self._thread = None
             self._calls.put(None)
 

@@ -142,7 +142,7 @@ class InFlight:
         self._flights: deque[Flight] = deque()
         self._preparing: list[Future[None]] = []
         self._ready: SimpleQueue[Flight | None] = SimpleQueue()  # for take-off
-        self._threads = 0
+        self._threads: set[threading.Thread] = set()
 
     def prepare(self) -> None:
         """Have producers for a run, and end what the last one left open with their ids: at the same time, since each takes it.
@@ -183,9 +183,11 @@ class InFlight:
         flight = Flight(self._free[0], messages, self._flights[-1] if self._flights else None, finish)
         self._flights.append(flight)  # before anything else: ``end`` must know of it
         self._free.popleft()
-        if self._threads < len(self._flights):
-            self._threads += 1
-            threading.Thread(target=_fly, args=(self._ready,), name="kafka-guarantees-transaction", daemon=True).start()
+        if len(self._threads) < len(self._flights):
+            thread = threading.Thread(target=_fly, args=(self._ready,), name="kafka-guarantees-transaction", daemon=True)
+            self._threads.add(thread)
+            self._lifecycle.hands.add(thread)
+            thread.start()
         self._ready.put(flight)
 
     # -- what was handled, and is not committed yet ------------------------------------------------------------------------
@@ -247,9 +249,10 @@ class InFlight:
             except BaseException as exc:  # noqa: BLE001 - raised below
                 interrupt = interrupt or exc
             producer.hurry = False
-        for _ in range(self._threads):
+        for _ in self._threads:
             self._ready.put(None)
-        self._ready, self._threads = SimpleQueue(), 0
+        self._lifecycle.hands -= self._threads
+        self._ready, self._threads = SimpleQueue(), set()
         if interrupt is not None:
             raise interrupt
 

@@ -44,7 +44,7 @@ class Lifecycle:
         self._give_up_at: float | None = None
         self._closing = False  # until a moment that does not move
         self._runner: threading.Thread | None = None
-        self.hand: threading.Thread | None = None  # of its handlers, where they have one of their own
+        self.hands: set[threading.Thread] = set()  # of its handlers and of what is in flight: the run waits for these
         self._iteration: Itself | None = None
         self._turn = threading.Condition()
         _alive.add(self)
@@ -89,8 +89,9 @@ class Lifecycle:
 
     @property
     def in_hand(self) -> bool:
-        """True in the thread that runs this client, or its handlers: a call comes from a handler."""
-        return self._runner is not None and threading.current_thread() in (self._runner, self.hand)
+        """True in a thread that runs this client, or that its run waits for: a call comes from a handler, or a callback."""
+        here = threading.current_thread()
+        return self._runner is not None and (here is self._runner or here in self.hands)
 
     @contextmanager
     def running(self, iteration: Itself | None = None) -> Iterator[None]:
@@ -142,7 +143,9 @@ class Lifecycle:
         iteration = None if self._iteration is None else self._iteration()
         if self.in_hand:
             if iteration is None:
-                raise KafkaGuaranteesError("close() was called in the handler: call stop() there, and close() after run().")
+                raise KafkaGuaranteesError(
+                    "close() was called in the handler, or a callback: call stop() there, and close() after run()."
+                )
             self.leave(timeout)
             iteration.close()  # a loop that was left by break or by an exception
         with self._turn:

@@ -624,6 +624,30 @@ def test_an_exception_of_a_callback_in_another_thread_ends_the_run(world: Callab
 
 
 @pytest.mark.broker
+def test_close_in_a_callback_is_refused(world: Callable[..., World]) -> None:
+    """close() in a callback, in the thread of a flight, raises at once, as in a handler: it would wait for itself."""
+    here = world()
+    written = here.fill(50)
+    refused: list[float] = []
+
+    def stats(_text: str) -> None:
+        if threading.current_thread() is not threading.main_thread() and not refused:
+            began = time.monotonic()
+            with pytest.raises(KafkaGuaranteesError, match="callback"):
+                kafka.close()
+            refused.append(time.monotonic() - began)
+
+    def handler(message: Message) -> Iterator[Record]:
+        time.sleep(0.01)
+        return here.copy(message)
+
+    with here.client(stats_cb=stats, statistics_interval_ms=1) as kafka:
+        here.run(kafka, handler, max_batch=1)
+    assert refused[0] < 1
+    assert here.output() == written
+
+
+@pytest.mark.broker
 def test_each_producer_has_its_own_hygiene(world: Callable[..., World]) -> None:
     """X01: a producer that met something ambiguous is made anew before its next transaction, and the others are not."""
     here = world()
