@@ -230,7 +230,7 @@ def at_least_once() -> None:
 
 
 def exactly_once(given: Mapping[str, object]) -> None:
-    with ExactlyOnce(given, start="earliest", commit_interval=0.2) as kafka:
+    with ExactlyOnce(given, start="earliest", commit_interval=0.2, transactions_in_flight=2) as kafka:
         assert_type(kafka, ExactlyOnce)
         kafka.run(["in"], yields, max_batch=10, until_idle=1.5)
         kafka.run_batches(["in"], batch_yields, max_batch=10, until_idle=1)
