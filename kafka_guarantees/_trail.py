@@ -3,7 +3,7 @@
 Rules.
 * At most one commit is in flight, and the next one waits for its answer, so that the group's offset never goes back.
 * When a batch is handled, the commit of BEHIND portions may be outstanding. Where that takes longer it is waited for: a crash
-  repeats what was in hand and the two portions before it, no more.
+  repeats what was in hand and the three portions before it, no more.
 * The offsets of a portion are sent once every record that was produced for it is acknowledged, and while the membership that
   it was handled under goes on. The answer is looked at for every partition; what was not committed is committed again (C06).
 * Before a partition is given away, and before the brokers are asked where to go on, all of it is committed.
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
-BEHIND = 2  # portions that may be uncommitted when the next one is handled
+BEHIND = 3  # portions that may be uncommitted when the next one is handled
 AGAIN = 0.1  # seconds until a commit that failed is sent again
 LEAVING = 10.0  # seconds that the end of a run, by an error, waits for acknowledgements
 GIVING_AWAY = 1.0  # seconds that a rebalance waits for them, and for the answer to a commit
@@ -45,16 +45,17 @@ class Portion:
 
     Attributes:
         offsets: to commit.
-        batch: that they are of.
+        fetched, member: when their batch was fetched, and as whom. Not the batch: it may be large.
         posted: what was produced for them; None where all of it is acknowledged.
         size: how many messages.
     """
 
-    __slots__ = ("batch", "offsets", "posted", "size")
+    __slots__ = ("fetched", "member", "offsets", "posted", "size")
 
     def __init__(self, offsets: dict[Partition, TopicPartition], batch: Batch, posted: Posted | None, size: int) -> None:
         self.offsets = offsets
-        self.batch = batch
+        self.fetched = batch.fetched
+        self.member = batch.member
         self.posted = posted
         self.size = size
 
@@ -261,8 +262,8 @@ class Trail:
 
     def _ours(self, count: int, member: Membership | None = None) -> bool:
         now, member = time.monotonic(), member or self._consumer.membership()
-        batches = [self._portions[number].batch for number in range(count)]
-        return all(now - batch.fetched < self._within and member.continues(batch.member) for batch in batches)
+        portions = [self._portions[number] for number in range(count)]
+        return all(now - portion.fetched < self._within and member.continues(portion.member) for portion in portions)
 
     def _offsets(self, count: int) -> dict[Partition, TopicPartition]:
         offsets: dict[Partition, TopicPartition] = {}

@@ -6,7 +6,7 @@ What happens to one message::
     -> its offset committed with those of its portion, and the answer looked at
 
 * A portion ends with the batch, after COMMIT_EVERY seconds of handling, or with the message before one that failed. The commit
-  of a whole batch is on its way while the next one is handled, see ``Trail``: what is repeated after a crash is at most three
+  of a whole batch is on its way while the next one is handled, see ``Trail``: what is repeated after a crash is at most four
   portions. All other commits are waited for.
 * A message whose handler raised is tried again in its place, as ``retry`` says. If that does not help, it goes to the dead
   letter topic, and is finished once its copy there is acknowledged (L05); without that topic the run ends. Either way nothing
@@ -196,7 +196,7 @@ class AtLeastOnce:
             topics: names, or patterns that begin with ``^``.
             handler: called with a ``confluent_kafka.Message``, and with an inbox also its connection; returns or yields
                 ``Record``, or returns None.
-            max_batch: messages fetched at a time. At most three times as many are repeated after a crash.
+            max_batch: messages fetched at a time. At most four times as many are repeated after a crash.
             until_idle: seconds.
 
         Raises:

@@ -150,8 +150,8 @@ def test_one_commit_is_in_flight_and_the_next_waits_for_its_answer(scene: Scene)
     assert scene.group.sent == [{T0: 10}, {T0: 20, T1: 5}]
 
 
-def test_no_more_than_two_portions_trail_when_a_batch_is_handled(scene: Scene) -> None:
-    """A crash repeats the two portions before the one in hand at most: where the answer takes longer it is waited for."""
+def test_no_more_than_three_portions_trail_when_a_batch_is_handled(scene: Scene) -> None:
+    """A crash repeats the three portions before the one in hand at most: where the answer takes longer it is waited for."""
     scene.handled((T0, 10))
     scene.trail.follow(scene.group.member)
     assert scene.group.waited == 0
@@ -221,10 +221,11 @@ def test_offsets_wait_for_the_records_of_their_portion_only(scene: Scene) -> Non
     assert scene.group.sent == []
     for _ in range(2):
         second.report(None, None)  # type: ignore[arg-type] # as above
-    scene.handled((T0, 30))
+    for offset in range(30, 30 + 10 * BEHIND, 10):
+        scene.handled((T0, offset))
     assert scene.group.sent == []
     scene.trail.follow(scene.group.member)
-    assert scene.group.sent == [{T0: 30}]
+    assert scene.group.sent == [{T0: 20 + 10 * BEHIND}]
 
 
 @pytest.mark.parametrize("end", ["follow", "idle", "settle"])
@@ -285,9 +286,9 @@ def numbers(count: int) -> list[bytes]:
 def test_the_next_batch_is_handled_while_a_commit_is_unanswered(
     kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
 ) -> None:
-    """Answers take a second: the second and the third batch begin at once, the fourth when the first is committed."""
+    """Answers take a second: the next three batches begin at once, the fifth when the first is committed."""
     topic, group, began, seen = kafka_topic(), fresh("group"), dict[int, float](), dict[int, int]()
-    fill(kafka.bootstrap, topic, numbers(40))
+    fill(kafka.bootstrap, topic, numbers(50))
     waiting = threading.Event()
     with Proxy(kafka.bootstrap) as proxy, AtLeastOnce({"bootstrap.servers": proxy.bootstrap, "group.id": group}) as client:
 
@@ -307,13 +308,13 @@ def test_the_next_batch_is_handled_while_a_commit_is_unanswered(
         with proxy.delay(0.5):
             slow.set()
             deadline = time.monotonic() + 20
-            while 30 not in began and time.monotonic() < deadline:
+            while 40 not in began and time.monotonic() < deadline:
                 time.sleep(0.01)
         runner.join(30)
-    assert began[20] - began[0] < 0.6
-    assert seen[20] == 0
-    assert seen[30] >= 10
-    assert committed(kafka.bootstrap, group, topic) == [40]
+    assert began[30] - began[0] < 0.6
+    assert seen[30] == 0
+    assert seen[40] >= 10
+    assert committed(kafka.bootstrap, group, topic) == [50]
 
 
 @pytest.mark.broker
