@@ -34,7 +34,7 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from confluent_kafka import Message, TopicPartition
 
@@ -175,22 +175,25 @@ class TransactionalProducer(Handle):
             raise InDoubt(describe(kafka_error(exc))) from exc
         self._state.on(Event.BEGUN, time.monotonic())
 
-    def produce(self, record: Record) -> None:
-        """Add a record to the transaction. Whatever this raises, the transaction can only abort from then on (X05)."""
+    def produce(self, records: Iterable[Record]) -> None:
+        """Add records to the transaction. Whatever this raises, the transaction can only abort from then on (X05)."""
         if self._state.state is not State.IN_TRANSACTION:
             self._refuse_produce()
+        raw, patient, known, topic = self.raw, self._patient, self._known, ""
         try:
-            enqueue(self.raw, record, None, self._patient, self._known)
+            for record in records:
+                topic = record.topic
+                enqueue(raw, record, None, patient, known)
         except KafkaException as exc:
             error = kafka_error(exc)
             if futile(error):
-                self.poison(delivery_failure(error, record.topic))
-                raise delivery_failure(error, record.topic) from exc
+                self.poison(delivery_failure(error, topic))
+                raise delivery_failure(error, topic) from exc
             # not about this record: librdkafka is in an error state, which the next transactional call explains
             self.poison(None)
             raise AbortNeeded(describe(error)) from exc
         except (TypeError, ValueError) as exc:
-            self.poison(DeliveryError(f"a record for topic {record.topic!r} was not written: {exc}"))
+            self.poison(DeliveryError(f"a record for topic {topic!r} was not written: {exc}"))
             raise
         except BaseException:
             self.poison(None)

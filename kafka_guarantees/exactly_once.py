@@ -24,8 +24,11 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate, chain
+from operator import length_hint
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._apart import Apart, apart_or_here
@@ -310,15 +313,14 @@ class ExactlyOnce:
         return True
 
     def _produce(self, producer: TransactionalProducer, produced: Sequence[Sequence[Record]]) -> None:
-        produce, place = producer.produce, 0
+        records = list(chain.from_iterable(produced))
+        left = iter(records)
         try:
-            for place, records in enumerate(produced):  # noqa: B007 - looked at where one is refused
-                for record in records:
-                    produce(record)
-        except (TypeError, ValueError) as error:
-            raise _Refused(place, error) from error
-        except DeliveryError as error:
-            raise _Refused(place, RecordRefused(error)) from error
+            producer.produce(left)
+        except (TypeError, ValueError, DeliveryError) as error:
+            number = len(records) - length_hint(left)  # of the one that is refused, counted from 1
+            place = bisect_left(list(accumulate(map(len, produced))), number)
+            raise _Refused(place, RecordRefused(error) if isinstance(error, DeliveryError) else error) from error
 
     def _finish(self, flight: Flight, batch: Batch, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
         """The end of a transaction, in a thread of its own, while the loop handles what comes next.
@@ -612,7 +614,7 @@ class Transaction:
             raise KafkaGuaranteesError(f"this transaction is {self._phase}: produce inside its `with` block. Nothing was sent.")
         try:
             record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
-            self._producer.produce(self._kafka._writing.serialize(record))
+            self._producer.produce([self._kafka._writing.serialize(record)])
         except AbortNeeded as exc:
             self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")
             raise self._aborted from exc
@@ -632,7 +634,7 @@ class Transaction:
 
     def _set_aside(self, letter: Record) -> None:
         try:
-            self._producer.produce(letter)
+            self._producer.produce([letter])
         except AbortNeeded as exc:
             self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")  # at its end
         except BaseException:

@@ -506,8 +506,9 @@ def eos_produces_outside() -> None:
         return Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True})
 
     @instead(TransactionalProducer, "produce")
-    def _(_original: Any, self: Any, record: Any) -> None:
-        enqueue(other(self._settings.producer["bootstrap.servers"]), record, None, self._patient, set())
+    def _(_original: Any, self: Any, records: Any) -> None:
+        for record in records:
+            enqueue(other(self._settings.producer["bootstrap.servers"]), record, None, self._patient, set())
 
     @instead(TransactionalProducer, "flush")
     def _(_original: Any, self: Any) -> None:
@@ -567,9 +568,8 @@ def eos_drops_a_record() -> None:
     """One record of forty is not sent (P01)."""
 
     @instead(TransactionalProducer, "produce")
-    def _(original: Any, *args: Any) -> None:
-        if random.random() > 1 / 40:
-            original(*args)
+    def _(original: Any, self: Any, records: Any) -> None:
+        original(self, [record for record in records if random.random() > 1 / 40])
 
 
 @mutant(EOS, "aborted read", "torn transaction", "precommitted read", duration=10.0)

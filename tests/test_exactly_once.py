@@ -67,6 +67,29 @@ def test_every_message_once_and_in_order(world: Callable[..., World]) -> None:
     assert here.committed() == here.ends
 
 
+@pytest.mark.parametrize("refused", [0, 2, 3, 5])
+def test_the_message_whose_record_is_refused_is_found(
+    world: Callable[..., World], kafka_topic: Callable[..., str], refused: int
+) -> None:
+    """Whichever record of whichever message is refused, that message is set aside, and every other one is done."""
+    here, letters = world(), kafka_topic()
+    here.fill(6)
+    sizes = [2, 0, 1, 3, 0, 2]  # records of each message
+
+    def handler(message: Message) -> Iterator[Record]:
+        offset = message.offset() or 0
+        for number in range(sizes[offset]):
+            last = number == sizes[offset] - 1
+            yield Record(here.sink, TOO_LARGE if offset == refused and last else b"%d/%d" % (offset, number))
+
+    config = {"bootstrap.servers": here.bootstrap, "group.id": here.group, "transactional.id": here.transactional_id}
+    with ExactlyOnce(config, dead_letter=letters) as kafka:
+        kafka.run([here.source], handler, until_idle=0.5)
+    assert here.output() == sorted(b"%d/%d" % (m, n) for m in range(6) if m != refused for n in range(sizes[m]))
+    assert values(read_all(here.bootstrap, letters)) == [b"%06d" % refused]
+    assert here.committed() == [6]
+
+
 def test_a_stop_that_no_broker_answers_ends_one_run(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that was stopped before a broker answered returns, and the next one is not ended by the same stop."""
     here = world()
