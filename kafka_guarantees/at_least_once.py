@@ -619,6 +619,7 @@ class AtLeastOnce:
         self._lifecycle.handled()
         if self._producer is not None:
             left = self._producer.flush(lambda: self._lifecycle.out_of_patience)
+            self._producer.begin()  # what was posted until now is judged here: no portion to come is held up by it
             self._raise_failures(left, _NOT_PAST, ends_run=True)
 
     @contextmanager

@@ -449,3 +449,39 @@ def test_a_callback_never_raises(scene: Scene) -> None:
     consumer._problem = None
     consumer._on_commit(None, [])
     assert consumer._problem is not None
+
+
+@pytest.mark.broker
+def test_a_record_that_ended_a_run_does_not_hold_up_the_next_one(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Commits of the next run trail two portions behind, as ever: what was refused before is nothing to them."""
+    topic, target, group = kafka_topic(), kafka_topic(), fresh("group")
+    fill(kafka.bootstrap, topic, numbers(40))
+    trailing = list[int]()
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(client, "_soon", lambda _batch: False)  # this batch is not one that trails
+            with pytest.raises(DeliveryError):
+                client.run([topic], lambda _message: [Record(target, bytes(2_000_000))], max_batch=5)
+
+        def handler(message: Message) -> list[Record]:
+            trailing.append(len(client._trail._portions))
+            return [Record(target, message.value())]
+
+        client.run([topic], handler, max_batch=5, until_idle=IDLE)
+    assert max(trailing) <= BEHIND
+
+
+@pytest.mark.broker
+def test_records_that_are_acknowledged_are_not_remembered(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of months does not grow, also where every commit is waited for."""
+    topic, target, group = kafka_topic(), kafka_topic(), fresh("group")
+    fill(kafka.bootstrap, topic, numbers(40))
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}) as client:
+        monkeypatch.setattr(client, "_soon", lambda _batch: False)
+        client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
+        assert client._producer is not None
+        assert sum(len(posted._known) for posted in client._producer._open) <= 5
