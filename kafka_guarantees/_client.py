@@ -65,6 +65,7 @@ class Caller:
         self._name = name
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._left: _Job | None = None  # that its caller has walked away from
         self._pid = os.getpid()
 
     def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
@@ -82,12 +83,18 @@ class Caller:
                 if give_up():
                     raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")  # noqa: TRY301 - see below
         except BaseException:
+            self._left = job
             job.wanted = False  # also after an exception out of a signal handler: what has not begun does not begin
             raise
         if job.error is not None:
             raise job.error
         result: T = job.result
         return result
+
+    @property
+    def left(self) -> bool:
+        """Whether a call is still on that its caller has walked away from: what else is asked of the C client waits for it."""
+        return self._left is not None and self._left.done.locked()
 
     def end(self) -> None:
         """Let the thread go, once it is done."""

@@ -228,6 +228,8 @@ class GroupConsumer(Handle):
         began = last = time.monotonic()
         while not self._lifecycle.stopping:
             batch = self.fetch(pace.size)
+            if self.gone_silent:
+                return
             if batch is not None:
                 yield batch
             if until_idle is not None:
@@ -384,6 +386,11 @@ class GroupConsumer(Handle):
             self._reached.pop(partition, None)
 
     # -- still ours? --------------------------------------------------------------------------------------------------
+
+    @property
+    def gone_silent(self) -> bool:
+        """Whether a call was left without an answer, in a client that stops. Another one would wait for its end (Y01)."""
+        return self._caller.left
 
     def membership(self) -> Membership:
         """The membership at this moment."""

@@ -126,13 +126,13 @@ class Trail:
 
     def settle(self) -> None:
         """Commit all there is, and wait for the answer."""
-        if self._portions:
+        if self._portions and not self._consumer.gone_silent:
             self._acknowledged()
             self._commit(len(self._portions))
 
     def leave(self) -> None:
         """The run ends with an error, which is not to be hidden: commit what is acknowledged."""
-        if not self._portions or self._lifecycle.forked:
+        if not self._portions or self._lifecycle.forked or self._consumer.gone_silent:
             return
         deadline = time.monotonic() + LEAVING
         try:

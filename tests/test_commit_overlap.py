@@ -45,6 +45,7 @@ class Group:
         self.raw = self  # for committed()
         self.trail: Trail
         self.refusal: Exception | None = None
+        self.gone_silent = False
 
     def membership(self) -> Membership:
         return self.member
@@ -485,3 +486,34 @@ def test_records_that_are_acknowledged_are_not_remembered(
         client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
         assert client._producer is not None
         assert sum(len(posted._known) for posted in client._producer._open) <= 5
+
+
+@pytest.mark.broker
+def test_a_stop_is_heard_while_brokers_do_not_answer_a_commit(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """Y01: once a call was left without an answer nothing else is asked of the consumer, which would wait for that call."""
+    topic, handled, behind = kafka_topic(), list[int | None](), threading.Event()
+    fill(kafka.bootstrap, topic, numbers(50))
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}
+    with Proxy(kafka.bootstrap) as proxy, AtLeastOnce({**config, "bootstrap.servers": proxy.bootstrap}) as client:
+
+        def handler(message: Message) -> None:
+            handled.append(message.offset())
+            if message.offset() == 14:
+                behind.set()
+                assert silent.wait(20)
+
+        silent = threading.Event()
+        runner = threading.Thread(target=client.run, args=([topic], handler), kwargs={"max_batch": 5})
+        runner.start()
+        assert behind.wait(20)
+        with proxy.delay(15):
+            silent.set()
+            time.sleep(0.5)  # by now the commit of the first of these is waited for
+            stopped = time.monotonic()
+            client.stop()
+            runner.join(20)
+            took = time.monotonic() - stopped
+    assert handled == list(range(15))
+    assert took < 5
