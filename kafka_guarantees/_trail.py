@@ -174,7 +174,14 @@ class Trail:
             self._pop(flying)
 
     def revoked(self, gone: AbstractSet[Partition]) -> None:
-        """Partitions are given away, once this returns: commit what was handled of them."""
+        """Partitions are given away, once this returns or raises: commit what was handled of them."""
+        try:
+            self._give_away()
+        finally:
+            self._flying = 0
+            self.lost(gone)
+
+    def _give_away(self) -> None:
         deadline = time.monotonic() + GIVING_AWAY
         for portion in self._portions:
             self._wait(portion, deadline)
@@ -187,8 +194,6 @@ class Trail:
                 self._consumer.send_commit(list(offsets.values()))
             if self._arrived(ready):
                 self._pop(ready)
-        self._flying = 0
-        self.lost(gone)
 
     def lost(self, gone: AbstractSet[Partition]) -> None:
         """Partitions are somebody else's: nothing of them is committed any more."""

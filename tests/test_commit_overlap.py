@@ -267,6 +267,26 @@ def test_nothing_is_committed_of_what_was_lost(scene: Scene) -> None:
     assert scene.group.committed == {T1: 5}
 
 
+@pytest.mark.parametrize("problem", [BrokerError("it was not sent"), KeyboardInterrupt()])
+def test_what_was_given_away_is_not_committed_later(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, problem: BaseException
+) -> None:
+    """C03: also where committing it before did not go well: by the end of the run its next owner is further on."""
+    scene.handled((T0, 10), (T1, 5))
+
+    def refused(_offsets: list[TopicPartition]) -> None:
+        raise problem
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scene.group, "send_commit", refused)
+        patch.setattr(scene.trail, "_arrived", lambda _count: False)
+        with pytest.raises(type(problem)):
+            scene.trail.revoked({T0})
+    scene.group.committed[T0] = 30
+    scene.trail.leave()
+    assert scene.group.committed == {T0: 30, T1: 5}
+
+
 def test_a_refusal_while_all_is_settled_is_tried_again(scene: Scene) -> None:
     """C06: the brokers may be in trouble for a moment."""
     scene.handled((T0, 10))
