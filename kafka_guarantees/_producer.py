@@ -27,6 +27,7 @@ from .errors import (
     DeliveryError,
     DeliveryUnknown,
     DurabilityWarning,
+    KafkaGuaranteesError,
     broker_failure,
     delivery_failure,
     describe,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 
     from ._lifecycle import Lifecycle
     from ._settings import Settings
-    from .errors import KafkaGuaranteesError
     from .records import Headers, Payload
 
     DeliveryCallback = Callable[[KafkaError | None, Message], None]
@@ -376,6 +376,8 @@ class PlainProducer(Handle):
     def _call(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
         self._lifecycle.check_fork()
+        if self.raw is None:  # close() did not wait any longer for the handler that is in hand
+            raise KafkaGuaranteesError("the client was closed while its handler was at work. Nothing of that was committed.")
         try:
             return serve()
         except KafkaException as exc:

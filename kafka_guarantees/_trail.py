@@ -258,7 +258,7 @@ class Trail:
 
     def _wait(self, portion: Portion, deadline: float) -> None:
         producer = self._producer()
-        if portion.posted is not None and producer is not None:
+        if portion.posted is not None and portion.posted.unknown and producer is not None:
             producer.wait(portion.posted, lambda: time.monotonic() > deadline or self._lifecycle.out_of_patience)
 
     def _ready(self) -> int:

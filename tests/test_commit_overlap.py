@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from kafka_guarantees import AtLeastOnce, AuthorizationError, BrokerError, DeliveryError, HandlerError, Record
+from kafka_guarantees import (
+    AtLeastOnce,
+    AuthorizationError,
+    BrokerError,
+    DeliveryError,
+    HandlerError,
+    KafkaGuaranteesError,
+    Record,
+)
 from kafka_guarantees._consumer import Batch, GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._offsets import Membership
@@ -537,3 +545,35 @@ def test_a_stop_is_heard_while_brokers_do_not_answer_a_commit(
             took = time.monotonic() - stopped
     assert handled == list(range(15))
     assert took < 5
+
+
+@pytest.mark.broker
+def test_what_was_finished_before_a_close_that_does_not_wait_is_committed(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """A handler that takes longer than close() waits loses what is in hand, and not the batches before it."""
+    topic, target, group, ended = kafka_topic(), kafka_topic(), fresh("group"), list[BaseException]()
+    fill(kafka.bootstrap, topic, numbers(20))
+    at_work, closed = threading.Event(), threading.Event()
+    client = AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group})
+
+    def handler(message: Message) -> list[Record]:
+        if message.offset() == 12:
+            at_work.set()
+            assert closed.wait(20)
+        return [Record(target, message.value())]
+
+    def run() -> None:
+        try:
+            client.run([topic], handler, max_batch=5)
+        except BaseException as error:  # noqa: BLE001 - looked at below
+            ended.append(error)
+
+    runner = threading.Thread(target=run)
+    runner.start()
+    assert at_work.wait(20)
+    client.close(0.5)
+    closed.set()
+    runner.join(20)
+    assert [type(error) for error in ended] == [KafkaGuaranteesError]
+    assert committed(kafka.bootstrap, group, topic) == [10]
