@@ -28,7 +28,7 @@ from kafka_guarantees.prove.proxy import API, Proxy
 from .conftest import committed, fill, read_all, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from confluent_kafka import Message
 
@@ -577,3 +577,28 @@ def test_what_was_finished_before_a_close_that_does_not_wait_is_committed(
     runner.join(20)
     assert [type(error) for error in ended] == [KafkaGuaranteesError]
     assert committed(kafka.bootstrap, group, topic) == [10]
+
+
+@pytest.mark.broker
+def test_a_record_of_a_run_that_was_interrupted_does_not_hold_up_the_next_one(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """Once flush() has told of it: the message comes again, and is handled anew."""
+    topic, target, trailing = kafka_topic(), kafka_topic(), list[int]()
+    fill(kafka.bootstrap, topic, numbers(40))
+
+    def interrupted(_message: Message) -> Iterator[Record]:
+        yield Record(target, bytes(2_000_000))
+        raise KeyboardInterrupt
+
+    def handler(message: Message) -> list[Record]:
+        trailing.append(len(client._trail._portions))
+        return [Record(target, message.value())]
+
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}) as client:
+        with pytest.raises(KeyboardInterrupt):
+            client.run([topic], interrupted, max_batch=5)
+        with pytest.raises(DeliveryError):
+            client.flush()
+        client.run([topic], handler, max_batch=5, until_idle=IDLE)
+    assert max(trailing) <= BEHIND
