@@ -219,6 +219,7 @@ class PlainProducer(Handle):
         self._lifecycle = lifecycle
         self.patience = settings.delivery_timeout
         self._known: set[str] = set()
+        self._topics: set[str] = set()  # of what was posted
         self._unserved = 0
         self._served = time.monotonic()
         self.failed = False  # there may be failures in the next; looking through it at every record would cost too much
@@ -283,6 +284,7 @@ class PlainProducer(Handle):
         """
         posted = self._posted
         posted.sent += 1  # before it is sent: what is not reported on was not acknowledged
+        self._topics.add(record.topic)
         try:
             enqueue(self.raw, record, self._report, self._patient, self._known)
         except KafkaException as exc:
@@ -381,7 +383,7 @@ class PlainProducer(Handle):
         try:
             return serve()
         except KafkaException as exc:
-            topics = {delivery.topic for delivery in list(self.unacknowledged)}
+            topics = self._topics | {delivery.topic for delivery in list(self.unacknowledged)}
             safe = "The producer cannot go on: make a new client."
             raise broker_failure(kafka_error(exc), "producing", safe, output=topics) from exc
         finally:
