@@ -1,7 +1,8 @@
 """Commits that trail behind: the offsets of a batch are on their way to the group while the next one is handled.
 
 Rules.
-* At most one commit is in flight, and the next one waits for its answer, so that the group's offset never goes back.
+* At most one commit is in flight, and the next one waits for its answer, so that the group's offset does not go back. One
+  that loses its connection librdkafka sends again, also after a newer one that was waited for: then it does, until the next.
 * When a batch is handled, the commit of BEHIND portions may be outstanding. Where that takes longer it is waited for: a crash
   repeats what was in hand and the three portions before it, no more.
 * The offsets of a portion are sent once every record that was produced for it is acknowledged, and while the membership that
