@@ -279,7 +279,8 @@ def test_as_many_transactions_are_in_flight_as_acls_allow(  # noqa: PLR0917 - fi
         seen.append(message.value())
         return [Record(names["target"], message.value())]
 
-    with client(ExactlyOnce, config, names) as service:
+    given = {**config, **{name: names[name] for name in ("group.id", "transactional.id")}}
+    with ExactlyOnce(given, transactions_in_flight=3) as service:
         run(service, names, handler)
         assert [producer.raw is not None for producer in service._in_flight.producers] == [number < ids for number in range(3)]
     assert values(read_all(secure.bootstrap, names["target"])) == TEN
