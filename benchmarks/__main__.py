@@ -19,7 +19,7 @@ from kafka_guarantees.testing import LocalKafka
 
 from .contestants import contestants
 from .latency import Ways, measure
-from .plan import BARE, THREE_IN_FLIGHT, OURS, Entry, messages, pace, plan
+from .plan import BARE, OURS, THREE_IN_FLIGHT, Entry, messages, pace, plan
 from .results import Column, Result
 from .runs import RunFailed, TookTooLong, run
 from .show import as_html, latency_table, race_table, troubles, verdict_table
