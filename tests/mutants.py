@@ -613,7 +613,7 @@ def eos_passes_over_what_fails() -> None:
 
 
 def aborting_now_and_then() -> None:
-    """Three transactions in flight, that take as long as on a replicated cluster; one in eight is aborted. None of it is a lie."""
+    """Three transactions in flight, as slow as on a replicated cluster; one in eight is aborted. None of it is a lie."""
 
     @instead(ExactlyOnce, "__init__")
     def _(original: Any, *args: Any, **options: Any) -> None:
