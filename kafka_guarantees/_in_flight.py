@@ -176,11 +176,7 @@ class InFlight:
             self._free.append(self._flights.popleft().producer)
         if self._flights:
             self._flights[-1].until_acknowledged()
-        if self.failed:
-            return None
-        for producer in self._free:
-            producer.prepare()  # all that met trouble: what a broker that died has not ended waits for its id to be used again
-        return self._free[0]
+        return None if self.failed else self._free[0]
 
     def take_off(self, messages: Sequence[Message], finish: Callable[[Flight], None]) -> None:
         """End the transaction of the next producer, which consumed ``messages``, while the loop goes on."""

@@ -310,7 +310,7 @@ class ExactlyOnce:
         except BaseException:
             producer.abandon()
             raise
-        offsets, metadata = list(next_offsets(messages).values()), batch.metadata
+        offsets, metadata = list(next_offsets(messages, batch.topic).values()), batch.metadata
         self._in_flight.take_off(messages, lambda flight: self._finish(flight, batch, offsets, metadata))
         return True
 
@@ -678,7 +678,7 @@ class Transaction:
         if self._consumer is not None and batch is not None:
             if not kafka._still_ours(self._consumer, batch, batch.messages):
                 raise AbortNeeded("the group has given partitions away")
-            kafka._commit(self._producer, list(next_offsets(batch.messages).values()), batch.metadata)
+            kafka._commit(self._producer, list(next_offsets(batch.messages, batch.topic).values()), batch.metadata)
         else:
             self._producer.commit()
         self._committed = True
