@@ -333,6 +333,7 @@ def campaign(
         if isinstance(item, pytest.Function) and item.module is request.module and "campaign" in item.fixturenames
     ]
     seed = int(os.environ.get("MUTANTS_SEED") or random.randrange(10**6))
+    tmp_path_factory.getbasetemp()  # made here: two threads that ask first would make two
     with storms_ignored():
         pool = ThreadPoolExecutor(AT_ONCE)
         try:
