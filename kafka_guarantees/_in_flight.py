@@ -3,7 +3,9 @@
 On a replicated cluster a transaction spends most of its time waiting for the markers of the last one to be replicated. So
 several producers take turns. Rules.
 * Records of a transaction are produced once those of the one before it are with the brokers: outputs keep the order of inputs.
-* Its offsets are sent, and it is committed, once the one before it is committed: offsets never overtake.
+* Its offsets are sent once those of the one before it are: of two offsets of a group the one that came last counts, whichever
+  is committed last.
+* It is committed once the one before it is committed: nothing overtakes.
 * Where one is not committed, none behind it is, and the messages of all of them are fetched again. Each is aborted in its
   thread: the loop may be with a handler that takes its time, and readers wait for an open transaction (X16).
 * Nothing is in flight while partitions are given away, or while the brokers are asked where the group is: what is in flight
@@ -49,7 +51,7 @@ class Flight:
         finish: ends it, in another thread.
     """
 
-    __slots__ = ("_acknowledged", "_before", "_begun", "_finish", "ended", "messages", "producer")
+    __slots__ = ("_acknowledged", "_before", "_begun", "_finish", "_sent", "ended", "messages", "producer")
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class Flight:
         self._finish: Callable[[Flight], None] | None = finish
         self._begun = threading.Lock()
         self._acknowledged = threading.Event()
+        self._sent = threading.Event()
         self.ended: Future[None] = Future()
 
     def fly(self) -> None:
@@ -79,6 +82,7 @@ class Flight:
         finally:
             self._before = self._finish = None
             self._acknowledged.set()
+            self._sent.set()
 
     def _end(self, finish: Callable[[Flight], None]) -> None:
         try:
@@ -92,6 +96,8 @@ class Flight:
         """Have it end at once if it has not begun: an exception came before its thread heard of it."""
         if self._begun.acquire(blocking=False):
             self.ended.set_exception(AbortNeeded("it was not begun"))
+            self._acknowledged.set()
+            self._sent.set()
 
     def acknowledged(self) -> None:
         """Its records are with the brokers: those of the next one may follow."""
@@ -100,6 +106,21 @@ class Flight:
     def until_acknowledged(self) -> None:
         """Wait for its records to be with the brokers, or for its end."""
         self._acknowledged.wait()
+
+    def follow_offsets(self) -> None:
+        """Wait until the offsets of the transaction before it are with the brokers.
+
+        Raises:
+            AbortNeeded: that has failed, and so this one must not be committed.
+        """
+        if self._before is not None:
+            self._before._sent.wait()
+            if self._before.failed:
+                raise AbortNeeded("one before it was not committed")
+
+    def offsets_sent(self) -> None:
+        """Its offsets are with the brokers: those of the next one may follow."""
+        self._sent.set()
 
     def follow(self) -> None:
         """Wait until the transaction before it is committed.
@@ -186,7 +207,6 @@ class InFlight:
         if len(self._threads) < len(self._flights):
             thread = threading.Thread(target=_fly, args=(self._ready,), name="kafka-guarantees-transaction", daemon=True)
             self._threads.add(thread)
-            self._lifecycle.hands.add(thread)
             thread.start()
         self._ready.put(flight)
 
@@ -251,7 +271,6 @@ class InFlight:
             producer.hurry = False
         for _ in self._threads:
             self._ready.put(None)
-        self._lifecycle.hands -= self._threads
         self._ready, self._threads = SimpleQueue(), set()
         if interrupt is not None:
             raise interrupt

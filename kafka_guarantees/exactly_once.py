@@ -4,7 +4,8 @@ What happens to one message::
 
     fetched with others -> handled, its records kept -> the records of the transaction before are with the brokers
     -> still a member of the group? -> transaction begun -> records produced     and then, while the next messages are handled:
-    -> all of them with the brokers -> the transaction before is committed -> offsets into the transaction -> committed
+    -> all of them with the brokers -> so are the offsets of the transaction before -> offsets into the transaction
+    -> the transaction before is committed -> committed
 
 * Handlers work before the transaction begins. So one that takes its time holds up no reader, and of one that raises nothing
   was produced: its message is tried again, as ``retry`` says, or its copy for the dead letter topic goes into a transaction
@@ -112,9 +113,7 @@ class ExactlyOnce:
         transactions_in_flight: of ``run`` and ``run_batches``: while so many are being committed, one after the other, the
             next is handled. Each has a producer of its own: the first with the given ``transactional.id``, the others with
             ``-in-flight-1`` and so on behind it. Where ACLs do not allow these, one is in flight, and that is logged. On a
-            single broker 1 is nearly as fast; where commits wait for replicas, 3 take half the time. More than 1 is
-            not the default yet: after a single broker died and came back, the last transaction before that may keep readers
-            waiting.
+            single broker 1 is nearly as fast; where commits wait for replicas, 3 take half the time.
         retry: a ``tenacity.Retrying`` that decides whether a handler that raised is called again, and when. Only exceptions are
             looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
             attempts within three seconds, and only one after a mistake of the program, as a TypeError is. None: one attempt.
@@ -144,7 +143,7 @@ class ExactlyOnce:
         *,
         start: Start = "earliest",
         commit_interval: float = 0.1,
-        transactions_in_flight: int = 1,
+        transactions_in_flight: int = 3,
         retry: Retrying | None = RETRY,
         dead_letter: str | None = None,
         keep_alive: bool = False,
@@ -335,14 +334,13 @@ class ExactlyOnce:
         producer = flight.producer
         producer.flush()
         flight.acknowledged()  # the next one may produce
-        flight.follow()  # and this one commit, once the one before it has
+        flight.follow_offsets()
         # the membership was looked at before it began, and what has changed since the brokers know: they compare ``metadata``
         if time.monotonic() - batch.fetched > self._settings.max_poll_interval:
             raise AbortNeeded("the group has given partitions away")
-        self._commit(producer, offsets, metadata)
-
-    def _commit(self, producer: TransactionalProducer, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
         producer.send_offsets(offsets, metadata)
+        flight.offsets_sent()  # the next one may send its own
+        flight.follow()  # and this one is committed once the one before it is
         producer.commit()
 
     # -- what fails -----------------------------------------------------------------------------------------------------
@@ -678,9 +676,8 @@ class Transaction:
         if self._consumer is not None and batch is not None:
             if not kafka._still_ours(self._consumer, batch, batch.messages):
                 raise AbortNeeded("the group has given partitions away")
-            kafka._commit(self._producer, list(next_offsets(batch.messages, batch.topic).values()), batch.metadata)
-        else:
-            self._producer.commit()
+            self._producer.send_offsets(list(next_offsets(batch.messages, batch.topic).values()), batch.metadata)
+        self._producer.commit()
         self._committed = True
 
     def _check_used(self) -> None:

@@ -99,18 +99,22 @@ def mutant(
 # -- how to lie -----------------------------------------------------------------------------------------------------------
 
 
-def instead(owner: Any, name: str) -> Callable[[Callable[..., Any]], None]:
-    """Put a function in the place of another one, which it gets as its first argument."""
-    original = getattr(owner, name)
+def instead(owner: Any, *names: str) -> Callable[[Callable[..., Any]], None]:
+    """Put a function in the place of others, each of which it gets as its first argument."""
 
     def put(function: Callable[..., Any]) -> None:
-        @functools.wraps(original)
-        def changed(*args: Any, **kwargs: Any) -> Any:
-            return function(original, *args, **kwargs)
-
-        setattr(owner, name, changed)
+        for name in names:
+            setattr(owner, name, _with(getattr(owner, name), function))
 
     return put
+
+
+def _with(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def changed(*args: Any, **kwargs: Any) -> Any:
+        return function(original, *args, **kwargs)
+
+    return changed
 
 
 def configured(*, producer: Mapping[str, object] | None = None, consumer: Mapping[str, object] | None = None) -> None:
@@ -442,11 +446,17 @@ def eos_commits_offsets_apart() -> None:
         original(self, *args, **options)
         members[:] = [self]
 
-    @instead(ExactlyOnce, "_commit")
-    def _(_original: Any, _self: Any, producer: Any, offsets: Any, _metadata: Any) -> None:
-        producer.commit()
+    apart: dict[TransactionalProducer, Any] = {}
+
+    @instead(TransactionalProducer, "send_offsets")
+    def _(_original: Any, self: Any, offsets: Any, _metadata: Any) -> None:
+        apart[self] = offsets
+
+    @instead(TransactionalProducer, "commit")
+    def _(original: Any, self: Any) -> None:
+        original(self)
         time.sleep(0.7)
-        members[0].commit(offsets)
+        members[0].commit(apart[self])
 
 
 @mutant(
@@ -613,11 +623,7 @@ def eos_passes_over_what_fails() -> None:
 
 
 def aborting_now_and_then() -> None:
-    """Three transactions in flight, as slow as on a replicated cluster; one in eight is aborted. None of it is a lie."""
-
-    @instead(ExactlyOnce, "__init__")
-    def _(original: Any, *args: Any, **options: Any) -> None:
-        original(*args, **{**options, "transactions_in_flight": 3})
+    """Transactions as slow as on a replicated cluster; one in eight is aborted. None of it is a lie."""
 
     @instead(TransactionalProducer, "send_offsets")
     def _(original: Any, *args: Any) -> None:
@@ -632,7 +638,7 @@ def eos_commits_behind_an_abort() -> None:
     """A transaction is committed although the one before it was aborted (X13)."""
     aborting_now_and_then()
 
-    @instead(Flight, "follow")
+    @instead(Flight, "follow", "follow_offsets")
     def _(original: Any, self: Any) -> None:
         with suppress(AbortNeeded):
             original(self)
@@ -648,7 +654,21 @@ def eos_commits_out_of_turn() -> None:
         original(self)
         time.sleep(random.choice((0.0, 0.2)))
 
-    @instead(Flight, "follow")
+    @instead(Flight, "follow", "follow_offsets")
+    def _(_original: Any, _self: Any) -> None:
+        pass
+
+
+@mutant(EOS, "duplicate", "offset regression", faults=["kill transformers at work"], handling=0.002, rate=120.0, **AT_WORK)
+def eos_sends_offsets_out_of_turn() -> None:
+    """Transactions are committed in their turn, but the offsets of one may come before those of the one before it (X13)."""
+
+    @instead(TransactionalProducer, "send_offsets")
+    def _(original: Any, *args: Any) -> None:
+        time.sleep(random.choice((0.0, 0.2)))
+        original(*args)
+
+    @instead(Flight, "follow_offsets")
     def _(_original: Any, _self: Any) -> None:
         pass
 

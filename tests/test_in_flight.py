@@ -71,8 +71,11 @@ class Sky:
         self.lifecycle = Lifecycle("test")
         self.flights = InFlight(self.turns, self.lifecycle)  # type: ignore[arg-type]  # a stand-in
         self.flights.prepare()
+        self.sent: list[str] = []
+        self.may_send: dict[str, threading.Event] = defaultdict(threading.Event)
         self.may_acknowledge: dict[str, threading.Event] = defaultdict(threading.Event)
         self.may_commit: dict[str, threading.Event] = defaultdict(threading.Event)
+        self.unsent: dict[str, BaseException] = {}
         self.errors: dict[str, BaseException] = {}
 
     def take_off(self, name: str) -> None:
@@ -82,6 +85,12 @@ class Sky:
             self.may_acknowledge[name].wait(DEADLINE)
             self.log.append(f"acknowledged {name}")
             flight.acknowledged()
+            flight.follow_offsets()
+            self.may_send[name].wait(DEADLINE)
+            if name in self.unsent:
+                raise self.unsent[name]
+            self.sent.append(name)
+            flight.offsets_sent()
             flight.follow()
             self.may_commit[name].wait(DEADLINE)
             if name in self.errors:
@@ -96,6 +105,7 @@ class Sky:
     def let(self, *names: str) -> None:
         for name in names:
             self.may_acknowledge[name].set()
+            self.may_send[name].set()
             self.may_commit[name].set()
 
 
@@ -133,6 +143,45 @@ def test_commits_are_in_order(sky: Sky) -> None:
     sky.let("1")
     assert sky.flights.settle() == []
     assert sky.log[3:] == ["committed 1", "committed 2", "committed 3"]
+
+
+def test_offsets_are_sent_in_order_before_the_last_is_committed(sky: Sky) -> None:
+    """X13: they do not wait for the commit before them, but for its offsets: the last that came counts for the group."""
+    for name in "123":
+        sky.flights.next_producer()
+        sky.take_off(name)
+        sky.may_acknowledge[name].set()
+    sky.may_send["2"].set()
+    sky.may_send["3"].set()
+    time.sleep(0.05)
+    assert sky.sent == []
+    sky.may_send["1"].set()
+    until(lambda: len(sky.sent) == 3, "all are sent")
+    assert sky.sent == ["1", "2", "3"]
+    assert not any("committed" in line for line in sky.log)
+
+
+def test_no_offsets_are_sent_behind_some_that_were_not(sky: Sky) -> None:
+    """What is behind a transaction without offsets is aborted without them as well."""
+    sky.unsent["1"] = AbortNeeded("for the test")
+    for name in "123":
+        sky.flights.next_producer()
+        sky.take_off(name)
+        sky.may_acknowledge[name].set()
+    sky.let("1", "2", "3")
+    sky.flights.wait()
+    assert sky.sent == []
+    assert [line for line in sky.log if "abort" in line] == ["abort a", "abort b", "abort c"]
+
+
+def test_what_stands_behind_one_that_was_not_begun_ends(sky: Sky) -> None:
+    """A run that ends while the thread of a flight has not heard of it does not wait for the one behind it for ever."""
+    flights = [Flight(sky.turns[0], [], None, lambda _: None)]  # type: ignore[arg-type]  # a stand-in
+    flights.append(Flight(sky.turns[1], [], flights[0], lambda flight: flight.follow_offsets()))  # type: ignore[arg-type]
+    flights[0].ground()
+    over = in_thread(flights[1].fly)
+    assert over() is None
+    assert isinstance(flights[1].failure, AbortNeeded)
 
 
 def test_there_are_as_many_as_producers(sky: Sky) -> None:
@@ -313,6 +362,27 @@ def slow_commits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
 
     monkeypatch.setattr(TransactionalProducer, "commit", commit)
     return noted
+
+
+@pytest.mark.broker
+def test_offsets_reach_the_brokers_in_order(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """X13: however long each takes to be sent; the group's offsets never go back."""
+    here = world()
+    written = here.fill(30)
+    true = TransactionalProducer.send_offsets
+    sent: list[int] = []
+
+    def send_offsets(self: TransactionalProducer, offsets: Any, metadata: object) -> None:
+        time.sleep(0.05 * (self._settings.transactional_id == here.transactional_id))  # the first takes its time
+        true(self, offsets, metadata)
+        sent.append(offsets[0].offset)
+
+    monkeypatch.setattr(TransactionalProducer, "send_offsets", send_offsets)
+    with here.client(transactions_in_flight=3) as kafka:
+        here.run(kafka, max_batch=1)
+    assert sent == list(range(1, 31))
+    assert here.committed() == here.ends
+    assert here.output() == written
 
 
 @pytest.mark.broker
@@ -627,7 +697,7 @@ def test_an_exception_of_a_callback_in_another_thread_ends_the_run(world: Callab
 def test_close_in_a_callback_is_refused(world: Callable[..., World]) -> None:
     """close() in a callback, in the thread of a flight, raises at once, as in a handler: it would wait for itself."""
     here = world()
-    written = here.fill(50)
+    written = here.fill(300)
     refused: list[float] = []
 
     def stats(_text: str) -> None:
@@ -638,7 +708,8 @@ def test_close_in_a_callback_is_refused(world: Callable[..., World]) -> None:
             refused.append(time.monotonic() - began)
 
     def handler(message: Message) -> Iterator[Record]:
-        time.sleep(0.01)
+        if not refused:
+            time.sleep(0.01)
         return here.copy(message)
 
     with here.client(stats_cb=stats, statistics_interval_ms=1) as kafka:
