@@ -19,7 +19,7 @@ from kafka_guarantees.testing import LocalKafka
 
 from .contestants import contestants
 from .latency import Ways, measure
-from .plan import BARE, OURS, THREE_IN_FLIGHT, Entry, messages, pace, plan
+from .plan import BARE, ONE_IN_FLIGHT, OURS, Entry, messages, pace, plan
 from .results import Column, Result
 from .runs import RunFailed, TookTooLong, run
 from .show import as_html, latency_table, race_table, troubles, verdict_table
@@ -90,7 +90,7 @@ class Bench:
         """Ours and the bare client, in turns, guarantee by guarantee."""
         shown: list[Ways] = []
         for guarantee in GUARANTEES:
-            entries = [Entry(OURS), Entry(BARE), *([THREE_IN_FLIGHT] if guarantee == "exactly-once" else [])]
+            entries = [Entry(OURS), Entry(BARE), *([ONE_IN_FLIGHT] if guarantee == "exactly-once" else [])]
             ways = {one.label: Ways(one.label, guarantee, stage.brokers) for one in entries if one.name in self.everyone}
             for number in range(ROUNDS[stage.brokers]):
                 for entry in entries if number % 2 == 0 else reversed(entries):

@@ -154,7 +154,7 @@ def _round(number: float) -> int:
 
 BARE, DEFAULT = "confluent_tuned", "confluent_default"
 OWN = (Entry(OURS), Entry(BARE), Entry(DEFAULT))
-THREE_IN_FLIGHT = Entry("ours, 3 in flight", OURS, {"transactions_in_flight": 3})
+ONE_IN_FLIGHT = Entry("ours, 1 in flight", OURS, {"transactions_in_flight": 1})
 STREAMS_100 = Entry("kafka-streams, 100 ms", STREAMS, {"commit_interval_ms": 100})
 STREAMS_500 = Entry("kafka-streams, 500 ms", STREAMS, {"commit_interval_ms": 500})
 BATCHES = (1, 100, 1000, 10_000)
@@ -194,7 +194,7 @@ def _main(peers: Mapping[str, frozenset[str]], brokers: int) -> Iterator[Race]:
     streams = peers.get(STREAMS, frozenset())
     yield Race("transform", "transform", who("transform") + [STREAMS_100] * ("transform" in streams), brokers, batch=1000)
     for batch in BATCHES:
-        entries = [*who("exactly-once"), THREE_IN_FLIGHT]
+        entries = [*who("exactly-once"), ONE_IN_FLIGHT]
         if batch == BATCHES[-1] and "exactly-once" in streams:  # it has no batches: this is about its best
             entries += [STREAMS_100, STREAMS_500]
         yield Race("exactly-once", "exactly-once", entries, brokers, batch=batch)
