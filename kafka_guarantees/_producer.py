@@ -98,6 +98,8 @@ def enqueue(
 ) -> None:
     """Put one record into librdkafka's queue, waiting while that is full.
 
+    The loops that do this for each message have a shorter way for a record of bytes alone, and come here where that is blocked.
+
     Args:
         raw: the C producer.
         record: what to produce.
@@ -111,20 +113,11 @@ def enqueue(
         KafkaException: librdkafka refuses it.
         DeliveryError: the queue stayed full for longer than ``patient`` allows.
     """
-    value, key, headers, partition, timestamp = record.value, record.key, record.headers, record.partition, record.timestamp
-    value = value if value.__class__ is bytes else _payload(value, "value")
-    key = key if key.__class__ is bytes else _payload(key, "key")
-    if headers is None and partition is None and timestamp is None:
-        try:
-            raw.produce(record.topic, value, key, -1, callback)
-        except BufferError:
-            pass
-        else:
-            return
+    headers, partition, timestamp = record.headers, record.partition, record.timestamp
     arguments = (
         record.topic,
-        value,
-        key,
+        _payload(record.value, "value"),
+        _payload(record.key, "key"),
         -1 if partition is None else partition,
         callback,
         None,
@@ -282,14 +275,22 @@ class PlainProducer(Handle):
             DeliveryError, DeliveryUnknown: librdkafka did not take it. It is not among the failures.
             TypeError, ValueError: it is not a record.
         """
-        posted = self._posted
+        posted, topic, value, key = self._posted, record.topic, record.value, record.key
+        plain = record.headers is None and record.partition is None and record.timestamp is None
+        if topic not in self._topics:
+            self._topics.add(topic)
         posted.sent += 1  # before it is sent: what is not reported on was not acknowledged
-        self._topics.add(record.topic)
         try:
-            enqueue(self.raw, record, self._report, self._patient, self._known)
+            if plain and value.__class__ is bytes and key.__class__ is bytes:
+                try:
+                    self.raw.produce(topic, value, key, -1, self._report)
+                except BufferError:
+                    enqueue(self.raw, record, self._report, self._patient, self._known)
+            else:
+                enqueue(self.raw, record, self._report, self._patient, self._known)
         except KafkaException as exc:
             posted.sent -= 1
-            raise delivery_failure(kafka_error(exc), record.topic) from exc
+            raise delivery_failure(kafka_error(exc), topic) from exc
         except (DeliveryError, TypeError, ValueError):
             posted.sent -= 1
             raise

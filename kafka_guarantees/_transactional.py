@@ -182,7 +182,14 @@ class TransactionalProducer(Handle):
         raw, patient, known, topic = self.raw, self._patient, self._known, ""
         try:
             for record in records:
-                topic = record.topic
+                topic, value, key = record.topic, record.value, record.key
+                plain = record.headers is None and record.partition is None and record.timestamp is None
+                if plain and value.__class__ is bytes and key.__class__ is bytes:
+                    try:
+                        raw.produce(topic, value, key)
+                        continue
+                    except BufferError:
+                        pass
                 enqueue(raw, record, None, patient, known)
         except KafkaException as exc:
             error = kafka_error(exc)

@@ -183,7 +183,7 @@ class AtLeastOnce:
         topics: Sequence[str],
         handler: Handler | InboxHandler,
         *,
-        max_batch: int = 2000,
+        max_batch: int = 4000,
         until_idle: float | None = None,
     ) -> None:
         """Call ``handler`` for every message of ``topics``; records that it returns are produced before its offset moves.
@@ -233,7 +233,7 @@ class AtLeastOnce:
         topics: Sequence[str],
         handler: BatchHandler | InboxBatchHandler,
         *,
-        max_batch: int = 2000,
+        max_batch: int = 4000,
         until_idle: float | None = None,
     ) -> None:
         """Like ``run``, with a handler that takes a batch: few messages at first, then as many as it can handle in good time.
@@ -284,7 +284,7 @@ class AtLeastOnce:
                         self._refuse(consumer, batch, work.problem)
 
     def messages(
-        self, topics: Sequence[str], *, max_batch: int = 2000, until_idle: float | None = None
+        self, topics: Sequence[str], *, max_batch: int = 4000, until_idle: float | None = None
     ) -> Generator[Message, None, None]:
         """Iterate over messages; a message is finished when the loop asks for the next one.
 
@@ -605,10 +605,12 @@ class AtLeastOnce:
         producer, writing = self._producer, self._writing
         if self._lifecycle.closed:
             self._lifecycle.check()
+        serialize = writing.serialize if writing.needed else None
         for record in records_in(records):
-            producer = producer or self._made(record.topic)
+            if producer is None:
+                producer = self._made(record.topic)
             try:
-                producer.post(writing.serialize(record) if writing.needed else record)
+                producer.post(record if serialize is None else serialize(record))
             except (DeliveryError, DeliveryUnknown) as failure:
                 if isinstance(failure, DeliveryError) and self._failures.topic is not None:
                     raise RecordRefused(failure) from failure
