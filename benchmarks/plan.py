@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 OURS = "ours"
 STREAMS = "kafka-streams"
+FRANZ = "franz-go"
 LIMIT_BYTES = 200_000_000  # of a topic: more would take longer to write than to read
 STEPS = (1, 2, 5)
 # librdkafka fetches 100,000 messages ahead: whoever consumes few of them shows neither its pauses nor its fetches.
@@ -104,7 +105,7 @@ EXPECTED = {
     "confluent_default": Expected(300_000, 140_000, 90_000, 90_000, 0.03),
     "aiokafka": Expected(100_000, 300_000, 60_000, 60_000, 0.015),
     "quixstreams": Expected(50_000, 100_000, 50_000, 50_000, 0.01),
-    "franz-go": Expected(1_000_000, 2_000_000, 200_000, 250_000, 0.005),
+    FRANZ: Expected(1_000_000, 2_000_000, 200_000, 250_000, 0.005),
     STREAMS: Expected(50_000, 50_000, 150_000, 130_000, 0.01),
     "kafka-python": Expected(25_000, 60_000, 20_000, 20_000, 0.02),
     "faststream": Expected(25_000, 250_000, 15_000),
@@ -155,6 +156,7 @@ def _round(number: float) -> int:
 BARE, DEFAULT = "confluent_tuned", "confluent_default"
 OWN = (Entry(OURS), Entry(BARE), Entry(DEFAULT))
 ONE_IN_FLIGHT = Entry("ours, 1 in flight", OURS, {"transactions_in_flight": 1})
+FRANZ_DEFAULTS = Entry("franz-go, its defaults", FRANZ, {"defaults": True})
 STREAMS_100 = Entry("kafka-streams, 100 ms", STREAMS, {"commit_interval_ms": 100})
 STREAMS_500 = Entry("kafka-streams, 500 ms", STREAMS, {"commit_interval_ms": 500})
 BATCHES = (1, 100, 1000, 10_000)
@@ -195,6 +197,8 @@ def _main(peers: Mapping[str, frozenset[str]], brokers: int) -> Iterator[Race]:
     yield Race("transform", "transform", who("transform") + [STREAMS_100] * ("transform" in streams), brokers, batch=1000)
     for batch in BATCHES:
         entries = [*who("exactly-once"), ONE_IN_FLIGHT]
+        if "exactly-once" in peers.get(FRANZ, frozenset()):
+            entries.append(FRANZ_DEFAULTS)
         if batch == BATCHES[-1] and "exactly-once" in streams:  # it has no batches: this is about its best
             entries += [STREAMS_100, STREAMS_500]
         yield Race("exactly-once", "exactly-once", entries, brokers, batch=batch)

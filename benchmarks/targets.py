@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from .plan import OURS
+from .plan import FRANZ, OURS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .latency import Ways
     from .results import Result
 
-TUNED, DEFAULT, AIO, FRANZ, STREAMS = "confluent_tuned", "confluent_default", "aiokafka", "franz-go", "kafka-streams"
+TUNED, DEFAULT, AIO, STREAMS = "confluent_tuned", "confluent_default", "aiokafka", "kafka-streams"
 GUARANTEES = ("at-most-once", "at-least-once", "exactly-once")
 ADDED_MS = 0.2
 

@@ -50,6 +50,7 @@ type job struct {
 	TransactionalID string   `json:"transactional_id"`
 	Seconds         *float64 `json:"seconds"`
 	Guarantee       string   `json:"guarantee"`
+	Defaults        bool     `json:"defaults"` // of the three options above that are not: its own
 }
 
 type clock struct {
@@ -284,14 +285,20 @@ func newSession(j *job, options ...kgo.Opt) *kgo.GroupTransactSession {
 }
 
 func common(j *job) []kgo.Opt {
-	return []kgo.Opt{
+	options := []kgo.Opt{
 		kgo.SeedBrokers(strings.Split(j.Bootstrap, ",")...),
 		kgo.DefaultProduceTopic(j.Output),
 		kgo.ProducerBatchCompression(kgo.NoCompression()),
+	}
+	if j.Defaults {
+		return options
+	}
+	return append(
+		options,
 		kgo.MaxBufferedRecords(maxBuffered),
 		kgo.ProducerLinger(0),
 		kgo.ConcurrentTransactionsBackoff(concurrentBackoff),
-	}
+	)
 }
 
 func reading(j *job) []kgo.Opt {
