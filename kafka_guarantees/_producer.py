@@ -1,8 +1,6 @@
-"""Records on their way into ``confluent_kafka.Producer``, and the producer without transactions: deliveries come out of it.
+"""The producer without transactions: records go in (``_enqueue.py``), and deliveries come out of it.
 
 Rules.
-* A full queue is waited for, with the callbacks served meanwhile; never dropped, never raised as BufferError (P10).
-* ``produce_batch`` is not used: it drops headers and ignores the partition (P11).
 * Delivery callbacks never raise: inside commit_transaction() that would hide a success (X04, P12).
 * A C producer is never closed by ``close()``, which waits without a limit (P15): it is flushed, purged and let go.
 """
@@ -17,11 +15,13 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException, Producer
 
 from ._client import Callbacks, Handle
+from ._enqueue import KNOWING, SLICE, enqueue
+from ._posted import Posted
 from .errors import (
     MISSING_ACL,
     DeliveryError,
@@ -33,165 +33,23 @@ from .errors import (
     describe,
     kafka_error,
 )
-from .records import LOST, Delivery, Record, pairs, report_lost
+from .records import LOST, Delivery, Record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from confluent_kafka import KafkaError, Message
 
+    from ._enqueue import DeliveryCallback
     from ._lifecycle import Lifecycle
     from ._settings import Settings
-    from .records import Headers, Payload
-
-    DeliveryCallback = Callable[[KafkaError | None, Message], None]
+    from .records import Payload
 
 log = logging.getLogger("kafka_guarantees")
 
-SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
 HURRY = 0.002  # seconds at a time, where only some of the records are waited for
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
-KNOWING = 1.0  # seconds that the partitions of a topic are asked for
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
-
-
-# -- what crosses into C -------------------------------------------------------------------------------------------------
-
-
-def _payload(part: Payload, name: str) -> bytes | str | None:
-    if part is None or isinstance(part, (bytes, str)):
-        return part
-    if isinstance(part, (bytearray, memoryview)):
-        return bytes(part)
-    raise TypeError(f"{name} must be bytes, str or None, not {type(part).__name__}. Nothing was sent. Serialize it first.")
-
-
-def _timestamp(milliseconds: int) -> int:
-    if milliseconds <= 0:
-        raise ValueError(f"timestamp {milliseconds} is refused: librdkafka writes the present time for it. Nothing was sent.")
-    return milliseconds
-
-
-def _headers(headers: Headers) -> list[tuple[str, str | bytes | None]]:
-    return [(_header_name(name), _header_value(value)) for name, value in pairs(headers)]
-
-
-def _header_name(name: str) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"a header's name must be str, not {type(name).__name__}. Nothing was sent.")
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # with a lone surrogate in it librdkafka 2.16 crashes the process
-        raise ValueError(f"header name {name!r} is not text that UTF-8 can hold. Nothing was sent.") from None
-    if "\0" in name:
-        raise ValueError(f"header name {name!r} has a NUL, where librdkafka would cut it (P20). Nothing was sent.")
-    return name
-
-
-def _header_value(value: Payload) -> bytes | None:
-    part = _payload(value, "a header's value")
-    return part.encode() if isinstance(part, str) else part  # P20: a str would be cut at its first NUL
-
-
-def enqueue(
-    raw: Producer, record: Record, callback: DeliveryCallback | None, patient: Callable[[float], bool], known: set[str]
-) -> None:
-    """Put one record into librdkafka's queue, waiting while that is full.
-
-    The loops that do this for each message have a shorter way for a record of bytes alone, and come here where that is blocked.
-
-    Args:
-        raw: the C producer.
-        record: what to produce.
-        callback: hears what became of it.
-        patient: whether to wait on, after so many seconds.
-        known: topics that librdkafka has been asked about. Of one that it does not know it takes a record for any partition,
-            and says only later, of no message in particular, that there is none of that number.
-
-    Raises:
-        TypeError, ValueError: not a record.
-        KafkaException: librdkafka refuses it.
-        DeliveryError: the queue stayed full for longer than ``patient`` allows.
-    """
-    headers, partition, timestamp = record.headers, record.partition, record.timestamp
-    arguments = (
-        record.topic,
-        _payload(record.value, "value"),
-        _payload(record.key, "key"),
-        -1 if partition is None else partition,
-        callback,
-        None,
-        0 if timestamp is None else _timestamp(timestamp),
-        _headers(headers) if headers else None,
-    )
-    if partition is not None and record.topic not in known:
-        known.add(record.topic)  # once: who produces while no broker answers must not wait for each record
-        with suppress(KafkaException):  # no answer: then it is said later
-            raw.list_topics(record.topic, KNOWING)
-    try:
-        raw.produce(*arguments)
-    except BufferError:
-        _when_there_is_room(raw, arguments, patient)
-
-
-def _when_there_is_room(raw: Producer, arguments: tuple[Any, ...], patient: Callable[[float], bool]) -> None:
-    started = time.monotonic()
-    while patient(time.monotonic() - started):
-        raw.poll(SLICE)
-        with suppress(BufferError):
-            raw.produce(*arguments)
-            return
-    raise DeliveryError(
-        f"a record for topic {arguments[0]!r} was not sent: the producer's queue stayed full. The brokers take "
-        "records more slowly than they are produced, or not at all."
-    )
-
-
-class Posted:
-    """What becomes of records that nobody asks about one by one: how many there are, and which were not written.
-
-    Attributes:
-        sent: how many were given to librdkafka; counted by the one thread that does.
-        failed: whether one was not written, or may not have been. For good: nothing is committed past it.
-
-    Args:
-        failures: to note these in, until somebody has looked at them.
-    """
-
-    __slots__ = ("_failures", "_known", "failed", "sent")
-
-    def __init__(self, failures: list[KafkaGuaranteesError]) -> None:
-        self.sent = 0
-        self.failed = False
-        self._failures = failures
-        self._known: list[None] = []  # one for each report: several threads serve them, and append() is atomic, += is not
-
-    @property
-    def unknown(self) -> int:
-        """How many have not been reported on."""
-        return self.sent - len(self._known)
-
-    def lose(self) -> None:
-        """No report will come: an exception out of a signal handler destroyed it."""
-        self.failed = self.failed or self.unknown > 0
-        self._failures += [report_lost()] * self.unknown
-        self.sent = len(self._known)
-
-    def fail(self, failure: KafkaGuaranteesError) -> None:
-        """Note one that was not written."""
-        self.failed = True
-        self._failures.append(failure)
-
-    def report(self, error: KafkaError | None, message: Message) -> None:
-        """The delivery callback: it never raises (P12)."""
-        if error is not None:
-            failure = delivery_failure(error, message.topic() or "?", message.partition())
-            failure.__cause__ = KafkaException(error)
-            self.fail(failure)
-        self._known.append(None)  # last: an exception out of a signal handler leaves it unknown
-
-
-# -- without transactions ------------------------------------------------------------------------------------------------
 
 
 class PlainProducer(Handle):

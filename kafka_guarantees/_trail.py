@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ._consumer import Batch, GroupConsumer
     from ._lifecycle import Lifecycle
     from ._offsets import Membership, Partition
-    from ._producer import PlainProducer, Posted
+    from ._posted import Posted
+    from ._producer import PlainProducer
 
 log = logging.getLogger("kafka_guarantees")
 

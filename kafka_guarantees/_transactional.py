@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, NoReturn
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._client import Abandoned, Callbacks, Caller, Handle
-from ._producer import SLICE, enqueue, warn_unclosed
+from ._enqueue import SLICE, enqueue
+from ._producer import warn_unclosed
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
 from .errors import (
     FENCED,

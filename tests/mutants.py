@@ -35,10 +35,11 @@ from kafka_guarantees import (
 )
 from kafka_guarantees._client import Callbacks
 from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._enqueue import enqueue
 from kafka_guarantees._in_flight import Flight
 from kafka_guarantees._offsets import next_offsets, not_before
 from kafka_guarantees._pace import Pace
-from kafka_guarantees._producer import PlainProducer, enqueue
+from kafka_guarantees._producer import PlainProducer
 from kafka_guarantees._trail import Portion
 from kafka_guarantees._transaction_state import State, TransactionState
 from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer

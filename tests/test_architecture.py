@@ -32,7 +32,7 @@ FLOORS: list[set[str]] = [
     {"records"},
     {"dedup", "_dead_letters"},
     {"_settings"},
-    {"_client", "_offsets", "_transaction_state", "_pace", "_serialization"},
+    {"_enqueue", "_posted", "_client", "_offsets", "_transaction_state", "_pace", "_serialization"},
     {"_lifecycle"},
     {"_apart", "_producer", "_consumer"},
     {"_failures", "_trail"},
@@ -164,7 +164,9 @@ def users_of(what: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize(("what", "owners"), [("Producer", {"_producer", "_transactional"}), ("Consumer", {"_consumer"})])
+@pytest.mark.parametrize(
+    ("what", "owners"), [("Producer", {"_enqueue", "_producer", "_transactional"}), ("Consumer", {"_consumer"})]
+)
 def test_each_c_client_has_few_users(what: str, owners: set[str]) -> None:
     """Who knows how librdkafka's client is to be treated; the check of a configuration makes one for a moment."""
     assert users_of(what) - {"_settings.librdkafka"} == owners

@@ -24,7 +24,7 @@ from kafka_guarantees import (
     UnsafeConfigError,
 )
 from kafka_guarantees._consumer import GroupConsumer
-from kafka_guarantees._producer import Posted
+from kafka_guarantees._posted import Posted
 
 from .conftest import committed, fill, read_all, values
 

@@ -21,7 +21,7 @@ from kafka_guarantees import (
 from kafka_guarantees._consumer import Batch, GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._offsets import Membership
-from kafka_guarantees._producer import Posted
+from kafka_guarantees._posted import Posted
 from kafka_guarantees._trail import BEHIND, Portion, Trail
 from kafka_guarantees.prove.proxy import API, Proxy
 

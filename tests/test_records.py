@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record
+from kafka_guarantees._enqueue import _headers, _payload
 from kafka_guarantees._failures import GaveUp, handler_error
-from kafka_guarantees._producer import _headers, _payload
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown
 from kafka_guarantees.records import records_in
 
