@@ -111,14 +111,6 @@ class Caller:
             del job  # with it goes the last reference to the C client
 
 
-_here = threading.local()
-
-
-def in_callback() -> bool:
-    """Whether this is called in a callback, of any client: who waits for a run there may wait for himself."""
-    return getattr(_here, "in_callback", False)
-
-
 class Callbacks:
     """User callbacks, made harmless for the C client: what they raise is logged, or raised after the C call (C01, P12)."""
 
@@ -130,15 +122,12 @@ class Callbacks:
         """``callback`` in a form that never raises."""
 
         def harmless(*args: object) -> None:
-            outer, _here.in_callback = in_callback(), True
             try:
                 callback(*args)
             except Exception:
                 log.exception("%s raised; this does not disturb the delivery of messages", name)
             except BaseException as interrupt:  # noqa: BLE001 - KeyboardInterrupt and its like go on after the C call
                 self._interrupt = interrupt
-            finally:
-                _here.in_callback = outer
 
         return harmless
 

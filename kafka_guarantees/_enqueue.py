@@ -103,6 +103,8 @@ def enqueue(
         raw.produce(*arguments)
     except BufferError:
         _when_there_is_room(raw, arguments, patient)
+    except OverflowError as exc:
+        raise ValueError(f"partition {partition} or timestamp {timestamp} is too large a number. Nothing was sent.") from exc
 
 
 def _when_there_is_room(raw: Producer, arguments: tuple[Any, ...], patient: Callable[[float], bool]) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._client import in_callback
 from .errors import ForkedClientError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ class Lifecycle:
         self._give_up_at: float | None = None
         self._closing = False  # until a moment that does not move
         self._runner: threading.Thread | None = None
-        self.hands: set[threading.Thread] = set()  # of its handlers: the run waits for these
+        self.hands: set[threading.Thread] = set()  # of its handlers and of what is in flight: the run waits for these
         self._iteration: Itself | None = None
         self._turn = threading.Condition()
         _alive.add(self)
@@ -90,7 +89,7 @@ class Lifecycle:
 
     @property
     def in_hand(self) -> bool:
-        """True in a thread that runs this client, or its handler: a call comes from there."""
+        """True in a thread that runs this client, or that its run waits for: a call comes from a handler, or a callback."""
         here = threading.current_thread()
         return self._runner is not None and (here is self._runner or here in self.hands)
 
@@ -142,11 +141,11 @@ class Lifecycle:
     def end_run(self, timeout: float) -> bool:
         """End the run, wherever it is. False: the handler of another thread has not returned within ``timeout`` seconds."""
         iteration = None if self._iteration is None else self._iteration()
-        if self.in_run and in_callback():  # in whatever thread: the run may wait for it
-            raise KafkaGuaranteesError("close() was called in a callback: call stop() there, and close() after the run.")
         if self.in_hand:
             if iteration is None:
-                raise KafkaGuaranteesError("close() was called in the handler: call stop() there, and close() after run().")
+                raise KafkaGuaranteesError(
+                    "close() was called in the handler, or a callback: call stop() there, and close() after run()."
+                )
             self.leave(timeout)
             iteration.close()  # a loop that was left by break or by an exception
         with self._turn:

@@ -950,6 +950,7 @@ REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "no record": (lambda target: ["x"], "TypeError"),
     "no partition": (lambda target: [Record(target, b"x", partition=99)], "UNKNOWN_PARTITION"),
     "no time": (lambda target: [Record(target, b"x", timestamp=-1)], "ValueError"),
+    "no number": (lambda target: [Record(target, b"x", timestamp=2**63)], "ValueError"),
 }
 
 

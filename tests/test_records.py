@@ -331,6 +331,8 @@ def test_a_headers_name_is_str(name: Any) -> None:
         (("t",), {"headers": 5}),
         (("t",), {"partition": "0"}),
         (("t",), {"timestamp": "now"}),
+        (("t",), {"timestamp": 2**63}),
+        (("t",), {"partition": 2**31}),
         (("t", "\ud800"), {}),
     ],
 )
