@@ -59,10 +59,15 @@ class Caller:
 
     Calls are made one after the other, also one that its caller has walked away from: the C client is never used by two
     threads at once (Y01).
+
+    Args:
+        name: of the thread.
+        hands: threads that a run waits for, of which this is one, where callbacks may come in its calls.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, hands: set[threading.Thread] | None = None) -> None:
         self._name = name
+        self._hands = set() if hands is None else hands
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._left: _Job | None = None  # that its caller has walked away from
@@ -101,6 +106,7 @@ class Caller:
         self._jobs.put(None)
 
     def _serve(self) -> None:
+        self._hands.add(threading.current_thread())
         while (job := self._jobs.get()) is not None:
             try:
                 if job.wanted:
@@ -109,6 +115,7 @@ class Caller:
                 job.error = error
             job.done.release()
             del job  # with it goes the last reference to the C client
+        self._hands.discard(threading.current_thread())
 
 
 class Callbacks:

@@ -184,7 +184,7 @@ class GroupConsumer(Handle):
         self._start = start
         self._seen = seen
         self._callbacks = Callbacks()
-        self._caller = Caller("kafka-guarantees-consumer")
+        self._caller = Caller("kafka-guarantees-consumer", lifecycle.hands)
         self._owned: set[Partition] = set()
         self._waiting: set[Partition] = set()  # owned, but not fetched yet: nobody knows from where
         self._resting: dict[Partition, float] = {}  # given back, and not fetched again before this time

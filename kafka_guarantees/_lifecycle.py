@@ -44,7 +44,7 @@ class Lifecycle:
         self._give_up_at: float | None = None
         self._closing = False  # until a moment that does not move
         self._runner: threading.Thread | None = None
-        self.hands: set[threading.Thread] = set()  # of its handlers and of what is in flight: the run waits for these
+        self.hands: set[threading.Thread] = set()  # of handlers, flights, C calls: its run waits for these
         self._iteration: Itself | None = None
         self._turn = threading.Condition()
         _alive.add(self)
@@ -140,7 +140,8 @@ class Lifecycle:
 
     def end_run(self, timeout: float) -> bool:
         """End the run, wherever it is. False: the handler of another thread has not returned within ``timeout`` seconds."""
-        iteration = None if self._iteration is None else self._iteration()
+        itself = self._iteration  # read once: the run of another thread may end here
+        iteration = None if itself is None else itself()
         if self.in_hand:
             if iteration is None:
                 raise KafkaGuaranteesError(
