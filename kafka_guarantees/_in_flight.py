@@ -4,7 +4,7 @@ On a replicated cluster a transaction spends most of its time waiting for the ma
 several producers take turns. Rules.
 * Records of a transaction are produced once those of the one before it are with the brokers: outputs keep the order of inputs.
 * Its offsets are sent once those of the one before it are: of two offsets of a group the one that came last counts, whichever
-  is committed last.
+  is committed last. Where those may have been sent twice, once the one before it is over: one of the two may still come.
 * It is committed once the one before it is committed: nothing overtakes.
 * Where one is not committed, none behind it is, and the messages of all of them are fetched again. Each is aborted in its
   thread: the loop may be with a handler that takes its time, and readers wait for an open transaction (X16).
@@ -51,7 +51,7 @@ class Flight:
         finish: ends it, in another thread.
     """
 
-    __slots__ = ("_acknowledged", "_before", "_begun", "_finish", "_sent", "ended", "messages", "producer")
+    __slots__ = ("_acknowledged", "_before", "_begun", "_finish", "_sent", "ended", "grounded", "messages", "producer")
 
     def __init__(
         self,
@@ -67,13 +67,21 @@ class Flight:
         self._begun = threading.Lock()
         self._acknowledged = threading.Event()
         self._sent = threading.Event()
+        self.grounded = False  # not to be begun any more
         self.ended: Future[None] = Future()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a thread sees to its end."""
+        return self._begun.locked()
+
     def fly(self) -> None:
-        """End the transaction, unless it was grounded. Never raises."""
+        """End the transaction, where no other thread does. Never raises."""
         if self._finish is None or not self._begun.acquire(blocking=False):
             return
         try:
+            if self.grounded:
+                raise AbortNeeded("it was not begun")  # noqa: TRY301 - as what is raised in its end
             self._end(self._finish)
         except BaseException as error:  # noqa: BLE001 - raised in the loop
             self.ended.set_exception(error)
@@ -91,13 +99,6 @@ class Flight:
             if not self.producer.hurry:  # else the end of the run sees to it
                 self.producer.abort()
             raise
-
-    def ground(self) -> None:
-        """Have it end at once if it has not begun: an exception came before its thread heard of it."""
-        if self._begun.acquire(blocking=False):
-            self.ended.set_exception(AbortNeeded("it was not begun"))
-            self._acknowledged.set()
-            self._sent.set()
 
     def acknowledged(self) -> None:
         """Its records are with the brokers: those of the next one may follow."""
@@ -175,7 +176,7 @@ class InFlight:
         """
         first, *others = self.producers
         for producer in others:
-            self._preparing.append(_beside(producer.prepare))
+            self._preparing.append(self._beside(producer.prepare))
         first.prepare()
         self._free = deque([first])
         for producer, prepared in zip(others, self._preparing, strict=True):
@@ -207,6 +208,7 @@ class InFlight:
         if len(self._threads) < len(self._flights):
             thread = threading.Thread(target=_fly, args=(self._ready,), name="kafka-guarantees-transaction", daemon=True)
             self._threads.add(thread)
+            self._lifecycle.hands.add(thread)
             thread.start()
         self._ready.put(flight)
 
@@ -271,6 +273,7 @@ class InFlight:
             producer.hurry = False
         for _ in self._threads:
             self._ready.put(None)
+        self._lifecycle.hands -= self._threads
         self._ready, self._threads = SimpleQueue(), set()
         if interrupt is not None:
             raise interrupt
@@ -280,28 +283,32 @@ class InFlight:
         under_way = [*self._preparing, *(flight.ended for flight in self._flights)]
         wait(under_way, grace)
         for flight in self._flights:
-            flight.ground()
+            if not flight.begun:
+                flight.grounded = True
+                self._beside(flight.fly)  # its own thread may not have heard of it, and no signal handler raises in this one
         for producer in self.producers:
             producer.hurry = True
         wait(under_way)
         self._flights.clear()
         self._preparing.clear()
 
+    def _beside(self, call: Callable[[], None]) -> Future[None]:
+        """Call it in a thread of its own."""
+        ended: Future[None] = Future()
 
-def _beside(call: Callable[[], None]) -> Future[None]:
-    """Call it in a thread of its own."""
-    ended: Future[None] = Future()
+        def calling() -> None:
+            self._lifecycle.hands.add(threading.current_thread())
+            try:
+                call()
+            except BaseException as error:  # noqa: BLE001 - raised in the loop
+                ended.set_exception(error)
+            else:
+                ended.set_result(None)
+            finally:
+                self._lifecycle.hands.discard(threading.current_thread())
 
-    def calling() -> None:
-        try:
-            call()
-        except BaseException as error:  # noqa: BLE001 - raised in the loop
-            ended.set_exception(error)
-        else:
-            ended.set_result(None)
-
-    threading.Thread(target=calling, name="kafka-guarantees-prepare", daemon=True).start()
-    return ended
+        threading.Thread(target=calling, name="kafka-guarantees-prepare", daemon=True).start()
+        return ended
 
 
 def _fly(ready: SimpleQueue[Flight | None]) -> None:

@@ -100,7 +100,7 @@ class PlainProducer(Handle):
         delivery = Delivery(topic, self)
         self.unacknowledged.add(delivery)  # before it is sent: what is not struck off again was not acknowledged
         try:
-            if record is None and value.__class__ is bytes and key.__class__ is bytes:
+            if record is None and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                 try:
                     self.raw.produce(topic, value, key, -1, delivery._settle)
                 except BufferError:
@@ -139,7 +139,7 @@ class PlainProducer(Handle):
             self._topics.add(topic)
         posted.sent += 1  # before it is sent: what is not reported on was not acknowledged
         try:
-            if plain and value.__class__ is bytes and key.__class__ is bytes:
+            if plain and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                 try:
                     self.raw.produce(topic, value, key, -1, self._report)
                 except BufferError:

@@ -127,7 +127,7 @@ class TransactionalProducer(Handle):
         self._settings = settings
         self._lifecycle = lifecycle
         self._callbacks = Callbacks()
-        self._caller = Caller(CALLER)
+        self._caller = Caller(CALLER, lifecycle.hands)
         self._state = TransactionState()
         self._failure: KafkaGuaranteesError | None = None
         self._inputs: set[str] = set()  # topics whose offsets go into the transaction
@@ -185,7 +185,7 @@ class TransactionalProducer(Handle):
             for record in records:
                 topic, value, key = record.topic, record.value, record.key
                 plain = record.headers is None and record.partition is None and record.timestamp is None
-                if plain and value.__class__ is bytes and key.__class__ is bytes:
+                if plain and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                     try:
                         raw.produce(topic, value, key)
                         continue
@@ -250,6 +250,11 @@ class TransactionalProducer(Handle):
             self.raw.send_offsets_to_transaction(offsets, metadata, CALL)
 
         self._call(doing, lambda: self._left_alone(doing, send, lambda: not self._patient(0)))
+
+    def undisturbed(self) -> bool:
+        """Whether no request of this producer can be on its way twice, as far as librdkafka's log tells by now."""
+        self._serve(lambda: self.raw.poll(0))
+        return self._state.dirty is None
 
     def commit(self) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).
@@ -391,7 +396,7 @@ class TransactionalProducer(Handle):
             self._caller.call(call, give_up, doing)
         except Abandoned as exc:
             self._caller.end()  # once it returns, if ever
-            self._caller = Caller(CALLER)
+            self._caller = Caller(CALLER, self._lifecycle.hands)
             if self._out_of_patience:
                 raise
             raise InDoubt(str(exc)) from exc

@@ -339,9 +339,13 @@ class ExactlyOnce:
         if time.monotonic() - batch.fetched > self._settings.max_poll_interval:
             raise AbortNeeded("the group has given partitions away")
         producer.send_offsets(offsets, metadata)
-        flight.offsets_sent()  # the next one may send its own
+        calm = producer.undisturbed()
+        if calm:  # else a first copy of the request may still come, and what comes last counts for the group
+            flight.offsets_sent()  # the next one may send its own
         flight.follow()  # and this one is committed once the one before it is
         producer.commit()
+        if not calm:
+            producer.prepare()  # a new one, whose start waits for the end of this transaction in all partitions
 
     # -- what fails -----------------------------------------------------------------------------------------------------
 

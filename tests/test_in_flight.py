@@ -33,12 +33,17 @@ from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer
 
 from .conftest import fill, read_all, values
+from .kafka_wire import Held, Proxy
 from .world import DEADLINE, Scripted, World, fatal, in_thread, names, retriable, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from confluent_kafka import Message
+
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+TXN_OFFSET_COMMIT = 28  # the number of the request
 
 # -- without a broker ----------------------------------------------------------------------------------------------------
 
@@ -174,14 +179,17 @@ def test_no_offsets_are_sent_behind_some_that_were_not(sky: Sky) -> None:
     assert [line for line in sky.log if "abort" in line] == ["abort a", "abort b", "abort c"]
 
 
-def test_what_stands_behind_one_that_was_not_begun_ends(sky: Sky) -> None:
-    """A run that ends while the thread of a flight has not heard of it does not wait for the one behind it for ever."""
+def test_what_stands_behind_one_that_is_not_begun_ends(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that ends while nobody has heard of a flight does not wait for ever for that, nor for the one behind it."""
+    monkeypatch.setattr("kafka_guarantees._in_flight.GRACE", 0.05)
     flights = [Flight(sky.turns[0], [], None, lambda _: None)]  # type: ignore[arg-type]  # a stand-in
     flights.append(Flight(sky.turns[1], [], flights[0], lambda flight: flight.follow_offsets()))  # type: ignore[arg-type]
-    flights[0].ground()
-    over = in_thread(flights[1].fly)
+    sky.flights._flights.extend(flights)
+    behind = in_thread(flights[1].fly)
+    over = in_thread(sky.flights.end)
     assert over() is None
-    assert isinstance(flights[1].failure, AbortNeeded)
+    assert behind() is None
+    assert [type(flight.failure) for flight in flights] == [AbortNeeded, AbortNeeded]
 
 
 def test_there_are_as_many_as_producers(sky: Sky) -> None:
@@ -381,6 +389,51 @@ def test_offsets_reach_the_brokers_in_order(world: Callable[..., World], monkeyp
     with here.client(transactions_in_flight=3) as kafka:
         here.run(kafka, max_batch=1)
     assert sent == list(range(1, 31))
+    assert here.committed() == here.ends
+    assert here.output() == written
+
+
+@pytest.mark.broker
+def test_offsets_that_arrive_twice_do_not_overtake(
+    kafka: RunningKafka, world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X01, X13: librdkafka sends the offsets of the first again, since their connection is lost, and the first copy comes late.
+
+    Behind those of the second it would set the group back, and what the second had consumed would come again. So the second
+    waits until the first is over, whose producer is made anew.
+    """
+    here = world()
+    written = here.fill(2)
+    held: list[Held] = []
+    second_sent = threading.Event()
+    true_send, true_commit = TransactionalProducer.send_offsets, TransactionalProducer.commit
+    late: list[bool] = []
+
+    with Proxy(kafka.bootstrap) as proxy:
+
+        def hold_and_cut(request: Held) -> None:
+            held.append(request)
+            proxy.cut()
+
+        def send_offsets(self: TransactionalProducer, offsets: Any, metadata: object) -> None:
+            if not held:
+                proxy.hold_next(TXN_OFFSET_COMMIT, hold_and_cut)
+            true_send(self, offsets, metadata)
+            if offsets[0].offset == 2:
+                second_sent.set()
+
+        def commit(self: TransactionalProducer) -> None:
+            if held and not late:
+                late.append(second_sent.wait(1))
+                held[0].release()
+            true_commit(self)
+
+        monkeypatch.setattr(TransactionalProducer, "send_offsets", send_offsets)
+        monkeypatch.setattr(TransactionalProducer, "commit", commit)
+        with here.client(bootstrap_servers=proxy.bootstrap) as client:
+            here.run(client, max_batch=1)
+            assert client._producer.renewals == 1
+    assert late == [False]
     assert here.committed() == here.ends
     assert here.output() == written
 
@@ -716,6 +769,24 @@ def test_close_in_a_callback_is_refused(world: Callable[..., World]) -> None:
         here.run(kafka, handler, max_batch=1)
     assert refused[0] < 1
     assert here.output() == written
+
+
+def test_close_in_a_log_handler_is_refused(sky: Sky) -> None:
+    """close() in the thread of a flight raises at once also where no callback of ours is between: a line of a log came there."""
+    refused: list[float] = []
+
+    def finish(_flight: Flight) -> None:
+        began = time.monotonic()
+        with pytest.raises(KafkaGuaranteesError, match="callback"):
+            sky.lifecycle.end_run(DEADLINE)
+        refused.append(time.monotonic() - began)
+
+    with sky.lifecycle.running():
+        sky.flights.next_producer()
+        sky.flights.take_off([], finish)
+        sky.flights.wait()
+    assert refused
+    assert refused[0] < 1
 
 
 @pytest.mark.broker
