@@ -772,7 +772,7 @@ def test_close_in_a_callback_is_refused(world: Callable[..., World]) -> None:
 
 
 def test_close_in_a_log_handler_is_refused(sky: Sky) -> None:
-    """close() in the thread of a flight raises at once also where no callback of ours is between: a line of a log came there."""
+    """close() in the thread of a flight raises at once also where no callback of ours is between: out of a log line."""
     refused: list[float] = []
 
     def finish(_flight: Flight) -> None:
