@@ -473,12 +473,20 @@ def test_a_rival_that_stands_still_does_not_hold_us(postgres_server: LocalPostgr
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
         store.claim(SCOPE, items(2), token=OURS, lease=LONG)
         with psycopg.connect(postgres_server.dsn) as rival:
-            rival.execute(f'SELECT * FROM "{table}" FOR UPDATE'.encode())
+            rival.execute(f'SELECT * FROM "{table}_batches" FOR UPDATE'.encode())
             start = time.monotonic()
             with pytest.raises(StoreUnavailable, match="55P03"):
                 store.complete(SCOPE, items(2), token=OURS)
             assert 4 < time.monotonic() - start < 60
         assert store.complete(SCOPE, items(2), token=OURS) == [True, True]
+
+
+def move_to(rival: psycopg.Connection[Any], table: str, token: bytes, how: str) -> None:
+    """What a claim with this token writes, in a transaction that stays open: a batch, and ids that are in it."""
+    batch = uuid.uuid4()
+    note = f"INSERT INTO \"{table}_batches\" SELECT %s, %s, %s, false, now() + interval '1 hour'"
+    rival.execute(note.encode(), (batch, SCOPE, token))
+    rival.execute(how.encode(), (SCOPE, batch))
 
 
 @pytest.mark.parametrize("default", ["read committed", "serializable"])
@@ -490,8 +498,7 @@ def test_a_claim_waits_for_a_rival_and_sees_what_it_did(
     dsn = make_conninfo(postgres_server.dsn, options=f"-c default_transaction_isolation={default.replace(' ', chr(92) + ' ')}")
     with closing(PostgresDedupStore(dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:
         store.claim("other", items(1), token=OURS, lease=LONG)
-        copy = f'INSERT INTO "{table}" SELECT %s, key, state, %s, position, fingerprint, until, claimed_at FROM "{table}"'
-        rival.execute(copy.encode(), (SCOPE, THEIRS))
+        move_to(rival, table, THEIRS, f'INSERT INTO "{table}" SELECT key, %s, %s, position, fingerprint FROM "{table}"')
         answer: list[Outcome] = []
         thread = threading.Thread(target=lambda: answer.extend(store.claim(SCOPE, items(2, 9), token=OURS, lease=LONG)))
         thread.start()
@@ -505,7 +512,8 @@ def test_a_complete_that_waits_for_a_takeover_is_refused(postgres_server: LocalP
     """D04, D13: whose claim it is, is decided on the newest version of the row, not on that from before the wait."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:
         store.claim(SCOPE, items(2), token=OURS, lease=LONG)
-        rival.execute(f'UPDATE "{table}" SET token = %s WHERE key = %s'.encode(), (THEIRS, item(0).key))
+        rival.execute(f'UPDATE "{table}_batches" SET digest = NULL'.encode())
+        move_to(rival, table, THEIRS, f"UPDATE \"{table}\" SET scope = %s, batch = %s WHERE key = '\\x{item(0).key.hex()}'")
         done: list[bool] = []
         thread = threading.Thread(target=lambda: done.extend(store.complete(SCOPE, items(2), token=OURS)))
         thread.start()
@@ -554,21 +562,6 @@ def test_purge_walks_through_the_table(postgres_server: LocalPostgres, table: st
         assert set(lasting.claim("other", items(20_000), token=THEIRS, lease=LONG)) == {DUPLICATE}
 
 
-def test_tables_as_they_were_made_before_serve_as_well(postgres_server: LocalPostgres, table: str) -> None:
-    """Early versions had the scope first in the primary key, and an index on claimed_at: neither changes an answer."""
-    with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(milliseconds=1))) as store:
-        store.claim("before", items(1), token=OURS, lease=LONG)
-        with psycopg.connect(postgres_server.dsn) as connection:
-            connection.execute(f'ALTER TABLE "{table}" DROP CONSTRAINT "{table}_pkey"'.encode())
-            connection.execute(f'ALTER TABLE "{table}" ADD PRIMARY KEY (scope, key)'.encode())
-            connection.execute(f'CREATE INDEX ON "{table}" (claimed_at)'.encode())
-        assert store.claim(SCOPE, items(3), token=OURS, lease=LONG) == [NEW] * 3
-        assert store.claim(SCOPE, items(3), token=THEIRS, lease=LONG, takeover="lease") == [IN_PROGRESS] * 3
-        assert store.complete(SCOPE, items(3), token=OURS) == [True] * 3
-        eventually(lambda: store.purge() == 3)
-        assert store.claim(SCOPE, items(3), token=THEIRS, lease=LONG) == [NEW] * 3
-
-
 def test_purge_leaves_rows_that_somebody_uses(postgres_server: LocalPostgres, table: str) -> None:
     """It waits for nobody: what is locked is for the next time."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(seconds=0.1))) as store:
@@ -580,18 +573,88 @@ def test_purge_leaves_rows_that_somebody_uses(postgres_server: LocalPostgres, ta
         eventually(lambda: store.purge() == 1)
 
 
+def test_a_batch_that_is_completed_as_it_was_claimed_changes_one_row(postgres_server: LocalPostgres, table: str) -> None:
+    """Not one for each id; also when some in it were known, and whoever asks in whatever order."""
+    with (
+        closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store,
+        psycopg.connect(postgres_server.dsn, autocommit=True) as connection,
+    ):
+        versions, batches = f'SELECT key, ctid FROM "{table}"'.encode(), f'SELECT completed FROM "{table}_batches"'.encode()
+        store.claim(SCOPE, items(3), token=THEIRS, lease=LONG)
+        assert store.claim(SCOPE, items(9, 1), token=OURS, lease=LONG) == [IN_PROGRESS] * 3 + [NEW] * 6
+        before = connection.execute(versions).fetchall()
+        assert store.complete(SCOPE, items(9, 2)[:2:-1], token=OURS) == [True] * 6
+        assert connection.execute(versions).fetchall() == before
+        assert sorted(connection.execute(batches).fetchall()) == [(False,), (True,)]
+
+
+def test_a_batch_of_which_something_was_taken_is_not_completed_as_a_whole(postgres_server: LocalPostgres, table: str) -> None:
+    """D04: by a takeover, a release, or a completion of a part. The rest of it is completed all the same."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+        store.claim(SCOPE, items(4), token=OURS, lease=LONG)
+        assert store.claim(SCOPE, items(4)[:1], token=THEIRS, lease=LONG) == [TAKEN_OVER]
+        store.release(SCOPE, items(4)[1:2], token=OURS)
+        assert store.complete(SCOPE, items(4)[2:3], token=OURS) == [True]
+        assert store.complete(SCOPE, items(4), token=OURS) == [False, False, True, True]
+        assert store.claim(SCOPE, items(4, 1), token=b"x" * 16, lease=LONG) == [IN_PROGRESS, NEW, DUPLICATE, DUPLICATE]
+
+
+def test_a_fingerprint_may_change_until_the_completion(postgres_server: LocalPostgres, table: str) -> None:
+    """It is what complete() says that counts."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+        store.claim(SCOPE, [item(1, 0, b"claimed-")], token=OURS, lease=LONG)
+        assert store.complete(SCOPE, [item(1, 0, b"complete")], token=OURS) == [True]
+        answers = [store.claim(SCOPE, [item(1, 0, mine)], token=THEIRS, lease=LONG) for mine in (b"claimed-", b"complete")]
+        assert answers == [[MISMATCH], [DUPLICATE]]
+
+
+def test_a_claim_that_was_purged_is_not_completed(postgres_server: LocalPostgres, table: str) -> None:
+    """D18: its batch goes first, so that a completion that comes too late is told so, and an id is new before it is removed."""
+    with (
+        closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(milliseconds=1))) as store,
+        psycopg.connect(postgres_server.dsn, autocommit=True) as connection,
+    ):
+        store.claim(SCOPE, items(3), token=OURS, lease=0.001)
+        with connection.transaction():
+            connection.execute(f'SELECT FROM "{table}" FOR UPDATE'.encode())
+            eventually(
+                lambda: store.purge() == 0 and not connection.execute(f'SELECT FROM "{table}_batches"'.encode()).rowcount
+            )
+        assert store.complete(SCOPE, items(3), token=OURS) == [False] * 3
+        assert store.claim(SCOPE, items(1), token=THEIRS, lease=LONG) == [NEW]
+        assert store.purge() == 2
+        assert store.claim(SCOPE, items(3, 1), token=OURS, lease=LONG) == [IN_PROGRESS, NEW, NEW]
+
+
+def test_an_id_that_is_being_taken_is_not_purged(postgres_server: LocalPostgres, table: str) -> None:
+    """Its new batch is not committed yet, and so looks like one that is gone."""
+    with (
+        closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store,
+        psycopg.connect(postgres_server.dsn) as rival,
+    ):
+        store.claim(SCOPE, items(2), token=OURS, lease=LONG)
+        rival.execute(f'DELETE FROM "{table}_batches"'.encode())
+        rival.commit()
+        move_to(rival, table, THEIRS, f"UPDATE \"{table}\" SET scope = %s, batch = %s WHERE key = '\\x{item(0).key.hex()}'")
+        assert store.purge() == 1
+        rival.commit()
+        assert store.purge() == 0
+        assert store.claim(SCOPE, items(2, 1), token=OURS, lease=LONG) == [IN_PROGRESS, NEW]
+
+
 def test_a_complete_of_an_id_that_nobody_claimed_writes_nothing(postgres_server: LocalPostgres, table: str) -> None:
-    """The statement is an upsert: what it would insert must not come to be."""
+    """Neither an id nor a batch."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
         assert store.complete(SCOPE, items(3), token=OURS) == [False] * 3
         with psycopg.connect(postgres_server.dsn) as connection:
-            assert connection.execute(f'SELECT count(*) FROM "{table}"'.encode()).fetchone() == (0,)
+            for written in (table, f"{table}_batches"):
+                assert connection.execute(f'SELECT FROM "{written}"'.encode()).rowcount == 0
 
 
 def test_deadlocks_are_tried_again(postgres_server: LocalPostgres, table: str) -> None:
     """Somebody else's transaction may lock rows in another order; PostgreSQL ends one of the two, and we try again."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:
-        store.claim(SCOPE, items(2), token=OURS, lease=LONG)
+        store.claim(SCOPE, items(3), token=OURS, lease=LONG)
         row = f'SELECT 1 FROM "{table}" WHERE key = %s FOR UPDATE'.encode()
         rival.execute("SET deadlock_timeout = '1min'")  # so that it is ours that is ended
         rival.execute(row, (item(1).key,))
@@ -605,7 +668,8 @@ def test_deadlocks_are_tried_again(postgres_server: LocalPostgres, table: str) -
         assert done == [True, True]
 
 
-@example(table="a" * 64)
+@example(table=f"{'a' * 63}.{'a' * 55}")
+@example(table="a" * 56)
 @example(table="s.t")
 @example(table="s.t.u")
 @given(table=st.text() | st.from_regex(r"[a-z\"'.;\x00 ]{1,20}"))
@@ -613,7 +677,8 @@ def test_a_table_name_cannot_be_anything(table: str) -> None:
     """S03: what is not a plain name, or two with a dot, is refused; nothing that is allowed needs escaping."""
     parts = table.split(".")
     allowed = len(parts) <= 2 and all(
-        part.isascii() and part.replace("_", "a").isalnum() and not part[0].isdigit() and len(part) <= 63 for part in parts
+        part.isascii() and part.replace("_", "a").isalnum() and not part[0].isdigit() and len(part) <= longest
+        for part, longest in zip(reversed(parts), (55, 63), strict=False)
     )
     if allowed:
         PostgresDedupStore("", table=table).close()

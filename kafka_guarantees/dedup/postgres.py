@@ -1,26 +1,35 @@
 """A deduplication store in PostgreSQL: several hosts, ids that survive power loss.
 
 Rules.
-* One statement per call, over the whole batch; a second one only where not everything in it is new.
+* One round trip per call, and one statement where all in it is new, or is completed as it was claimed.
 * The clock is the server's, for leases and for retention (D15).
-* Rows are locked in the order of their keys, whoever locks them: else batches that overlap deadlock (D13).
+* Who waits for others holds locks in one order: ids by key, then batches. Else batches that overlap deadlock (D13).
 * The decisions are the database's, and are made on the newest version of a row: READ COMMITTED, whatever the default is.
 
-The table has one row for each id. ``state`` is the outcome that made it so: claimed (1, 2) or completed (3). ``until`` is the
-end of the lease, and then of the retention. It changes with each completion, so it has no index and updates stay in their page
-(HOT; that is what the fill factor is for). Nor has ``claimed_at``: an index is a page to write for each id, and ``purge`` walks
-through the table instead, some pages at a time (from PostgreSQL 14 on it reads only those). In the primary key the key comes
-first, since it nearly always tells two rows apart. Tables of early versions have the scope first, and an index on
-``claimed_at``: they work as well, and are slower.
+There are two tables. One has a row for each id, which says in which batch it is. The other has a row for each batch: whose it
+is, whether it is completed, and until when that holds: the end of the lease, and then of the retention. So each id is written
+once, when it is claimed, and completing a thousand of them changes one row.
+
+* ``digest`` is that of the keys and fingerprints of a batch, and finds it when it is completed as a whole. Whoever takes ids
+  out of a batch, or completes or releases some of them, clears it first: from then on each id is looked at. What is taken, or
+  completed apart, gets a batch of its own.
+* A batch that is not there any more has expired, and so have its ids. Therefore ``purge`` removes batches first: a completion
+  that comes too late finds nothing, not a half of it.
+* Neither time has an index, which would be a page to write for each id. ``purge`` walks through the tables instead, some pages
+  at a time (from PostgreSQL 14 on it reads only those). In the primary key of ids the key comes first, since it nearly always
+  tells two rows apart.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import threading
 from datetime import timedelta
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -30,6 +39,7 @@ from psycopg_pool import ConnectionPool
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from .contract import Capabilities, Outcome
+from .ids import KEY_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,81 +48,142 @@ if TYPE_CHECKING:
 
     from .contract import Item, Takeover
 
-_TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")  # S03
-_VERSION: Final = "kafka_guarantees.dedup 1"  # D19: kept as the comment of the table
+_TABLE: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,62}\.)?[A-Za-z_][A-Za-z0-9_]{0,54}")  # S03; PostgreSQL cuts off at 63
+_BATCHES: Final = "_batches"  # behind the name of the table
+_VERSION: Final = "kafka_guarantees.dedup 2"  # D19: kept as the comment of the table
 _SCHEMA_LOCK: Final = 0x6B675F6465647570  # any number that all agree on: "kg_dedup"
 
 _CONNECTION_WAIT: Final = 10.0  # seconds for a connection of the pool
 _ATTEMPTS: Final = 5
 _TRY_AGAIN: Final = {"40001", "40P01"}  # a serialization failure, a deadlock: nothing was written (D13)
 _PURGE_CHUNK: Final = 1000  # rows that are locked at a time
-_PURGE_PAGES: Final = 200  # that are looked at at a time; some thirty ids in each
+_PURGE_PAGES: Final = 200  # that are looked at at a time; some sixty ids in each
 
 # A database host that is gone is noticed in about 20 seconds, not in two hours.
 _CONNECTION: Final = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 _CREATE: Final = (
+    # Each row is updated once: with room in its page that changes no index.
+    """
+    CREATE TABLE {batches} (
+        batch uuid PRIMARY KEY, scope text NOT NULL, token bytea NOT NULL, completed boolean NOT NULL,
+        until timestamptz NOT NULL, digest bytea
+    ) WITH (fillfactor = 50)
+    """,
+    "CREATE INDEX ON {batches} (digest) WHERE digest IS NOT NULL",
     """
     CREATE TABLE {table} (
-        scope text, key bytea, state smallint NOT NULL, token bytea NOT NULL, position bytea NOT NULL,
-        fingerprint bytea NOT NULL, until timestamptz NOT NULL, claimed_at timestamptz NOT NULL,
+        key bytea, scope text, batch uuid NOT NULL, position bytea NOT NULL, fingerprint bytea NOT NULL,
         PRIMARY KEY (key, scope)
-    ) WITH (fillfactor = 50)
+    )
     """,
     f"COMMENT ON TABLE {{table}} IS '{_VERSION}'",
 )
 
-# A rival that holds rows and stands still does not stop us for longer. Without the other scans rows are visited in the order of
-# the keys, and a plan that was made while the table was small does not stay.
-_SETTINGS: Final = """
+# A rival that holds rows and stands still does not stop us for longer. Without the other scans a plan that was made while the
+# tables were small is good when they are large.
+_SETTINGS: Final = b"""
     SELECT set_config('lock_timeout', '5s', true), set_config('statement_timeout', '30s', true),
         set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)
 """
 
 # One argument with all keys, one after the other, is packed and parsed faster than an array of them.
 _ITEMS: Final = """(
-    SELECT substring(%(keys)b FROM n * 16 + 1 FOR 16) AS key, substring(%(others)b FROM n * %(size)s + 1 FOR %(size)s) AS other
+    SELECT substring(%(keys)b FROM n * 16 + 1 FOR 16) AS key, substring(%(positions)b FROM n * 16 + 1 FOR 16) AS position,
+        substring(%(fingerprints)b FROM n * 8 + 1 FOR 8) AS fingerprint
     FROM generate_series(0, octet_length(%(keys)b) / 16 - 1) AS n
 ) AS item"""
+_KNOWN: Final = f"{_ITEMS} JOIN {{table}} AS t ON t.key = item.key AND t.scope = %(scope)s"
+# OFFSET keeps the planner from the other way round, which it takes where it expects few batches: each one, and all ids again.
+_IN_BATCHES: Final = _KNOWN + " LEFT JOIN LATERAL (SELECT * FROM {batches} WHERE batch = t.batch OFFSET 0) AS b ON true"  # noqa: S608
+
+# The batch of what a part of the same statement, called "own", has written. The digest is made in the order of writing, which
+# is that of the keys; if it were not, it would find nothing, and each id would be looked at.
+_NOTE: Final = """
+    joined AS MATERIALIZED (
+        SELECT string_agg(key, '') AS keys, string_agg(fingerprint, '') AS fingerprints FROM own
+    ), noted AS (
+        INSERT INTO {batches} (batch, scope, token, completed, until, digest)
+        SELECT %(batch)s, %(scope)s, %(token)b, %(completed)s, clock_timestamp() + %(time)s, sha256(keys || fingerprints)
+        FROM joined WHERE keys IS NOT NULL
+    )
+"""
 
 _CLAIM: Final = f"""
-    INSERT INTO {{table}} AS t (scope, key, state, token, position, fingerprint, until, claimed_at)
-    SELECT %(scope)s, item.key, 1, %(token)b, item.other, '', clock.now + %(lease)s, clock.now
-    FROM (SELECT clock_timestamp() AS now) AS clock, {_ITEMS}
-    ON CONFLICT (scope, key) DO UPDATE SET
-        state = CASE WHEN t.state = 3 OR t.token = EXCLUDED.token THEN 1 ELSE 2 END,
-        token = EXCLUDED.token, position = EXCLUDED.position, until = EXCLUDED.until
-    WHERE t.until <= clock_timestamp()
-        OR t.state < 3 AND (t.token = EXCLUDED.token OR %(by_position)s AND t.position = EXCLUDED.position)
-    RETURNING key, state
+    WITH own AS (
+        INSERT INTO {{table}} (key, scope, batch, position, fingerprint)
+        SELECT item.key, %(scope)s, %(batch)s, item.position, item.fingerprint FROM {_ITEMS}
+        ON CONFLICT DO NOTHING RETURNING key, fingerprint
+    ), {_NOTE}
+    SELECT keys FROM joined
 """  # noqa: S608 - all values are bound
-_READ: Final = "SELECT key, state, fingerprint FROM {table} WHERE scope = %(scope)s AND key = ANY(%(keys)b)"
 
-# An upsert that only finds rows: UPDATE .. FROM visits rows in the planner's order, by estimates that are wrong for
-# a token that statistics have not seen.
-_COMPLETE: Final = f"""
-    INSERT INTO {{table}} AS t (scope, key, state, token, position, fingerprint, until, claimed_at)
-    SELECT %(scope)s, item.key, 3, %(token)b, '', item.other, clock.now + %(retention)s, clock.now
-    FROM (SELECT clock_timestamp() AS now) AS clock, {_ITEMS}
-    WHERE (SELECT c.state < 3 AND c.token = %(token)b FROM {{table}} AS c WHERE c.scope = %(scope)s AND c.key = item.key)
-    ON CONFLICT (scope, key) DO UPDATE SET state = 3, fingerprint = EXCLUDED.fingerprint, until = EXCLUDED.until
-    WHERE t.state < 3 AND t.token = EXCLUDED.token
+_FREE: Final = """(
+    b.batch IS NULL OR b.until <= clock_timestamp()
+    OR NOT b.completed AND (b.token = %(token)b OR %(by_position)s AND t.position = item.position)
+)"""
+_READ: Final = f"SELECT item.key, {_FREE}, b.completed, t.fingerprint FROM {_IN_BATCHES}"  # noqa: S608 - all values are bound
+
+# Before ids leave their batches. Each statement sees what was committed before it began, so it sees what the one before it has
+# waited for.
+_LOCK: Final = (
+    f"SELECT FROM {_KNOWN} ORDER BY t.key FOR UPDATE OF t",
+    f"""
+    WITH held AS MATERIALIZED (
+        SELECT batch FROM {{batches}} WHERE batch IN (SELECT t.batch FROM {_KNOWN}) ORDER BY batch FOR UPDATE
+    )
+    UPDATE {{batches}} AS b SET digest = NULL FROM held WHERE b.batch = held.batch AND b.digest IS NOT NULL
+    """,  # noqa: S608 - all values are bound
+)
+
+# An id that was not there when the others were locked is left alone: it is in a batch with a digest, or leaves "before".
+_FOUND: Final = f"""
+    found AS MATERIALIZED (
+        SELECT item.*, t.batch AS before, b.batch IS NULL OR b.completed OR b.token = %(token)b AS unhandled
+        FROM {_IN_BATCHES} WHERE b.digest IS NULL AND {{which}}
+    )
 """  # noqa: S608 - all values are bound
-_COMPLETED: Final = f"{_READ} AND state = 3 AND until > clock_timestamp()"
+_STILL: Final = "t.key = found.key AND t.scope = %(scope)s AND t.batch = found.before"
+_MOVE: Final = f"""
+    WITH {_FOUND}, own AS (
+        UPDATE {{table}} AS t SET batch = %(batch)s, position = found.position, fingerprint = found.fingerprint
+        FROM found WHERE {_STILL} RETURNING t.key, t.fingerprint, found.unhandled
+    ), {_NOTE}
+    SELECT key, unhandled FROM own
+"""  # noqa: S608 - all values are bound
+_FORGET: Final = f"WITH {_FOUND} DELETE FROM {{table}} AS t USING found WHERE {_STILL}"  # noqa: S608 - all values are bound
 
-_RELEASE: Final = """
-    DELETE FROM {table} WHERE scope = %(scope)s AND key = ANY(%(keys)b) AND state < 3 AND token = %(token)b
-"""
+_TAKE: Final = (*_LOCK, _MOVE.replace("{which}", _FREE))
 
-# A claim that nobody came back for is kept as long as a completed id.
-_PURGE: Final = """
-    DELETE FROM {table} WHERE ctid = ANY(ARRAY(
-        SELECT ctid FROM {table} WHERE ctid >= %(begin)s::tid AND ctid < %(end)s::tid
-            AND until < now() - CASE WHEN state = 3 THEN interval '0' ELSE %(retention)s END
-        LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    ))
+_COMPLETE: Final = """
+    UPDATE {batches} SET completed = true, until = clock_timestamp() + %(time)s
+    WHERE digest = %(digest)b AND scope = %(scope)s AND token = %(token)b AND NOT completed
 """
-_PAGES: Final = "SELECT pg_relation_size('{table}') / current_setting('block_size')::int"
+_CLAIMED: Final = "NOT b.completed AND b.token = %(token)b"
+_COMPLETE_SOME: Final = (*_LOCK, _MOVE.replace("{which}", _CLAIMED))
+_COMPLETED: Final = f"SELECT item.key FROM {_IN_BATCHES} WHERE b.completed AND b.until > clock_timestamp()"  # noqa: S608
+_RELEASE: Final = (*_LOCK, _FORGET.replace("{which}", _CLAIMED))
+
+_PURGE: Final = {
+    # A claim that nobody came back for is kept as long as a completed id.
+    "{batches}": """
+        DELETE FROM {batches} WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {batches} WHERE ctid >= %(begin)s::tid AND ctid < %(end)s::tid
+                AND until < now() - CASE WHEN completed THEN interval '0' ELSE %(retention)s END
+            LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        ))
+    """,
+    # By the snapshot an id that was taken a moment ago is in a batch that is not there; but it has moved to another ctid, which
+    # the snapshot does not have either.
+    "{table}": """
+        DELETE FROM {table} WHERE ctid = ANY(ARRAY(
+            SELECT ctid FROM {table} AS t WHERE ctid >= %(begin)s::tid AND ctid < %(end)s::tid
+                AND NOT EXISTS (SELECT FROM {batches} AS b WHERE b.batch = t.batch)
+            LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+        ))
+    """,
+}
+_PAGES: Final = "SELECT pg_relation_size('{walked}') / current_setting('block_size')::int"
 
 _NO_FINGERPRINT: Final = bytes(8)
 
@@ -123,7 +194,7 @@ class PostgresDedupStore:
     Args:
         pool: a pool of psycopg, which stays the caller's; or what ``psycopg.connect`` takes: then the store has a small pool
             of its own, which ``close()`` closes.
-        table: its name, with or without a schema.
+        table: its name, with or without a schema. The table of batches has ``_batches`` behind it.
         retention: how long a completed id is remembered.
 
     Raises:
@@ -141,11 +212,11 @@ class PostgresDedupStore:
         self._own = isinstance(pool, str)
         self._pid = os.getpid()
         self._table = table
-        self._quoted = ".".join(f'"{name}"' for name in table.split("."))
+        self._quoted, self._batches = (".".join(f'"{name}"' for name in full.split(".")) for full in (table, table + _BATCHES))
         self._retention = retention
         self._opening = threading.Lock()
         self._ready = False
-        self._purged = 0  # up to which page purge() came
+        self._purged = dict.fromkeys(_PURGE, 0)  # up to which page of each table purge() came
 
     def __repr__(self) -> str:
         return f"PostgresDedupStore(table={self._table!r}, retention={self._retention})"  # S01: nothing of the connection
@@ -173,21 +244,28 @@ class PostgresDedupStore:
         """
         if not items:
             return []
-        _check(items, token)
-        arguments = {
-            **_packed(items, [item[1] for item in items]),
-            "scope": scope,
-            "token": token,
-            "lease": timedelta(seconds=lease),
-            "by_position": takeover == "position",
-        }
-        outcomes = {key: Outcome(state) for key, state in self._rows(_CLAIM, arguments)}
-        if len(outcomes) < len(items):
-            # They were locked, and are read after that: with the snapshot of the first statement a rival's would be missing.
-            others = {item[0]: item[2] for item in items if item[0] not in outcomes}
-            found = {key: rest for key, *rest in self._rows(_READ, {"scope": scope, "keys": list(others)})}
-            outcomes.update((key, _outcome(found.get(key), mine)) for key, mine in others.items())
+        arguments = {**_packed(items, token), **_batch(scope, token, timedelta(seconds=lease), completed=False)}
+        [(keys,)] = self._rows(_CLAIM, arguments)
+        if keys is not None and len(keys) == len(arguments["keys"]):
+            return [Outcome.NEW] * len(items)
+        outcomes = dict.fromkeys(_split(keys or b""), Outcome.NEW)
+        others = [item for item in items if item[0] not in outcomes]
+        outcomes.update(self._claim_known(scope, others, token, lease, by_position=takeover == "position"))
         return [outcomes[item[0]] for item in items]
+
+    def _claim_known(
+        self, scope: str, items: Sequence[Item], token: bytes, lease: float, *, by_position: bool
+    ) -> dict[bytes, Outcome]:
+        """Claim ids that were there already. What changes meanwhile is in progress: the next claim knows more."""
+        arguments = {**_packed(items, token), "scope": scope, "by_position": by_position}
+        found = {key: rest for key, *rest in self._rows(_READ, arguments)}
+        free = [item for item in items if item[0] in found and found[item[0]][0]]
+        outcomes = {item[0]: _outcome(found.get(item[0]), item[2]) for item in items}
+        if free:
+            taking = _batch(scope, token, timedelta(seconds=lease), completed=False)
+            for key, unhandled in self._rows(_TAKE, {**_packed(free, token), **taking, "by_position": by_position}):
+                outcomes[key] = Outcome.NEW if unhandled else Outcome.TAKEN_OVER
+        return outcomes
 
     def complete(self, scope: str, items: Sequence[Item], *, token: bytes) -> list[bool]:
         """See ``DedupStore.complete``.
@@ -199,14 +277,12 @@ class PostgresDedupStore:
         """
         if not items:
             return []
-        _check(items, token)
-        packed = _packed(items, [item[2] or _NO_FINGERPRINT for item in items])
-        arguments = {**packed, "scope": scope, "token": token, "retention": self._retention}
-        if self._count(_COMPLETE, arguments) == len(items):
+        arguments = {**_packed(items, token), **_batch(scope, token, self._retention, completed=True)}
+        digest = hashlib.sha256(arguments["keys"] + arguments["fingerprints"]).digest()
+        if self._count(_COMPLETE, {**arguments, "digest": digest}) or self._count(_COMPLETE_SOME, arguments) == len(items):
             return [True] * len(items)
-        keys = [item[0] for item in items]
-        done = {row[0] for row in self._rows(_COMPLETED, {"scope": scope, "keys": keys})}
-        return [key in done for key in keys]
+        done = {key for (key,) in self._rows(_COMPLETED, arguments)}
+        return [item[0] in done for item in items]
 
     def release(self, scope: str, items: Sequence[Item], *, token: bytes) -> None:
         """See ``DedupStore.release``.
@@ -217,8 +293,7 @@ class PostgresDedupStore:
             ValueError: a key or token of another size than the contract says.
         """
         if items:
-            _check(items, token)
-            self._count(_RELEASE, {"scope": scope, "keys": [item[0] for item in items], "token": token})
+            self._count(_RELEASE, {**_packed(items, token), "scope": scope})
 
     def purge(self, *, limit: int = 10_000) -> int:
         """See ``DedupStore.purge``. Looks at some five times as many ids. Those that somebody uses are left for the next time.
@@ -227,17 +302,22 @@ class PostgresDedupStore:
             StoreUnavailable: PostgreSQL did not answer, or refused.
             KafkaGuaranteesError: the table is of another version.
         """
-        [(count,)] = self._rows(_PAGES, {})
+        self._walk("{batches}", limit)
+        return self._walk("{table}", limit)
+
+    def _walk(self, table: str, limit: int) -> int:
+        """Remove what is expired in the next pages of a table. Returns how many rows."""
+        [(count,)] = self._rows(_PAGES.replace("{walked}", table), {})
         removed = walked = 0
-        while removed < limit and walked < min(count, max(_PURGE_PAGES, limit // 5)):
-            begin = self._purged if self._purged < count else 0
+        while removed < limit and walked < min(count, max(_PURGE_PAGES, limit // 16)):
+            begin = self._purged[table] if self._purged[table] < count else 0
             chunk, end = min(_PURGE_CHUNK, limit - removed), begin + _PURGE_PAGES
             where = {"begin": f"({begin},0)", "end": f"({end},0)"}
-            found = self._count(_PURGE, {**where, "retention": self._retention, "limit": chunk})
+            found = self._count(_PURGE[table], {**where, "retention": self._retention, "limit": chunk})
             removed += found
             if found < chunk:  # else there may be more in these pages
                 walked += _PURGE_PAGES
-                self._purged = end
+                self._purged[table] = end
         return removed
 
     def close(self) -> None:
@@ -253,13 +333,14 @@ class PostgresDedupStore:
 
     # -- one transaction, one round trip ------------------------------------------------------------------------------------
 
-    def _rows(self, statement: str, arguments: dict[str, Any]) -> list[tuple[Any, ...]]:
-        return self._run(statement, arguments).fetchall()
+    def _rows(self, statements: str | tuple[str, ...], arguments: dict[str, Any]) -> list[tuple[Any, ...]]:
+        return self._run(statements, arguments).fetchall()
 
-    def _count(self, statement: str, arguments: dict[str, Any]) -> int:
-        return self._run(statement, arguments).rowcount
+    def _count(self, statements: str | tuple[str, ...], arguments: dict[str, Any]) -> int:
+        return self._run(statements, arguments).rowcount
 
-    def _run(self, statement: str, arguments: dict[str, Any]) -> psycopg.Cursor[tuple[Any, ...]]:
+    def _run(self, statements: str | tuple[str, ...], arguments: dict[str, Any]) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Returns what the last of the statements answers."""
         if os.getpid() != self._pid:
             raise ForkedClientError(
                 "this PostgresDedupStore was made in another process, and connections to PostgreSQL do not survive fork(). "
@@ -271,7 +352,7 @@ class PostgresDedupStore:
             with self._pool.connection(_CONNECTION_WAIT) as connection, _Autocommit(connection):
                 for last in (*[False] * (_ATTEMPTS - 1), True):
                     try:
-                        return self._transaction(connection, statement, arguments)
+                        return self._transaction(connection, statements, arguments)
                     except psycopg.OperationalError as exc:
                         if last or exc.sqlstate not in _TRY_AGAIN:
                             raise
@@ -285,22 +366,25 @@ class PostgresDedupStore:
             ) from exc
 
     def _transaction(
-        self, connection: psycopg.Connection[Any], statement: str, arguments: dict[str, Any]
+        self, connection: psycopg.Connection[Any], statements: str | tuple[str, ...], arguments: dict[str, Any]
     ) -> psycopg.Cursor[tuple[Any, ...]]:
+        *before, last = (statements,) if isinstance(statements, str) else statements
         cursor = psycopg.Cursor(connection, row_factory=tuple_row)
         try:
             with connection.pipeline():
-                connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
                 connection.execute(_SETTINGS)
-                cursor.execute(self._sql(statement), arguments, binary=True)
-                connection.execute("COMMIT")
+                for statement in before:
+                    connection.execute(self._sql(statement), arguments, binary=True)
+                cursor.execute(self._sql(last), arguments, binary=True)
+                connection.execute(b"COMMIT")
         finally:
             if connection.info.transaction_status in {TransactionStatus.INERROR, TransactionStatus.INTRANS}:
                 connection.rollback()
         return cursor
 
     def _sql(self, statement: str) -> bytes:
-        return statement.replace("{table}", self._quoted).encode()
+        return statement.replace("{table}", self._quoted).replace("{batches}", self._batches).encode()
 
     def _open(self) -> None:
         """Open the pool and create the table, where that is to be done."""
@@ -364,26 +448,34 @@ def _small_pool(conninfo: str) -> ConnectionPool[Any]:
     return ConnectionPool(conninfo, min_size=1, max_size=4, open=False, name="kafka-guarantees-dedup", kwargs=more)
 
 
-def _check(items: Sequence[Item], token: bytes) -> None:
-    # "others" of the wrong size would be those of other keys.
-    if not {16}.issuperset(map(len, (token, *[part for item in items for part in item[:2]]))):
+def _packed(items: Sequence[Item], token: bytes) -> dict[str, Any]:
+    """What each statement takes: the items in the order of their keys, and the token."""
+    keys, positions, fingerprints = zip(*sorted(items, key=itemgetter(0)), strict=True)
+    # A part of the wrong size would be that of other keys.
+    if not {16}.issuperset(map(len, (token, *keys, *positions))):
         raise ValueError("a key, a position and a token have 16 bytes")
-    if not {0, 8}.issuperset([len(item[2]) for item in items]):
+    if not {0, 8}.issuperset(map(len, fingerprints)):
         raise ValueError("a fingerprint has 8 bytes, or none")
+    if not all(fingerprints):
+        fingerprints = tuple(fingerprint or _NO_FINGERPRINT for fingerprint in fingerprints)
+    joined = {"keys": b"".join(keys), "positions": b"".join(positions), "fingerprints": b"".join(fingerprints)}
+    return {**joined, "token": token}
 
 
-def _packed(items: Sequence[Item], others: list[bytes]) -> dict[str, Any]:
-    """The keys in their order, and one more value for each of them."""
-    pairs = sorted(zip((item[0] for item in items), others, strict=True))
-    return {
-        "keys": b"".join([key for key, _ in pairs]),
-        "others": b"".join([other for _, other in pairs]),
-        "size": len(others[0]),
-    }
+def _batch(scope: str, token: bytes, time: timedelta, *, completed: bool) -> dict[str, Any]:
+    """A batch that ids may get into."""
+    return {"batch": uuid4(), "scope": scope, "token": token, "completed": completed, "time": time}
+
+
+def _split(keys: bytes) -> list[bytes]:
+    return [keys[start : start + KEY_SIZE] for start in range(0, len(keys), KEY_SIZE)]
 
 
 def _outcome(found: Sequence[Any] | None, mine: bytes) -> Outcome:
-    """What a row that could not be claimed says; None: it was released meanwhile, and the next claim gets it."""
-    if found is None or found[0] != Outcome.DUPLICATE:
+    """What an id that was not free says; None: it was released meanwhile, and the next claim gets it."""
+    if found is None:
         return Outcome.IN_PROGRESS
-    return Outcome.MISMATCH if mine and found[1] not in {mine, _NO_FINGERPRINT} else Outcome.DUPLICATE
+    free, completed, fingerprint = found
+    if free or not completed:
+        return Outcome.IN_PROGRESS
+    return Outcome.MISMATCH if mine and fingerprint not in {mine, _NO_FINGERPRINT} else Outcome.DUPLICATE
