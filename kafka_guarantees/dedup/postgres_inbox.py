@@ -90,9 +90,10 @@ class _Statements:
             ', added AS (INSERT INTO "{p}_id" (expires, key, scope) '
             "SELECT statement_timestamp() + %s, substring(%s::bytea FROM i * {size} + 1 FOR {size}), %s "
             "FROM generate_series(0, %s - 1) AS i WHERE (SELECT count(*) FROM locked) = @@ "
-            "ON CONFLICT DO NOTHING RETURNING key), done AS MATERIALIZED (SELECT string_agg(key, '') AS keys FROM added)"
+            "ON CONFLICT DO NOTHING RETURNING key), done AS MATERIALIZED (SELECT count(*) AS new, "
+            "CASE WHEN count(*) < %s THEN (SELECT string_agg(key, '') FROM added) END AS keys FROM added)"
         )
-        self._nothing_added = named(", done AS MATERIALIZED (SELECT NULL::bytea AS keys, count(*) FROM locked)")
+        self._nothing_added = named(", done AS MATERIALIZED (SELECT 0 AS new, NULL::bytea AS keys, count(*) FROM locked)")
         self.rows = self._limits + named(
             '), added AS (INSERT INTO "{p}_offset" (scope, topic, partition, topic_id) '
             "SELECT %s, place.* FROM limits, unnest(%s::text[], %s::int[], %s::bytea[]) AS place "
@@ -100,8 +101,8 @@ class _Statements:
             "SELECT set_config('lock_timeout', limits.before, true) FROM limits, done"
         )
         self._begun = named(
-            " SELECT locked.*, pg_current_xact_id()::text, done.keys, set_config('lock_timeout', limits.before, true) "
-            "FROM limits, done, locked"
+            " SELECT locked.*, pg_current_xact_id()::text, done.new, done.keys, "
+            "set_config('lock_timeout', limits.before, true) FROM limits, done, locked"
         )
         # FOR UPDATE in the order of the keys comes first: UPDATE alone locks in any order.
         self.refresh = named(
@@ -317,7 +318,7 @@ class PostgresInbox:
                 what += (source.topic, source.partition)
             what.append(scope)
             if keys:
-                what += (self._retention, b"".join(keys), scope, len(keys))
+                what += (self._retention, b"".join(keys), scope, len(keys), len(keys))
             asked.execute(self._statements.begin(len(sources), ids=bool(keys)), what, binary=True)
         return asked
 
@@ -332,9 +333,10 @@ class PostgresInbox:
                 )
             stored = self._offsets(scope, batch.first, rows)
             fresh = pending(batch, stored)
-            number, new = rows[0][4:6] if rows else (None, None)
-            if len(new or b"") < len(batch.keys) * KEY_SIZE or len(fresh) < len(batch.entries):
-                fresh = self._sort_out(connection, scope, batch, fresh, set(_split(new or b"")))
+            number, count, new = rows[0][4:7] if rows else (None, 0, None)
+            if count < len(batch.keys) or len(fresh) < len(batch.entries):
+                keys = batch.keys if count == len(batch.keys) else _split(new or b"")
+                fresh = self._sort_out(connection, scope, batch, fresh, set(keys))
         return PostgresInboxTransaction(
             connection, self._statements, scope, batch=batch, stored=stored, fresh=fresh, number=number
         )
