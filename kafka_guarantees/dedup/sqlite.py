@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from .contract import Item, Takeover
 
+    _Packed = dict[str, bytes | int]
+
 WAIT = 5.0  # seconds that a call waits for other processes, or for other threads
 FORMAT = 1  # PRAGMA user_version: D19
 OURS = 0x6B676464  # PRAGMA application_id: "kgdd"
@@ -63,7 +65,9 @@ _KEY = "substr(:keys, place.number * 16 + 1, 16)"
 _POSITION = "substr(:positions, place.number * 16 + 1, 16)"
 _FINGERPRINT = "substr(:fingerprints, place.number * 8 + 1, 8)"
 _BATCH = "FROM place WHERE place.number < :count"
-_FOUND_IN = f"FROM place CROSS JOIN {{table}} WHERE place.number < :count AND scope = :scope AND key = {_KEY}"
+_HERE = f"place.number < :count AND scope = :scope AND key = {_KEY}"
+# EXISTS is asked once: most of the time there are no claims, and an empty generation need not be asked for each key.
+_FOUND_IN = f"FROM place CROSS JOIN {{table}} WHERE EXISTS (SELECT 1 FROM {{table}}) AND {_HERE}"  # noqa: S608 - of constants
 _OWN = f"scope = :scope AND token = :token AND key IN (SELECT {_KEY} {_BATCH})"
 
 COMPLETED = " UNION ALL ".join(
@@ -76,7 +80,9 @@ COMPLETE = [
     f"REPLACE INTO completed_{number} SELECT :scope, key, {_FINGERPRINT} {_FOUND_IN.format(table='claim')} AND token = :token"
     for number in range(GENERATIONS)
 ]
-RELEASE = f"DELETE FROM claim WHERE {_OWN}"  # noqa: S608 - of constants, as the others
+RELEASE = f"DELETE FROM claim WHERE {_OWN}"  # noqa: S608 - of constants
+MORE_CLAIMS = "SELECT 1 FROM claim LIMIT 1 OFFSET :count"
+RELEASE_ALL = "DELETE FROM claim"  # which SQLite does by the page
 BEGUN = "SELECT current, since, retention, (SELECT number FROM scope WHERE name = ?) FROM rotation"
 NOT_COMPARED = bytes(FINGERPRINT_SIZE)  # stands for no fingerprint, so that all have one length
 
@@ -143,35 +149,36 @@ class SqliteDedupStore:
         outcomes: dict[bytes, Outcome] = {}
         with self._transaction(scope) as transaction:
             now, until = transaction.now, transaction.now + lease
-            for chunk in _chunks(items):
-                claimed = chunk
-                known = {row[0]: row for row in transaction.execute(KNOWN, chunk)}
+            for chunk, packed in _chunks(items):
+                claimed = packed
+                known = {row[0]: row for row in transaction.execute(KNOWN, packed)}
                 if known:
                     judged = {item.key: _judge(known.get(item.key), item, token, takeover, now) for item in chunk}
                     outcomes.update(judged)
-                    claimed = [item for item in chunk if judged[item.key] <= Outcome.TAKEN_OVER]
-                if claimed:
-                    transaction.execute(CLAIM, claimed, token=token, until=until)
-        return [outcomes.get(item.key, Outcome.NEW) for item in items]
+                    claimed = _packed([item for item in chunk if judged[item.key] <= Outcome.TAKEN_OVER])
+                transaction.execute(CLAIM, claimed, token=token, until=until)
+        return [outcomes.get(item.key, Outcome.NEW) for item in items] if outcomes else [Outcome.NEW] * len(items)
 
     def complete(self, scope: str, items: Sequence[Item], *, token: bytes) -> list[bool]:
         """Turn claims with this token into completed ids. See ``DedupStore.complete``."""
         left_out: set[bytes] = set()
         with self._transaction(scope) as transaction:
-            for chunk in _chunks(items):
-                completed = transaction.execute(COMPLETE[transaction.current], chunk, token=token).rowcount
-                if completed:
-                    transaction.execute(RELEASE, chunk, token=token)
+            for chunk, packed in _chunks(items):
+                completed = transaction.execute(COMPLETE[transaction.current], packed, token=token).rowcount
+                if completed == len(chunk) and not transaction.execute(MORE_CLAIMS, packed).fetchone():  # all that there are
+                    transaction.execute(RELEASE_ALL, packed)
+                elif completed:
+                    transaction.execute(RELEASE, packed, token=token)
                 if completed < len(chunk):
                     left_out.update(item.key for item in chunk)
-                    left_out.difference_update(row[0] for row in transaction.execute(COMPLETED, chunk))
-        return [item.key not in left_out for item in items]
+                    left_out.difference_update(row[0] for row in transaction.execute(COMPLETED, packed))
+        return [item.key not in left_out for item in items] if left_out else [True] * len(items)
 
     def release(self, scope: str, items: Sequence[Item], *, token: bytes) -> None:
         """Forget claims with this token. See ``DedupStore.release``."""
         with self._transaction(scope) as transaction:
-            for chunk in _chunks(items):
-                transaction.execute(RELEASE, chunk, token=token)
+            for _, packed in _chunks(items):
+                transaction.execute(RELEASE, packed, token=token)
 
     def purge(self, *, limit: int = 10_000) -> int:  # noqa: ARG002 - a generation goes as a whole, as fast as few of its ids
         """Forget what is expired, as every call does. Returns how many ids went."""
@@ -295,19 +302,9 @@ class _Transaction:
         if self._scope is None and scope is not None:
             self._scope = connection.execute("INSERT INTO scope (name) VALUES (?)", (scope,)).lastrowid
 
-    def execute(self, statement: str, chunk: Sequence[Item], *, token: bytes = b"", until: float = 0.0) -> sqlite3.Cursor:
+    def execute(self, statement: str, packed: _Packed, *, token: bytes = b"", until: float = 0.0) -> sqlite3.Cursor:
         """Once for all items of a chunk."""
-        keys, positions, fingerprints = zip(*chunk, strict=True)
-        parameters = {
-            "scope": self._scope,
-            "count": len(chunk),
-            "keys": b"".join(keys),
-            "positions": b"".join(positions),
-            "fingerprints": b"".join(fingerprints),
-            "token": token,
-            "until": until,
-        }
-        return self._connection.execute(statement, parameters)
+        return self._connection.execute(statement, {**packed, "scope": self._scope, "token": token, "until": until})
 
     def _rotate(self, age: float, period: float) -> None:
         """Empty the oldest generation, and make it the current one, once for each period that is over."""
@@ -325,17 +322,28 @@ class _Transaction:
         self._connection.execute("DELETE FROM claim WHERE until < ?", (self.now - period * (GENERATIONS - 1),))
 
 
-def _chunks(items: Sequence[Item]) -> Iterator[list[Item]]:
+def _chunks(items: Sequence[Item]) -> Iterator[tuple[list[Item], _Packed]]:
     """As many as one statement takes, in the order of their keys: neighbours share pages (D18)."""
     ordered = sorted(items, key=itemgetter(0))
     for start in range(0, len(ordered), CHUNK):
         chunk = ordered[start : start + CHUNK]
-        if not all(map(itemgetter(2), chunk)):
-            chunk = [item if item.fingerprint else item._replace(fingerprint=NOT_COMPARED) for item in chunk]
-        for key, position, fingerprint in chunk:  # joined, one of another length would make others of all that follow it
-            if len(key) != KEY_SIZE or len(position) != KEY_SIZE or len(fingerprint) != FINGERPRINT_SIZE:
-                raise ValueError(f"keys and positions have {KEY_SIZE} bytes, fingerprints {FINGERPRINT_SIZE} or none")
-        yield chunk
+        yield chunk, _packed(chunk)
+
+
+def _packed(chunk: Sequence[Item]) -> _Packed:
+    """What statements take for these items."""
+    keys, positions, fingerprints = zip(*chunk, strict=True) if chunk else ((), (), ())
+    if not all(fingerprints):
+        fingerprints = tuple(fingerprint or NOT_COMPARED for fingerprint in fingerprints)
+    # Joined, one of another length would make others of all that follow it.
+    if not {KEY_SIZE}.issuperset(map(len, keys + positions)) or not {FINGERPRINT_SIZE}.issuperset(map(len, fingerprints)):
+        raise ValueError(f"keys and positions have {KEY_SIZE} bytes, fingerprints {FINGERPRINT_SIZE} or none")
+    return {
+        "count": len(chunk),
+        "keys": b"".join(keys),
+        "positions": b"".join(positions),
+        "fingerprints": b"".join(fingerprints),
+    }
 
 
 def _judge(known: tuple[Any, ...] | None, item: Item, token: bytes, takeover: Takeover, now: float) -> Outcome:
@@ -344,7 +352,7 @@ def _judge(known: tuple[Any, ...] | None, item: Item, token: bytes, takeover: Ta
         return Outcome.NEW
     _, fingerprint, owner, position, until = known
     if owner is None:
-        differs = NOT_COMPARED != fingerprint != item.fingerprint != NOT_COMPARED
+        differs = NOT_COMPARED != fingerprint != (item.fingerprint or fingerprint)
         return Outcome.MISMATCH if differs else Outcome.DUPLICATE
     if owner == token:
         return Outcome.NEW
