@@ -125,18 +125,20 @@ _FREE: Final = """(
 _READ: Final = f"SELECT item.key, {_FREE}, b.completed, t.fingerprint FROM {_IN_BATCHES}"  # noqa: S608 - all values are bound
 
 # Before ids leave their batches. Each statement sees what was committed before it began, so it sees what the one before it has
-# waited for.
+# waited for; and ids that came since then, which it takes along where nobody has them: who holds batches waits for no id.
 _LOCK: Final = (
     f"SELECT FROM {_KNOWN} ORDER BY t.key FOR UPDATE OF t",
     f"""
-    WITH held AS MATERIALIZED (
-        SELECT batch FROM {{batches}} WHERE batch IN (SELECT t.batch FROM {_KNOWN}) ORDER BY batch FOR UPDATE
+    WITH ids AS MATERIALIZED (
+        SELECT t.batch FROM {_KNOWN} FOR UPDATE OF t SKIP LOCKED
+    ), held AS MATERIALIZED (
+        SELECT batch FROM {{batches}} WHERE batch IN (SELECT batch FROM ids) ORDER BY batch FOR UPDATE
     )
     UPDATE {{batches}} AS b SET digest = NULL FROM held WHERE b.batch = held.batch AND b.digest IS NOT NULL
     """,  # noqa: S608 - all values are bound
 )
 
-# An id that was not there when the others were locked is left alone: it is in a batch with a digest, or leaves "before".
+# An id that is not locked is left alone: it is in a batch with a digest, or leaves "before".
 _FOUND: Final = f"""
     found AS MATERIALIZED (
         SELECT item.*, t.batch AS before, b.batch IS NULL OR b.completed OR b.token = %(token)b AS unhandled
