@@ -102,15 +102,15 @@ class PlainProducer(Handle):
         try:
             if record is None and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                 try:
-                    self.raw.produce(topic, value, key, -1, delivery._settle)
+                    self.raw.produce(topic, value, key, -1, delivery)
                 except BufferError:
-                    self.send(Record(topic, value, key), delivery._settle)
+                    self.send(Record(topic, value, key), delivery)
                 else:
                     self._unserved += 1
                     if self._unserved >= SERVE_EVERY:
                         self.serve()
             else:
-                self.send(Record(topic, value, key) if record is None else record, delivery._settle)
+                self.send(Record(topic, value, key) if record is None else record, delivery)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except KafkaException as exc:

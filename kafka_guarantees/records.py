@@ -231,8 +231,8 @@ class Delivery:
             raise self._failure
         return self
 
-    def _settle(self, error: KafkaError | None, message: Message) -> None:
-        # the delivery callback: it never raises (P12)
+    def __call__(self, error: KafkaError | None, message: Message) -> None:
+        """For librdkafka: it is its own delivery callback, so that none is made for each record. Never raises (P12)."""
         if error is None:
             self.partition = message.partition()
             self.offset = message.offset()

@@ -373,7 +373,7 @@ def refused_by_the_report() -> BaseException:
             """Nothing waits."""
 
     delivery = Delivery("t", Server())
-    delivery._settle(KafkaError(E._MSG_TIMED_OUT), Message(topic="t"))
+    delivery(KafkaError(E._MSG_TIMED_OUT), Message(topic="t"))
     with pytest.raises(DeliveryUnknown) as caught:
         delivery.result()
     return caught.value

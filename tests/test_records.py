@@ -193,7 +193,7 @@ class Server:
 
 def test_result_waits_until_the_report_comes() -> None:
     """It serves the producer meanwhile, in slices, and returns the delivery itself."""
-    server = Server(3, lambda: delivery._settle(None, Message(topic="t", partition=4, offset=9)))
+    server = Server(3, lambda: delivery(None, Message(topic="t", partition=4, offset=9)))
     delivery = Delivery("t", server)
     assert not delivery.done
     assert delivery.result() is delivery
@@ -207,7 +207,7 @@ def test_result_does_not_wait_for_what_is_known() -> None:
     """Once done, always done: no look at the producer, not even with a timeout of 0."""
     server = Server()
     delivery = Delivery("t", server)
-    delivery._settle(None, Message(topic="t", partition=0, offset=1))
+    delivery(None, Message(topic="t", partition=0, offset=1))
     assert delivery.result(0) is delivery
     assert server.looks == 0
 
@@ -215,7 +215,7 @@ def test_result_does_not_wait_for_what_is_known() -> None:
 def test_a_delivery_without_an_offset_is_a_success() -> None:
     """P13: the broker had the record already from an earlier try, and names no offset."""
     delivery = Delivery("t", Server())
-    delivery._settle(None, Message(topic="t", partition=0))
+    delivery(None, Message(topic="t", partition=0))
     assert delivery.result().done
 
 
@@ -230,7 +230,7 @@ def test_result_gives_up_after_its_timeout_and_can_be_asked_again(timeout: float
     assert timeout <= time.monotonic() - started < timeout + 1
     assert not delivery.done
     assert not server.unacknowledged
-    delivery._settle(None, Message(topic="t", partition=0, offset=1))
+    delivery(None, Message(topic="t", partition=0, offset=1))
     assert delivery.result(0).offset == 1
 
 
@@ -242,7 +242,7 @@ def test_a_failure_is_kept_for_others_and_raised_by_every_result(code: int, kind
     server = Server()
     delivery = Delivery("t", server)
     server.unacknowledged.add(delivery)
-    delivery._settle(KafkaError(code), Message(topic="t"))
+    delivery(KafkaError(code), Message(topic="t"))
     assert server.unacknowledged == {delivery}
     assert delivery.done
     for _ in range(2):
@@ -256,8 +256,8 @@ def test_a_delivery_shows_its_state() -> None:
     """Its repr is for logs: topic and state, never the payload."""
     one, two = Delivery("t", Server()), Delivery("t", Server())
     assert repr(one) == "<Delivery to 't': on its way>"
-    one._settle(None, Message(topic="t", partition=0, offset=1))
-    two._settle(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
+    one(None, Message(topic="t", partition=0, offset=1))
+    two(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
     assert repr(one) == "<Delivery to 't': acknowledged>"
     assert repr(two) == "<Delivery to 't': failed>"
 
