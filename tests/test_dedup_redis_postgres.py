@@ -651,6 +651,33 @@ def test_a_complete_of_an_id_that_nobody_claimed_writes_nothing(postgres_server:
                 assert connection.execute(f'SELECT FROM "{written}"'.encode()).rowcount == 0
 
 
+def test_a_plan_from_when_the_table_was_small_is_good_when_it_is_large(postgres_server: LocalPostgres, table: str) -> None:
+    """A worker keeps its plans until the next ANALYZE, which may be hours away: none reads the whole index for a few ids."""
+    with ConnectionPool(postgres_server.dsn, min_size=1, max_size=1, open=True) as pool:
+        worker = PostgresDedupStore(pool, table=table)
+        worker.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+            for one in (table, f"{table}_batches"):
+                connection.execute(f'ALTER TABLE "{one}" SET (autovacuum_enabled = off)'.encode())
+
+        def parts() -> None:
+            for _ in range(2):
+                worker.claim(SCOPE, items(8), token=OURS, lease=LONG)
+            worker.complete(SCOPE, items(4), token=OURS)
+            worker.release(SCOPE, items(8)[4:], token=OURS)
+
+        for _ in range(12):
+            parts()
+        with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as others:
+            others.claim(SCOPE, items(20_000)[8:], token=THEIRS, lease=LONG)
+        parts()
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+        eventually(lambda: connection.execute(SESSIONS).fetchone() == (0,))  # they report when they end
+        found = connection.execute("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE relname = %s", (table,)).fetchone()
+        assert found is not None
+        assert 0 < found[0] < 10_000
+
+
 def test_deadlocks_are_tried_again(postgres_server: LocalPostgres, table: str) -> None:
     """Somebody else's transaction may lock rows in another order; PostgreSQL ends one of the two, and we try again."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:

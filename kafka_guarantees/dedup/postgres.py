@@ -81,7 +81,7 @@ _CREATE: Final = (
 )
 
 # A rival that holds rows and stands still does not stop us for longer. Without the other scans a plan that was made while the
-# tables were small is good when they are large.
+# tables were small is good when they are large: it may be kept until the next ANALYZE. See also OFFSET.
 _SETTINGS: Final = b"""
     SELECT set_config('lock_timeout', '5s', true), set_config('statement_timeout', '30s', true),
         set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)
@@ -93,8 +93,12 @@ _ITEMS: Final = """(
         substring(%(fingerprints)b FROM n * 8 + 1 FOR 8) AS fingerprint
     FROM generate_series(0, octet_length(%(keys)b) / 16 - 1) AS n
 ) AS item"""
-_KNOWN: Final = f"{_ITEMS} JOIN {{table}} AS t ON t.key = item.key AND t.scope = %(scope)s"
-# OFFSET keeps the planner from the other way round, which it takes where it expects few batches: each one, and all ids again.
+# OFFSET keeps the planner from the other way round, which it takes where it expects few rows: each, and all items again.
+_KNOWN: Final = f"""
+    {_ITEMS} JOIN LATERAL (
+        SELECT *, ctid AS place FROM {{table}} WHERE key = item.key AND scope = %(scope)s OFFSET 0
+    ) AS t ON true
+"""  # noqa: S608 - all values are bound
 _IN_BATCHES: Final = _KNOWN + " LEFT JOIN LATERAL (SELECT * FROM {batches} WHERE batch = t.batch OFFSET 0) AS b ON true"  # noqa: S608
 
 # The batch of what a part of the same statement, called "own", has written. The digest is made in the order of writing, which
@@ -141,11 +145,11 @@ _LOCK: Final = (
 # An id that is not locked is left alone: it is in a batch with a digest, or leaves "before".
 _FOUND: Final = f"""
     found AS MATERIALIZED (
-        SELECT item.*, t.batch AS before, b.batch IS NULL OR b.completed OR b.token = %(token)b AS unhandled
+        SELECT item.*, t.place, t.batch AS before, b.batch IS NULL OR b.completed OR b.token = %(token)b AS unhandled
         FROM {_IN_BATCHES} WHERE b.digest IS NULL AND {{which}}
     )
 """  # noqa: S608 - all values are bound
-_STILL: Final = "t.key = found.key AND t.scope = %(scope)s AND t.batch = found.before"
+_STILL: Final = "t.ctid = found.place AND t.batch = found.before"  # the second for a row that is waited for: its place is old
 _MOVE: Final = f"""
     WITH {_FOUND}, own AS (
         UPDATE {{table}} AS t SET batch = %(batch)s, position = found.position, fingerprint = found.fingerprint
