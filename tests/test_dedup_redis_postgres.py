@@ -562,6 +562,21 @@ def test_purge_walks_through_the_table(postgres_server: LocalPostgres, table: st
         assert set(lasting.claim("other", items(20_000), token=THEIRS, lease=LONG)) == {DUPLICATE}
 
 
+def test_purge_by_processes_that_end_soon_comes_to_the_last_page(postgres_server: LocalPostgres, table: str) -> None:
+    """D18: each store begins somewhere else, so that nothing is left for ever by workers that begin anew each day."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as lasting:
+        lasting.claim(SCOPE, items(20_000), token=OURS, lease=LONG)  # these are more pages than one call looks at
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(milliseconds=1))) as store:
+        store.claim("other", items(9), token=OURS, lease=LONG)
+        store.complete("other", items(9), token=OURS)
+
+    def purged() -> bool:
+        with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+            return store.purge(limit=1000) == 9
+
+    eventually(purged)
+
+
 def test_purge_leaves_rows_that_somebody_uses(postgres_server: LocalPostgres, table: str) -> None:
     """It waits for nobody: what is locked is for the next time."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table, retention=timedelta(seconds=0.1))) as store:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import re
 import threading
 from datetime import timedelta
@@ -222,7 +223,7 @@ class PostgresDedupStore:
         self._retention = retention
         self._opening = threading.Lock()
         self._ready = False
-        self._purged = dict.fromkeys(_PURGE, 0)  # up to which page of each table purge() came
+        self._purged: dict[str, int] = {}  # up to which page of each table purge() came
 
     def __repr__(self) -> str:
         return f"PostgresDedupStore(table={self._table!r}, retention={self._retention})"  # S01: nothing of the connection
@@ -314,6 +315,8 @@ class PostgresDedupStore:
     def _walk(self, table: str, limit: int) -> int:
         """Remove what is expired in the next pages of a table. Returns how many rows."""
         [(count,)] = self._rows(_PAGES.replace("{walked}", table), {})
+        if count and table not in self._purged:  # not the first: a process that ends soon would never come to the last
+            self._purged[table] = random.randrange(0, count, _PURGE_PAGES)  # noqa: S311 - no secret
         removed = walked = 0
         while removed < limit and walked < min(count, max(_PURGE_PAGES, limit // 16)):
             begin = self._purged[table] if self._purged[table] < count else 0
