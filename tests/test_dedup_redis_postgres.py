@@ -468,6 +468,30 @@ def test_the_users_pool_is_used_and_left_as_it_was(postgres_server: LocalPostgre
             assert [dict(row) for row in changed] == [{"setting": TOUCHED[name]} for name in sorted(TOUCHED)]
 
 
+@pytest.mark.parametrize("cursors", [psycopg.ClientCursor, psycopg.RawCursor])
+def test_the_users_pool_may_have_other_cursors(
+    cursors: type[psycopg.Cursor[Any]], postgres_server: LocalPostgres, table: str
+) -> None:
+    """Those that bind by themselves are common behind a PgBouncer."""
+    with ConnectionPool(postgres_server.dsn, kwargs={"cursor_factory": cursors}, min_size=1, open=True) as pool:
+        store = PostgresDedupStore(pool, table=table)
+        assert store.claim(SCOPE, items(3), token=OURS, lease=LONG) == [NEW] * 3
+        assert store.claim(SCOPE, items(3), token=THEIRS, lease=LONG) == [TAKEN_OVER] * 3
+        assert store.complete(SCOPE, items(2), token=THEIRS) == [True] * 2
+        store.release(SCOPE, items(3), token=THEIRS)
+        assert store.purge() == 0
+        assert store.claim(SCOPE, items(3, 1), token=OURS, lease=LONG) == [DUPLICATE, DUPLICATE, NEW]
+
+
+def test_a_database_without_an_encoding_will_do(postgres_server: LocalPostgres, table: str) -> None:
+    """SQL_ASCII, which initdb chooses for the locale C: there texts come as bytes."""
+    dsn = make_conninfo(postgres_server.dsn, client_encoding="SQL_ASCII")
+    for _ in range(2):
+        with closing(PostgresDedupStore(dsn, table=table)) as store:
+            assert store.claim("größe", items(3), token=OURS, lease=LONG) == [NEW] * 3
+            assert store.claim("größe", items(3, 1), token=THEIRS, lease=LONG) == [IN_PROGRESS] * 3
+
+
 def test_a_rival_that_stands_still_does_not_hold_us(postgres_server: LocalPostgres, table: str) -> None:
     """D13: a transaction that has the rows and does not end is waited for seconds, not for ever; the call can be repeated."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:

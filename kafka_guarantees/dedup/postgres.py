@@ -378,15 +378,15 @@ class PostgresDedupStore:
         self, connection: psycopg.Connection[Any], statements: str | tuple[str, ...], arguments: dict[str, Any]
     ) -> psycopg.Cursor[tuple[Any, ...]]:
         *before, last = (statements,) if isinstance(statements, str) else statements
-        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        cursor = _cursor(connection)
         try:
             with connection.pipeline():
-                connection.execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
-                connection.execute(_SETTINGS)
+                _cursor(connection).execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+                _cursor(connection).execute(_SETTINGS)
                 for statement in before:
-                    connection.execute(self._sql(statement), arguments, binary=True)
+                    _cursor(connection).execute(self._sql(statement), arguments, binary=True)
                 cursor.execute(self._sql(last), arguments, binary=True)
-                connection.execute(b"COMMIT")
+                _cursor(connection).execute(b"COMMIT")
         finally:
             if connection.info.transaction_status in {TransactionStatus.INERROR, TransactionStatus.INTRANS}:
                 connection.rollback()
@@ -405,12 +405,13 @@ class PostgresDedupStore:
             with self._pool.connection(_CONNECTION_WAIT) as connection, _Autocommit(connection):
                 if self._comment(connection) is None:
                     with connection.transaction():
-                        connection.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
-                        connection.execute("SET LOCAL lock_timeout = '30s'")
-                        connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+                        cursor = _cursor(connection)
+                        cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+                        cursor.execute("SET LOCAL lock_timeout = '30s'")
+                        cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
                         if self._comment(connection) is None:  # nobody was faster
                             for statement in _CREATE:
-                                connection.execute(self._sql(statement))
+                                cursor.execute(self._sql(statement))
                 comment = self._comment(connection)
             if comment != _VERSION:
                 raise KafkaGuaranteesError(
@@ -421,11 +422,13 @@ class PostgresDedupStore:
 
     def _comment(self, connection: psycopg.Connection[Any]) -> str | None:
         """The table's comment; empty where it has none, None where there is no table."""
-        row = psycopg.Cursor(connection, row_factory=tuple_row).execute(
+        row = _cursor(connection).execute(
             "SELECT coalesce(obj_description(oid, 'pg_class'), '') FROM pg_class WHERE oid = to_regclass(%s)", (self._quoted,)
         )
         found = row.fetchone()
-        return None if found is None else str(found[0])
+        if found is None:
+            return None
+        return found[0].decode(errors="replace") if isinstance(found[0], bytes) else str(found[0])  # bytes from SQL_ASCII
 
 
 class _Autocommit:
@@ -441,6 +444,11 @@ class _Autocommit:
     def __exit__(self, *_: object) -> None:
         if not self._connection.closed:
             self._connection.autocommit = self._usual
+
+
+def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Whatever cursors and rows the connection has by itself."""
+    return psycopg.Cursor(connection, row_factory=tuple_row)
 
 
 def _small_pool(conninfo: str) -> ConnectionPool[Any]:
