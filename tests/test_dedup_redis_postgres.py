@@ -717,6 +717,16 @@ def test_a_plan_from_when_the_table_was_small_is_good_when_it_is_large(postgres_
         assert 0 < found[0] < 10_000
 
 
+def test_an_id_twice_in_a_call_is_one_id(postgres_server: LocalPostgres, table: str) -> None:
+    """Callers should not; what is claimed by then must not end in an error of ours."""
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+        twice = [item(1), item(2), item(1)]
+        for expected in ([NEW] * 3, [NEW] * 3):
+            assert store.claim(SCOPE, twice, token=OURS, lease=LONG) == expected
+        assert store.complete(SCOPE, twice, token=OURS) == [True] * 3
+        assert store.claim(SCOPE, twice, token=THEIRS, lease=LONG) == [DUPLICATE] * 3
+
+
 def test_deadlocks_are_tried_again(postgres_server: LocalPostgres, table: str) -> None:
     """Somebody else's transaction may lock rows in another order; PostgreSQL ends one of the two, and we try again."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:

@@ -257,7 +257,8 @@ class PostgresDedupStore:
             return [Outcome.NEW] * len(items)
         outcomes = dict.fromkeys(_split(keys or b""), Outcome.NEW)
         others = [item for item in items if item[0] not in outcomes]
-        outcomes.update(self._claim_known(scope, others, token, lease, by_position=takeover == "position"))
+        if others:  # none where an id comes twice
+            outcomes.update(self._claim_known(scope, others, token, lease, by_position=takeover == "position"))
         return [outcomes[item[0]] for item in items]
 
     def _claim_known(
