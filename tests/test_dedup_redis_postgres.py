@@ -727,6 +727,40 @@ def test_an_id_twice_in_a_call_is_one_id(postgres_server: LocalPostgres, table: 
         assert store.claim(SCOPE, twice, token=THEIRS, lease=LONG) == [DUPLICATE] * 3
 
 
+@pytest.mark.parametrize("call", ["complete", "purge"])
+def test_a_plan_from_when_there_were_few_batches_is_good_when_there_are_many(
+    call: str, postgres_server: LocalPostgres, table: str
+) -> None:
+    """They are looked up one by one, too: by whoever takes one apart, and by purge."""
+    dsn = make_conninfo(postgres_server.dsn, options="-c plan_cache_mode=force_generic_plan")
+    with (
+        ConnectionPool(dsn, min_size=1, max_size=1, open=True) as pool,
+        psycopg.connect(postgres_server.dsn, autocommit=True) as connection,
+    ):
+        store = PostgresDedupStore(pool, table=table)
+        store.claim(SCOPE, items(50), token=OURS, lease=LONG)
+        for one in (table, f"{table}_batches"):
+            connection.execute(f'ALTER TABLE "{one}" SET (autovacuum_enabled = off)'.encode())
+            connection.execute(f'ANALYZE "{one}"'.encode())
+
+        def calls() -> None:
+            for number in range(8):  # a statement is prepared when it comes the sixth time
+                store.complete(SCOPE, items(50)[number : number + 2], token=OURS) if call == "complete" else store.purge()
+
+        calls()
+        many = "SELECT md5(n::text)::uuid, md5(n::text)::bytea FROM generate_series(1, 5000) AS n"
+        note = "batch, 'other', '', false, now() + interval '1 hour', id"
+        connection.execute(f'INSERT INTO "{table}_batches" SELECT {note} FROM ({many}) AS m (batch, id)'.encode())
+        connection.execute(f"INSERT INTO \"{table}\" SELECT id, 'other', batch, '', '' FROM ({many}) AS m (batch, id)".encode())
+        calls()
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as connection:
+        eventually(lambda: connection.execute(SESSIONS).fetchone() == (0,))  # they report when they end
+        read = "SELECT sum(idx_tup_read) / 8 FROM pg_stat_user_indexes WHERE relname = %s"
+        found = connection.execute(read, (f"{table}_batches",)).fetchone()
+        assert found is not None
+        assert found[0] < (1000 if call == "complete" else 10_000)
+
+
 def test_deadlocks_are_tried_again(postgres_server: LocalPostgres, table: str) -> None:
     """Somebody else's transaction may lock rows in another order; PostgreSQL ends one of the two, and we try again."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store, psycopg.connect(postgres_server.dsn) as rival:

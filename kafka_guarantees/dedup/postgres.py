@@ -131,15 +131,16 @@ _READ: Final = f"SELECT item.key, {_FREE}, b.completed, t.fingerprint FROM {_IN_
 
 # Before ids leave their batches. Each statement sees what was committed before it began, so it sees what the one before it has
 # waited for; and ids that came since then, which it takes along where nobody has them: who holds batches waits for no id.
+# ANY, not IN: else a plan from when there were few batches goes through all of them.
 _LOCK: Final = (
     f"SELECT FROM {_KNOWN} ORDER BY t.key FOR UPDATE OF t",
     f"""
     WITH ids AS MATERIALIZED (
         SELECT t.batch FROM {_KNOWN} FOR UPDATE OF t SKIP LOCKED
     ), held AS MATERIALIZED (
-        SELECT batch FROM {{batches}} WHERE batch IN (SELECT batch FROM ids) ORDER BY batch FOR UPDATE
+        SELECT batch, digest FROM {{batches}} WHERE batch = ANY(ARRAY(SELECT batch FROM ids)) ORDER BY batch FOR UPDATE
     )
-    UPDATE {{batches}} AS b SET digest = NULL FROM held WHERE b.batch = held.batch AND b.digest IS NOT NULL
+    UPDATE {{batches}} SET digest = NULL WHERE batch = ANY(ARRAY(SELECT batch FROM held WHERE digest IS NOT NULL))
     """,  # noqa: S608 - all values are bound
 )
 
@@ -181,11 +182,11 @@ _PURGE: Final = {
         ))
     """,
     # By the snapshot an id that was taken a moment ago is in a batch that is not there; but it has moved to another ctid, which
-    # the snapshot does not have either.
+    # the snapshot does not have either. OFFSET as above: one look-up for each id.
     "{table}": """
         DELETE FROM {table} WHERE ctid = ANY(ARRAY(
             SELECT ctid FROM {table} AS t WHERE ctid >= %(begin)s::tid AND ctid < %(end)s::tid
-                AND NOT EXISTS (SELECT FROM {batches} AS b WHERE b.batch = t.batch)
+                AND NOT EXISTS (SELECT FROM {batches} AS b WHERE b.batch = t.batch OFFSET 0)
             LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         ))
     """,
