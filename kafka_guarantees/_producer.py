@@ -17,7 +17,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._client import Callbacks, Handle
 from ._enqueue import KNOWING, SLICE, enqueue
@@ -38,7 +38,7 @@ from .records import LOST, Delivery, Record
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from confluent_kafka import KafkaError, Message
+    from confluent_kafka import Message
 
     from ._enqueue import DeliveryCallback
     from ._lifecycle import Lifecycle
@@ -114,9 +114,7 @@ class PlainProducer(Handle):
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except KafkaException as exc:
-            failed = delivery_failure(kafka_error(exc), topic)
-            failed.__cause__ = exc
-            delivery._fail(failed)
+            delivery._fail(self._not_taken(exc, topic))
         except (TypeError, ValueError) as exc:
             failure = DeliveryError(f"a record for topic {topic!r} was not written: {exc}")
             failure.__cause__ = exc
@@ -148,7 +146,7 @@ class PlainProducer(Handle):
                 enqueue(self.raw, record, self._report, self._patient, self._known)
         except KafkaException as exc:
             posted.sent -= 1
-            raise delivery_failure(kafka_error(exc), topic) from exc
+            raise self._not_taken(exc, topic) from exc
         except (DeliveryError, TypeError, ValueError):
             posted.sent -= 1
             raise
@@ -193,10 +191,22 @@ class PlainProducer(Handle):
         try:
             enqueue(self.raw, record, callback, self._patient, self._known)
         except KafkaException as exc:
-            raise delivery_failure(kafka_error(exc), record.topic) from exc
+            raise self._not_taken(exc, record.topic) from exc
         self._unserved += 1
         if self._unserved >= SERVE_EVERY:
             self.serve()
+
+    def _not_taken(self, exc: KafkaException, topic: str) -> KafkaGuaranteesError:
+        """Why librdkafka did not take a record."""
+        error = kafka_error(exc)
+        failure = delivery_failure(error, topic)
+        if error.code() == KafkaError._FATAL:  # and nothing more: what it is comes with the callbacks (P09)
+            try:
+                self.serve(SLICE)
+            except KafkaGuaranteesError as fatal:
+                failure = DeliveryError(f"a record for topic {topic!r} was not written: {fatal}")
+        failure.__cause__ = exc
+        return failure
 
     def raise_refused(self) -> None:
         """Raise the refusal of an earlier record that has no callback, once."""

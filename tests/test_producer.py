@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -727,3 +727,31 @@ def test_librdkafkas_log_goes_to_our_logger(caplog: pytest.LogCaptureFixture) ->
         kafka.flush(0.3)
         kafka.close(0)
     assert {"kafka_guarantees", "kafka_guarantees.librdkafka"} <= {record.name for record in caplog.records}
+
+
+class Fatal:
+    """A C producer that cannot go on. It says so of a record, and why only when its callbacks are served (P09)."""
+
+    def produce(self, *_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._FATAL, "Fatal error", fatal=True))
+
+    def poll(self, _timeout: float) -> int:
+        raise KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, "no id", fatal=True))
+
+    def __len__(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("way", ["deliver", "post"])
+def test_a_record_that_a_fatal_error_refused_says_which(monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """S07, P09: without the right to write a record the idempotent producer ends, and the error names the ACL all the same."""
+    with AtLeastOnce({"bootstrap.servers": DEAD}) as kafka:
+        producer = kafka._made("t")
+        monkeypatch.setattr(producer, "raw", Fatal())
+        if way == "deliver":
+            with pytest.raises(DeliveryError, match="Grant WRITE"):
+                producer.produce(Record("t", b"v", b"k")).result(0)
+        else:
+            with pytest.raises(DeliveryError, match="Grant WRITE"):
+                producer.post(Record("t", b"v", b"k"))
+        monkeypatch.undo()
