@@ -407,7 +407,7 @@ def test_a_report_that_was_destroyed_is_an_unknown_outcome(
     """P01, C01: an exception out of a signal handler can hit the delivery callback; then nothing says that it was written."""
     source, target = kafka_topic(), kafka_topic()
     fill(kafka.bootstrap, source, numbers(1))
-    for owner, callback in ((Delivery, "_settle"), (Posted, "report")):
+    for owner, callback in ((Delivery, "__call__"), (Posted, "report")):
         monkeypatch.setattr(owner, callback, lambda *_: None)  # what is left of a callback that was hit at its first step
     with AtLeastOnce(config) as service:
         with pytest.raises(DeliveryUnknown, match=r"report .* was lost"):
