@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,9 +27,10 @@ from kafka_guarantees.dedup import (
 from kafka_guarantees.testing import DedupStoreConformance, InboxConformance
 from kafka_guarantees.testing.broken_stores import CAUGHT_BY
 from kafka_guarantees.testing.conformance.reference import ReferenceInbox, ReferenceStore
+from kafka_guarantees.testing.conformance.running import in_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from datetime import timedelta
     from pathlib import Path
 
@@ -128,6 +130,30 @@ class TestPostgresInbox(InboxConformance):
             return [text for (text,) in connection.execute(f"SELECT text FROM {place.name}_effects")]
 
 
+# -- processes --------------------------------------------------------------------------------------------------------------
+
+
+class Meets:
+    """Processes that wait for each other: they end if all of them are at work at the same time."""
+
+    def work(self, place: Path, number: int, ready: Callable[[], None]) -> None:
+        ready()
+        (place / str(number)).touch()
+        until = time.monotonic() + 20
+        while len(list(place.iterdir())) < MEETING:
+            assert time.monotonic() < until, "the others are not at work"
+            time.sleep(0.001)
+
+
+MEETING = 4
+
+
+def test_processes_are_at_work_together(tmp_path: Path) -> None:
+    """Else the tests of many processes would be tests of one after the other."""
+    suite = Meets()
+    in_processes(suite, "together", suite.work, tmp_path, count=MEETING, patience=30)
+
+
 # -- broken ones ----------------------------------------------------------------------------------------------------------
 
 BROKEN_SUITES = """
@@ -149,6 +175,9 @@ for one in broken_stores.CAUGHT_BY:
 """
 
 
+AT_ONCE = 400  # seconds for all of them, which take ten; one that hangs is ended after a minute, and is a failure of its own
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
     """The tests that failed of those named, by the name of the broken class."""
@@ -157,23 +186,37 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
     report = directory / "report.xml"
     named = [f"test_broken.py::Test{one.__name__}::{test}" for one, test in CAUGHT_BY.items()]
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}", *named],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--tb=short",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=60",
+            f"--junitxml={report}",
+            *named,
+        ],
         cwd=directory,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=AT_ONCE,
         check=False,
     )
     assert ended.returncode == pytest.ExitCode.TESTS_FAILED, ended.stdout + ended.stderr
     found = defaultdict(set)
     for case in ET.parse(report).iter("testcase"):
         failure = case.find("failure")
-        if failure is not None and "have not ended within" not in (failure.text or ""):
+        if failure is not None and not any(
+            late in (failure.text or "") for late in ("have not ended within", "from pytest-timeout")
+        ):
             found[case.get("classname", "").rpartition(".Test")[2]].add(case.get("name", "").partition("[")[0])
     return found
 
 
+@pytest.mark.timeout(AT_ONCE + 20)  # the first one waits for the fixture
 @pytest.mark.parametrize(("broken", "test"), [(one.__name__, test) for one, test in CAUGHT_BY.items()])
 def test_a_mistake_is_found_by_its_test(failed: Mapping[str, set[str]], broken: str, test: str) -> None:
     """The suite fails for every broken store and inbox, by the test that states the law which it breaks."""

@@ -13,7 +13,7 @@ import time
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,28 +21,33 @@ if TYPE_CHECKING:
 LONGEST_LIFE = 0.05  # seconds: some ten calls, so that a kill falls between calls and into them
 
 
+class Start(NamedTuple):
+    """A pipe whose end of file is the start. One for all: a worker would keep those of the earlier ones from their start."""
+
+    wait: int
+    go: int
+
+    def give(self) -> None:
+        os.close(self.go)
+        os.close(self.wait)
+
+
 class Worker:
     """A forked process that has called ``ready()`` and waits to be let go."""
 
-    def __init__(self, work: Callable[[Path, int, Callable[[], None]], object], place: Path, number: int) -> None:
+    def __init__(self, work: Callable[[Path, int, Callable[[], None]], object], place: Path, number: int, start: Start) -> None:
         told, tell = os.pipe()
-        wait, self._go = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(told)
-            os.close(self._go)
-            _live(work, place, number, tell, wait)
+            os.close(start.go)
+            _live(work, place, number, tell, start.wait)
         os.close(tell)
-        os.close(wait)
         is_ready = os.read(told, 1)
         os.close(told)
         if not is_ready:
-            self.go()
             self.end()
             raise SystemExit(f"worker {number} ended before it was ready")
-
-    def go(self) -> None:
-        os.close(self._go)
 
     def end(self) -> int:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -51,7 +56,7 @@ class Worker:
 def _live(work: Callable[..., object], place: Path, number: int, tell: int, wait: int) -> None:
     def ready() -> None:
         os.write(tell, b".")
-        os.read(wait, 1)  # the end of the file is the start
+        os.read(wait, 1)
 
     try:
         work(place, number, ready)
@@ -63,9 +68,9 @@ def _live(work: Callable[..., object], place: Path, number: int, tell: int, wait
 
 
 def together(work: Callable[..., object], place: Path, count: int) -> None:
-    workers = [Worker(work, place, number) for number in range(count)]
-    for worker in workers:
-        worker.go()
+    start = Start(*os.pipe())
+    workers = [Worker(work, place, number, start) for number in range(count)]
+    start.give()
     codes = [worker.end() for worker in workers]
     if any(codes):
         raise SystemExit(f"exit codes: {codes}")
@@ -74,8 +79,9 @@ def together(work: Callable[..., object], place: Path, count: int) -> None:
 def killed(work: Callable[..., object], place: Path, count: int) -> None:
     moments = random.Random(count)  # noqa: S311
     for number in range(count):
-        worker = Worker(work, place, number)
-        worker.go()
+        start = Start(*os.pipe())
+        worker = Worker(work, place, number, start)
+        start.give()
         time.sleep(moments.uniform(0, LONGEST_LIFE))
         os.kill(worker.pid, signal.SIGKILL)
         if worker.end() != -signal.SIGKILL:
