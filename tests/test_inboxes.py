@@ -32,7 +32,7 @@ from psycopg_pool import ConnectionPool
 from kafka_guarantees.dedup import _progress, postgres_inbox, sqlite_inbox
 from kafka_guarantees.dedup.contract import Entry, Inbox, Source
 from kafka_guarantees.dedup.ids import key_of
-from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
+from kafka_guarantees.dedup.postgres_inbox import PostgresInbox, PostgresInboxTransaction
 from kafka_guarantees.dedup.sqlite_inbox import SqliteInbox
 from kafka_guarantees.errors import (
     ForkedClientError,
@@ -308,8 +308,7 @@ def test_a_handler_that_ends_the_transaction_is_told(place: Place, how: str) -> 
     with told, inbox.transaction("group", entries(P1, [0])) as tx:
         tx.finish()
         tx.connection.execute(how)
-    late = how == "COMMIT" and isinstance(inbox, PostgresInbox)
-    assert inbox.start_offsets("group", [P1]) == {P1: 1 if late else None}
+    assert inbox.start_offsets("group", [P1]) == {P1: None}
 
 
 @pytest.mark.parametrize("how", ["with", "commit", "rollback", "script", "COMMIT", "begin"])
@@ -375,6 +374,24 @@ def test_a_handler_that_begins_another_transaction_is_told(postgres: Place) -> N
     assert inbox.start_offsets("group", [P0]) == {P0: None}
     with inbox.transaction("group", entries(P0, [1])) as tx:
         assert list(tx.fresh) == [0]
+
+
+@pytest.mark.parametrize("finish_first", [True, False])
+def test_an_owner_that_another_has_passed_is_fenced(place: Place, *, finish_first: bool) -> None:
+    """Whether ``finish()`` tells or the end of the transaction: nothing of it is written, and the next goes on."""
+    inbox = place.inbox()
+    with inbox.transaction("group", entries(P0, [0])):
+        pass
+    with pytest.raises(PartitionFenced, match=r"orders\[0\]"), inbox.transaction("group", entries(P0, [1])) as tx:
+        act(tx.connection, "undone")
+        tx.connection.execute("UPDATE kg_inbox_offset SET next_offset = 7")  # what the locks do not let another do
+        if finish_first:
+            tx.finish()
+    assert place.effects() == []
+    assert place.ids() == 1
+    with inbox.transaction("group", entries(P0, [1])) as tx:
+        assert list(tx.fresh) == [0]
+    assert inbox.start_offsets("group", [P0]) == {P0: 2}
 
 
 def test_a_topic_that_was_created_again_is_refused(place: Place) -> None:
@@ -901,16 +918,83 @@ def test_waiting_for_a_lock_ends(postgres: Place, monkeypatch: pytest.MonkeyPatc
         assert list(tx.fresh) == []
 
 
-def test_a_connection_that_is_lost_in_commit_leaves_it_open(postgres: Place) -> None:
-    """D13: whether it was written is unknown to the caller, and known to the next transaction."""
+def test_a_connection_that_is_lost_in_commit_leaves_it_open(postgres: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D13: whether it was written is unknown to the caller, and known to the next transaction; before COMMIT nothing was."""
     inbox = postgres.inbox()
-    with pytest.raises(StoreUnavailable, match="unknown"), inbox.transaction("group", entries(P0, [0])) as tx:
-        act(tx.connection, "lost")
-        tx.finish()
-        postgres.sql(f"SELECT pg_terminate_backend({tx.connection.info.backend_pid}, 10000)")
+    send = PostgresInboxTransaction._send
+
+    def lose(self: PostgresInboxTransaction) -> None:
+        postgres.sql(f"SELECT pg_terminate_backend({self.connection.info.backend_pid}, 10000)")
+
+    def send_and_lose(self: PostgresInboxTransaction) -> None:
+        send(self)
+        lose(self)
+
+    def lose_and_send(self: PostgresInboxTransaction) -> None:
+        lose(self)
+        send(self)
+
+    for sending, told in ((send_and_lose, "unknown"), (lose_and_send, "unknown|Nothing was written")):
+        with monkeypatch.context() as patch:
+            patch.setattr(PostgresInboxTransaction, "_send", sending)
+            with pytest.raises(StoreUnavailable, match=told), inbox.transaction("group", entries(P0, [0])) as tx:
+                act(tx.connection, "lost")
+                tx.finish()
     with inbox.transaction("group", entries(P0, [0])) as tx:
         assert list(tx.fresh) == [0]
     assert postgres.effects() == []
+
+
+@pytest.mark.parametrize("late", [0, 0.1], ids=["at once", "after the answer to the move"])
+def test_no_commit_comes_after_a_move_that_failed(postgres: Place, monkeypatch: pytest.MonkeyPatch, late: float) -> None:
+    """COMMIT is sent with the move, and is not executed where that fails; the connection of the user is as he had it."""
+    send = PostgresInboxTransaction._send
+
+    def send_and_wait(self: PostgresInboxTransaction) -> None:
+        send(self)
+        time.sleep(late)
+
+    monkeypatch.setattr(PostgresInboxTransaction, "_send", send_and_wait)
+    settings = {"autocommit": False, "prepare_threshold": 0}
+
+    def configure(connection: psycopg.Connection[Any]) -> None:
+        connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE
+
+    with ConnectionPool(postgres.where, kwargs=settings, min_size=1, max_size=1, configure=configure, open=True) as pool:
+        inbox = PostgresInbox(pool)
+        for failing, error in (
+            (["UPDATE kg_inbox_offset SET next_offset = 7"], PartitionFenced),
+            (["ALTER TABLE kg_inbox_offset RENAME TO gone"], StoreUnavailable),
+            (["COMMIT", "BEGIN"], KafkaGuaranteesError),
+        ):
+            with pytest.raises(error) as caught, inbox.transaction("group", entries(P0, [0, 1])) as tx:
+                for statement in failing:
+                    tx.connection.execute(statement)
+                act(tx.connection, "undone")
+                tx.finish(1)  # the id of the other one is forgotten
+            assert type(caught.value) is error
+            assert "aborted" not in str(caught.value)  # what was not executed for it is not what failed
+            with pool.connection() as connection:
+                assert not connection.autocommit
+                assert connection.isolation_level == psycopg.IsolationLevel.SERIALIZABLE
+            assert inbox.start_offsets("group", [P0]) == {P0: None}
+        assert postgres.effects() == []
+        postgres.sql("DELETE FROM kg_inbox_id")  # the handler has committed them
+        with inbox.transaction("group", entries(P0, [0, 1])) as tx:
+            assert list(tx.fresh) == [0, 1]
+        assert inbox.start_offsets("group", [P0]) == {P0: 2}
+
+
+def test_a_constraint_that_is_checked_at_the_commit_is_the_handler_s(postgres: Place) -> None:
+    """Its violation is raised as it is, and nothing was written."""
+    postgres.sql("ALTER TABLE effect ADD UNIQUE (what) DEFERRABLE INITIALLY DEFERRED")
+    inbox = postgres.inbox()
+    with pytest.raises(psycopg.errors.UniqueViolation), inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "twice")
+        act(tx.connection, "twice")
+    assert postgres.effects() == []
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        assert list(tx.fresh) == [0]
 
 
 def test_a_connection_that_is_lost_in_the_handler_is_not_the_fault_of_the_message(postgres: Place) -> None:
@@ -945,9 +1029,10 @@ def test_a_commit_by_the_handler_is_refused_by_psycopg(postgres: Place) -> None:
     assert postgres.effects() == []
 
 
-def test_a_pool_of_the_user_stays_his(postgres: Place) -> None:
+@pytest.mark.parametrize("prepared", [{}, {"prepare_threshold": 0}, {"prepare_threshold": None}])
+def test_a_pool_of_the_user_stays_his(postgres: Place, prepared: dict[str, Any]) -> None:
     """Whatever his connections are set to, the inbox works, and ``close()`` leaves the pool open."""
-    settings = {"row_factory": dict_row, "cursor_factory": psycopg.ClientCursor, "autocommit": True}
+    settings = {"row_factory": dict_row, "cursor_factory": psycopg.ClientCursor, "autocommit": True, **prepared}
 
     def configure(connection: psycopg.Connection[Any]) -> None:
         connection.isolation_level = psycopg.IsolationLevel.SERIALIZABLE

@@ -171,7 +171,8 @@ class InboxTransaction(Protocol[C_co]):
                 not handled are forgotten.
 
         Raises:
-            PartitionFenced: another owner advanced an offset since this transaction began.
+            PartitionFenced: another owner advanced an offset since this transaction began. An inbox that writes the offsets
+                together with its commit raises it on the way out of ``transaction()`` instead.
         """
 
 

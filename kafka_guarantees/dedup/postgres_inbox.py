@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import weakref
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._progress import advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
+from ._progress import Advance, advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
 from .ids import KEY_SIZE
 
 if TYPE_CHECKING:
@@ -62,12 +62,17 @@ _SCHEMA = (
 )
 
 
+# What the move of the offsets says when it fails, between quotation marks in a message in whatever language.
+_MOVED = "kafka_guarantees: an offset has moved"
+_ENDED = "kafka_guarantees: another transaction"
+
+
 class _Statements:
     """What is sent to the server, with the names of the tables filled in."""
 
     def __init__(self, prefix: str) -> None:
         def named(statement: str) -> bytes:
-            return statement.format(p=prefix, version=VERSION, size=KEY_SIZE).encode()
+            return statement.format(p=prefix, version=VERSION, size=KEY_SIZE, ended=_ENDED, moved=_MOVED).encode()
 
         self.schema = [named(statement) for statement in _SCHEMA]
         self.version = named('SELECT version FROM "{p}_version"')
@@ -112,12 +117,15 @@ class _Statements:
             "WHERE known.scope = %(scope)s AND known.key = old.key RETURNING known.key"
         )
         self.forget = named('DELETE FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
-        # The number of the transaction: that of the locks and the ids. Another one: the handler ended that.
+        # It fails where it does not move what it has to, so that the COMMIT that is sent with it is not executed. The number of
+        # the transaction is that of the locks and the ids. Another one: the handler ended that.
         self._move = named(
-            'UPDATE "{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after '
+            'WITH moved AS (UPDATE "{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after '
             "FROM (VALUES @) AS m(topic, partition, topic_id, before, after) "
             "WHERE o.scope = %s AND o.topic = m.topic AND o.partition = m.partition "
-            "AND o.next_offset IS NOT DISTINCT FROM m.before AND pg_current_xact_id() = %s::xid8"
+            "AND o.next_offset IS NOT DISTINCT FROM m.before RETURNING 1) "
+            "SELECT (CASE WHEN pg_current_xact_id() <> %s::xid8 THEN '{ended}' "
+            "WHEN count(*) <> %s THEN '{moved}' END)::int FROM moved"
         )
         self.purge = named(
             'DELETE FROM "{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM "{p}_id" WHERE ctid >= %s::tid AND ctid < %s::tid '
@@ -240,8 +248,8 @@ class PostgresInbox:
                     yield opened
                 finally:
                     self.open_connection = None
-                opened._end()
                 committing = True
+                opened._commit(committed)
             self._with_rows.update((scope, source) for source in batch.first)
         except psycopg.Error as exc:
             if committing and not isinstance(exc, psycopg.IntegrityError):
@@ -277,7 +285,7 @@ class PostgresInbox:
             )
         with _answers("enlisting"), connection.pipeline():
             asked = self._ask(connection, scope, batch, "0")
-        return self._open(connection, scope, batch, asked)
+        return self._open(connection, scope, batch, asked, enlisted=True)
 
     def purge(self, *, limit: int = 10_000) -> int:
         """Remove at most ``limit`` of the ids that are expired, and look at some five times as many. Returns how many."""
@@ -322,7 +330,9 @@ class PostgresInbox:
             asked.execute(self._statements.begin(len(sources), ids=bool(keys)), what, binary=True)
         return asked
 
-    def _open(self, connection: Connection, scope: str, batch: Batch, asked: Cursor) -> PostgresInboxTransaction:
+    def _open(
+        self, connection: Connection, scope: str, batch: Batch, asked: Cursor, *, enlisted: bool = False
+    ) -> PostgresInboxTransaction:
         with _answers("looking for what is fresh"):
             rows = asked.fetchall() if batch.first else []
             if len(rows) < len(batch.first):
@@ -338,7 +348,7 @@ class PostgresInbox:
                 keys = batch.keys if count == len(batch.keys) else _split(new or b"")
                 fresh = self._sort_out(connection, scope, batch, fresh, set(keys))
         return PostgresInboxTransaction(
-            connection, self._statements, scope, batch=batch, stored=stored, fresh=fresh, number=number
+            connection, self._statements, scope, batch=batch, stored=stored, fresh=fresh, number=number, enlisted=enlisted
         )
 
     def _sort_out(
@@ -429,6 +439,7 @@ class PostgresInboxTransaction:
         stored: Offsets,
         fresh: Sequence[int],
         number: str | None,
+        enlisted: bool,
     ) -> None:
         self.connection = connection
         self.fresh = fresh
@@ -437,45 +448,64 @@ class PostgresInboxTransaction:
         self._batch = batch
         self._stored = stored
         self._number = number
+        self._enlisted = enlisted
+        self._advance = Advance({}, [])
         self._finished = False
 
     def finish(self, handled: int | None = None) -> None:
-        """Advance the offsets. Called once, after the handler's writes.
+        """Advance the offsets: at once after ``enlist()``, else with the commit. Called once, after the handler's writes.
 
         Args:
             handled: how many of ``fresh`` are handled, if not all.
 
         Raises:
-            PartitionFenced: another owner advanced an offset since this transaction began.
+            PartitionFenced: another owner advanced an offset since this transaction began. This one, and the next, only after
+                ``enlist()``; else the end of ``transaction()`` raises them.
             StoreUnavailable: the database did not answer. Nothing was written.
             KafkaGuaranteesError: the handler ended the transaction, or went on after a failure, or this is the second call.
         """
         if self._finished:
             raise finished_twice()
         self._check_open()
-        offsets, forget = advance(self._batch, self._stored, self.fresh, handled)
-        with _answers("advancing the offsets"):
-            if forget:
-                _cursor(self.connection).execute(self._statements.forget, (self._scope, forget))
-            if offsets and self._move(offsets) != len(offsets):
-                raise self._lost(offsets)
+        self._advance = advance(self._batch, self._stored, self.fresh, handled)
+        if self._enlisted:
+            with self._fenced(), _answers("advancing the offsets"):
+                self._send()
         self._finished = True
 
-    def _move(self, offsets: dict[Source, int]) -> int:
-        what: list[object] = []
-        for source, offset in offsets.items():
-            what += (source.topic, source.partition, source.topic_id, self._stored[source], offset)
-        statement = self._statements.move(len(offsets))
-        return _cursor(self.connection).execute(statement, (*what, self._scope, self._number)).rowcount
-
-    def _lost(self, offsets: dict[Source, int]) -> KafkaGuaranteesError:
-        [(number,)] = _cursor(self.connection).execute(b"SELECT pg_current_xact_id()::text").fetchall()
-        return fenced(self._scope, offsets) if number == self._number else ended("the handler ended the transaction")
-
-    def _end(self) -> None:
+    def _commit(self, committed: ExitStack) -> None:
+        """Send the move of the offsets together with the COMMIT: one answer to wait for instead of two."""
         if not self._finished:
             self.finish()
         self._check_open()
+        with self._fenced(), self.connection.pipeline():
+            with _answers("advancing the offsets"):
+                self._send()
+            committed.close()  # sends COMMIT
+
+    def _send(self) -> None:
+        offsets, forget = self._advance
+        if forget:
+            _cursor(self.connection).execute(self._statements.forget, (self._scope, forget))
+        if offsets:
+            what: list[object] = []
+            for source, offset in offsets.items():
+                what += (source.topic, source.partition, source.topic_id, self._stored[source], offset)
+            what += (self._scope, self._number, len(offsets))
+            _cursor(self.connection).execute(self._statements.move(len(offsets)), what)
+
+    @contextmanager
+    def _fenced(self) -> Iterator[None]:
+        """What a move says that fails becomes an error of ours."""
+        try:
+            yield
+        except psycopg.Error as exc:
+            said = str(_first(exc))
+            if _MOVED in said:
+                raise fenced(self._scope, self._advance.offsets) from exc
+            if _ENDED in said:
+                raise ended("the handler ended the transaction") from exc
+            raise
 
     def _check_open(self) -> None:
         status = self.connection.info.transaction_status
@@ -521,6 +551,9 @@ def _read_committed(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
+        if connection.info.transaction_status == TransactionStatus.INERROR:  # its COMMIT was not executed
+            with suppress(psycopg.Error):
+                connection.rollback()
         if connection.info.transaction_status == TransactionStatus.IDLE:  # else it is lost, and its pool drops it
             if not before[0]:
                 connection.autocommit = False
@@ -553,9 +586,15 @@ def _unavailable(doing: str, exc: psycopg.Error) -> StoreUnavailable:
     )
 
 
+def _first(exc: psycopg.Error) -> BaseException:
+    """What failed: of a pipeline psycopg may raise what came after it, and was not executed."""
+    return exc.__context__ or exc if isinstance(exc, psycopg.errors.PipelineAborted) else exc
+
+
 def _text(exc: psycopg.Error) -> str:
     """The first line: the others quote statements and values."""
-    return f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
+    first = _first(exc)
+    return f"{type(first).__name__}: {str(first).partition(chr(10))[0]}"
 
 
 # -- forks ----------------------------------------------------------------------------------------------------------------
