@@ -17,6 +17,7 @@ import logging
 import os
 import time
 from collections import Counter
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -26,7 +27,7 @@ from ..errors import StoreUnavailable
 from .message_ids import Problem, place, reused_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from confluent_kafka import Message
 
@@ -43,6 +44,7 @@ LEASE_MARGIN = 60.0  # seconds that a claim lasts beyond max.poll.interval.ms: b
 TIDY_EVERY = 60.0  # seconds between two removals of expired ids
 TIDY_AT_ONCE = 10_000  # ids
 _FIRST_REST, _LONGEST_REST = 0.1, 5.0  # seconds until an id that somebody handles is claimed again
+_ITEM: Callable[[tuple[bytes | None, bytes, bytes]], Item] = partial(tuple.__new__, Item)  # half the time of Item(...)
 
 
 class Work:
@@ -237,7 +239,10 @@ class Claims:
         prints = map(fingerprint_of, messages) if self._fingerprint else repeat(b"")
         places = self._ids.places_of(messages)
         rows = zip(keys, places, prints, strict=False)  # repeat() has no end
-        return [None if key is None else Item(key, where, found) for key, where, found in rows], missing
+        items: list[Item | None] = list(map(_ITEM, rows))
+        if None in keys:
+            items = [None if key is None else item for key, item in zip(keys, items, strict=True)]
+        return items, missing
 
     def _let_go(self, asked: Sequence[Item], answers: Mapping[bytes, Outcome]) -> None:
         """Release what was claimed and is not in hand: it stands behind a message that is given back."""
