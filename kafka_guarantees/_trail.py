@@ -1,8 +1,9 @@
 """Commits that trail behind: the offsets of a batch are on their way to the group while the next one is handled.
 
 Rules.
-* At most one commit is in flight, and the next one waits for its answer, so that the group's offset does not go back. One
-  that loses its connection librdkafka sends again, also after a newer one that was waited for: then it does, until the next.
+* At most one commit is in flight, and the next one waits for its answer, so that the group's offset does not go back. But one
+  that is waited for goes past it; and librdkafka sends again what lost its connection, which then sets the group back. So the
+  answer to what was passed is looked for, also at the end of a run, and after it the newer offsets are committed once more.
 * When a batch is handled, the commit of BEHIND portions may be outstanding. Where that takes longer it is waited for: a crash
   repeats what was in hand and the three portions before it, no more.
 * The offsets of a portion are sent once every record that was produced for it is acknowledged, and while the membership that
@@ -23,7 +24,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from .errors import AuthorizationError, BrokerError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from collections.abc import Set as AbstractSet
 
     from confluent_kafka import KafkaError
@@ -39,7 +40,8 @@ log = logging.getLogger("kafka_guarantees")
 BEHIND = 3  # portions that may be uncommitted when the next one is handled
 AGAIN = 0.1  # seconds until a commit that failed is sent again
 LEAVING = 10.0  # seconds that the end of a run, by an error, waits for acknowledgements
-GIVING_AWAY = 1.0  # seconds that a rebalance waits for them, and for the answer to a commit
+GIVING_AWAY = 1.0  # seconds that a rebalance, or the end of a run, waits for them, and for the answer to a commit
+END_POLL = 0.01  # seconds
 
 
 class Portion:
@@ -96,8 +98,11 @@ class Trail:
         self._acknowledged = acknowledged
         self._failed = failed
         self._portions: deque[Portion] = deque()
-        self._flying = 0  # how many of them, from the first on, are in a commit that is not answered
-        self._sent: dict[Partition, int] = {}  # what that says
+        self._sent: dict[Partition, int] = {}  # what a commit says that is not answered
+        self._flying = 0  # how many portions, from the first on, are in that
+        self._passed: list[dict[Partition, int]] = []  # what those say that were not answered when a newer one was
+        self._newest: dict[Partition, TopicPartition] = {}  # what was committed since then
+        self._again = False  # whether that is to be committed once more
         self._not_before = 0.0  # when the next may be sent, after one that failed
         self._problem: Exception | None = None  # of a commit, for the thread that runs
 
@@ -113,7 +118,7 @@ class Trail:
         Raises:
             DeliveryError, DeliveryUnknown, AuthorizationError: see there.
         """
-        if self._portions:
+        if self._portions or self._again:
             self._advance(member)
             if len(self._portions) > BEHIND:
                 self._await(self._portions[0])
@@ -121,7 +126,7 @@ class Trail:
 
     def idle(self) -> None:
         """There is nothing to handle: what was produced goes out at once, and its offsets after it."""
-        if self._portions:
+        if self._portions or self._again:
             if not all(portion.acknowledged for portion in self._portions):
                 self._acknowledged()
             self._advance()
@@ -131,6 +136,20 @@ class Trail:
         if self._portions and not self._consumer.gone_silent:
             self._acknowledged()
             self._commit(len(self._portions))
+
+    def end(self) -> None:
+        """The run ends, and no message that comes now is handled: commit all there is, for good."""
+        self.settle()
+        if not (self._passed or self._again) or self._lifecycle.forked or self._consumer.gone_silent:
+            return
+        deadline = time.monotonic() + GIVING_AWAY
+        try:
+            while self._passed and time.monotonic() < deadline:
+                self._consumer.raw.poll(END_POLL)
+            if self._again and self._newest:
+                self._consumer.commit(self._newest.values())
+        except (BrokerError, KafkaException) as error:
+            log.warning("what was handled last may be handled again: %s", error)
 
     def leave(self) -> None:
         """The run ends with an error, which is not to be hidden: commit what is acknowledged."""
@@ -152,19 +171,24 @@ class Trail:
         """All that is to be committed, for a commit that covers it."""
         return self._offsets(len(self._portions))
 
-    def clear(self) -> None:
-        """All of it was committed, or is nobody's business any more."""
-        self._portions.clear()
-        self._flying = 0
+    def clear(self, committed: Mapping[Partition, TopicPartition] | None = None) -> None:
+        """All of it was committed, with these offsets, or is nobody's business any more."""
+        self._pass(committed or {})
+        self._pop(len(self._portions))
 
     # -- what the callbacks of the consumer do: in its poll, in the same thread ----------------------------------------
 
     def answered(self, error: KafkaError | None, places: Iterable[TopicPartition]) -> None:
         """A commit was answered: ours, or one that somebody has waited for."""
         answer = list(places)
-        if not self._flying or {(p.topic, p.partition): p.offset for p in answer} != self._sent:
+        said = {(p.topic, p.partition): p.offset for p in answer}
+        if said in self._passed:
+            self._passed.remove(said)
+            self._again = bool(self._newest)
             return
-        flying, self._flying = self._flying, 0
+        if not self._sent or said != self._sent:
+            return
+        flying, self._flying, self._sent = self._flying, 0, {}
         try:
             self._consumer.check_commit(error, answer)
         except AuthorizationError as problem:
@@ -180,7 +204,7 @@ class Trail:
         try:
             self._give_away()
         finally:
-            self._flying = 0
+            self._flying, self._sent = 0, {}
             self.lost(gone)
 
     def _give_away(self) -> None:
@@ -194,6 +218,7 @@ class Trail:
             offsets = self._offsets(ready)
             if offsets:
                 self._consumer.send_commit(list(offsets.values()))
+                self._pass(offsets)
             if self._arrived(ready):
                 self._pop(ready)
 
@@ -204,6 +229,7 @@ class Trail:
             if not gone.isdisjoint(portion.offsets):
                 again += portion.size
                 portion.offsets = {partition: place for partition, place in portion.offsets.items() if partition not in gone}
+        self._newest = {partition: place for partition, place in self._newest.items() if partition not in gone}
         self._warn(again)
 
     # -- how ----------------------------------------------------------------------------------------------------------
@@ -215,15 +241,16 @@ class Trail:
             raise problem
         if any(portion.posted is not None and portion.posted.failed for portion in self._portions):
             self._failed()
-        if self._flying or time.monotonic() < self._not_before:
+        if self._sent or time.monotonic() < self._not_before:
             return
         ready = self._ready()
-        if not ready:
+        if not ready and not self._again:
             return
         if not self._ours(ready, member):
             self._drop(ready)
             return
-        offsets = self._offsets(ready)
+        offsets = {**(self._newest if self._again else {}), **self._offsets(ready)}
+        self._newest, self._again = ({**self._newest, **offsets} if self._passed else {}), False
         if not offsets:
             self._pop(ready)
             return
@@ -246,9 +273,18 @@ class Trail:
                     return
                 time.sleep(AGAIN)
             else:
+                self._pass(offsets)
                 self._pop(count)
                 return
         self._drop(count)
+
+    def _pass(self, offsets: Mapping[Partition, TopicPartition]) -> None:
+        """These were committed; a commit that is not answered may come once more, and after them."""
+        if self._sent:
+            self._passed.append(self._sent)
+            self._sent = {}
+        if self._passed or self._again:
+            self._newest.update(offsets)
 
     def _await(self, portion: Portion) -> None:
         """Wait until what was produced for a portion is acknowledged, but not for what was produced later."""
@@ -290,7 +326,7 @@ class Trail:
         return all(p.error is None and p.offset >= offsets[p.topic, p.partition].offset for p in found)
 
     def _pop(self, count: int) -> None:
-        self._flying = 0
+        self._flying, self._sent = 0, {}
         for _ in range(count):
             self._portions.popleft()
 

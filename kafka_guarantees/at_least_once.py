@@ -576,8 +576,9 @@ class AtLeastOnce:
     def _commit(self, consumer: GroupConsumer, batch: Batch, finished: Sequence[Message]) -> bool:
         """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
         while consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            offsets = {**self._trail.offsets(), **next_offsets(finished, batch.topic)}
             try:
-                consumer.commit({**self._trail.offsets(), **next_offsets(finished, batch.topic)}.values())
+                consumer.commit(offsets.values())
             except AuthorizationError:
                 raise
             except BrokerError as exc:
@@ -586,7 +587,7 @@ class AtLeastOnce:
                     return False
                 time.sleep(0.1)
             else:
-                self._trail.clear()
+                self._trail.clear(offsets)
                 return True
         self._trail.clear()
         self._failures.given_away(finished, batch)
@@ -652,7 +653,7 @@ class AtLeastOnce:
             )
             try:
                 yield consumer
-                self._trail.settle()
+                self._trail.end()
             except BaseException:
                 self._trail.leave()
                 raise

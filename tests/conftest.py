@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import signal
+import time
 import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # not re-exported by its stubs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +27,8 @@ if TYPE_CHECKING:
 
     from .world import Scripted, World
 
+
+MARKERS = 2.0  # seconds that the markers of a committed transaction may take
 
 # A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -61,10 +74,25 @@ def read_all(bootstrap: str, topic: str, *, isolation: str = "read_committed", t
     )
     try:
         partitions = consumer.list_topics(topic, timeout=timeout).topics[topic].partitions
+        if isolation == "read_committed":
+            _await_markers(bootstrap, topic, partitions)
         consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
         return _to_the_ends(consumer, set(partitions), timeout)
     finally:
         consumer.close()
+
+
+def _await_markers(bootstrap: str, topic: str, partitions: Iterable[int]) -> None:
+    """A transaction is committed before its markers are written. Not for long: a test may have left one open, and know it."""
+    admin, deadline = AdminClient({"bootstrap.servers": bootstrap}), time.monotonic() + MARKERS
+
+    def ends(isolation: IsolationLevel) -> list[int]:
+        latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}  # type: ignore[no-untyped-call]
+        return [future.result(30).offset for future in admin.list_offsets(latest, isolation_level=isolation).values()]
+
+    with suppress(KafkaException):  # a broker may be away: the reader below waits for it
+        while ends(IsolationLevel.READ_UNCOMMITTED) != ends(IsolationLevel.READ_COMMITTED) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
 def _to_the_ends(consumer: Consumer, open_partitions: set[int], timeout: float) -> list[Message]:

@@ -441,6 +441,54 @@ def test_an_answer_that_is_lost_costs_nothing(
 
 
 @pytest.mark.broker
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_commit_that_arrives_late_does_not_set_the_group_back(
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    fresh: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    stops: bool,
+) -> None:
+    """C06: librdkafka sends a commit once more, behind a newer one that was waited for: that is committed once more, too."""
+    topic, group = kafka_topic(), fresh("group")
+    fill(kafka.bootstrap, topic, numbers(50))
+    late: list[list[TopicPartition]] = []
+    true_send, true_commit = GroupConsumer.send_commit, GroupConsumer.commit
+    arrived: list[int] = []
+
+    def behind(consumer: GroupConsumer, offsets: Iterable[TopicPartition]) -> None:
+        if late and [place.offset for place in offsets] == [50]:
+            places = late.pop()
+            arrived.append(places[0].offset)
+            true_send(consumer, places)
+
+    def send_commit(consumer: GroupConsumer, offsets: list[TopicPartition]) -> None:
+        if not late and not arrived:
+            late.append(offsets)
+        else:
+            true_send(consumer, offsets)
+            behind(consumer, offsets)
+
+    def commit(consumer: GroupConsumer, offsets: Iterable[TopicPartition]) -> None:
+        offsets = list(offsets)
+        true_commit(consumer, offsets)
+        behind(consumer, offsets)
+
+    monkeypatch.setattr(GroupConsumer, "send_commit", send_commit)
+    monkeypatch.setattr(GroupConsumer, "commit", commit)
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}) as client:
+
+        def handler(message: Message) -> None:
+            if stops and message.offset() == 49:
+                client.stop()
+
+        client.run([topic], handler, max_batch=10, until_idle=IDLE)
+    assert arrived == [10]
+    assert committed(kafka.bootstrap, group, topic) == [50]
+
+
+@pytest.mark.broker
 def test_a_break_in_the_next_batch_does_not_undo_the_last_one(
     kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
