@@ -1,7 +1,8 @@
 # make demo   see the three guarantees kept on a real Kafka while workers are killed
 # make prove  ten minutes of every fault for each guarantee, on three local brokers (DURATION=60 for a minute each)
 # make bench  ours beside other clients of Kafka, on one local broker and on three (BENCH="--only consume --rounds 5" for a part)
-# make test   everything: lint, types, unit tests, broker tests on one and three brokers, examples, the wheel
+# make test   lint, types, unit tests, broker tests on one and three brokers, examples, the wheel
+# make mutants  whether a proof finds every lie that the library could tell: ten minutes; make test has some of them
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ STAMP := $(VENV)/.installed
 DURATION ?= 600
 PROOFS := $(addprefix prove-,at-most-once at-least-once exactly-once)
 
-.PHONY: demo prove $(PROOFS) test lint types pytest needs lock clean
+.PHONY: demo prove $(PROOFS) mutants test lint types pytest needs lock clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP) needs
@@ -21,6 +22,9 @@ prove: $(PROOFS)
 
 $(PROOFS): prove-%: $(STAMP) needs
 	$(BIN)/kafka-guarantees prove $* --duration $(DURATION)
+
+mutants: $(STAMP) needs
+	$(BIN)/pytest -m "soak or not soak" tests/test_prove_mutants.py
 
 test: lint types pytest
 

@@ -1,6 +1,7 @@
 """The proof catches liars: mutants of the library, each by the name of what it does wrong; and nothing where nothing is wrong.
 
-All that are selected run as one campaign, some at a time, on one broker. ``MUTANTS_SEED`` repeats a seed.
+All that are selected run as one campaign, some at a time, on one broker. ``MUTANTS_SEED`` repeats a seed. ``make test`` has a
+few of them, which show quickly what they are; ``make mutants`` has all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import io
 import json
 import os
 import random
+import subprocess
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,7 +43,7 @@ from .mutants import ALO, AMO, EOS, IN_HAND, MUTANTS
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from kafka_guarantees.prove.evidence import Proof
     from kafka_guarantees.prove.faults import Scene, Stage
@@ -50,6 +52,23 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.broker, pytest.mark.timeout(600)]
 
 AT_ONCE = 3
+ALWAYS = {  # at least one by each way of finding out, and those that lie all the time
+    "amo_commits_after_handling",
+    "amo_tries_again",
+    "amo_drops_half",
+    "alo_commits_before_handling",
+    "alo_does_not_wait_for_acknowledgements",
+    "alo_skips_what_is_empty",
+    "alo_handles_backwards",
+    "eos_commits_offsets_apart",
+    "eos_reads_what_is_not_committed",
+    "eos_produces_outside",
+    "eos_drops_a_record",
+    "eos_sends_offsets_out_of_turn",
+    "at most once",
+    "at least once",
+    "exactly once",
+}
 TRIES = 3  # short runs by which a liar must be caught, or enough must have happened
 PARTITIONS = 4
 WORKER = (sys.executable, "-X", "faulthandler", str(Path(__file__).with_name("mutants.py")))
@@ -358,17 +377,43 @@ def told(proof: Proof) -> str:
     )
 
 
-@pytest.mark.parametrize("name", MUTANTS)
+def of_campaign(names: Iterable[str]) -> list[Any]:
+    return [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.soak) for name in names]
+
+
+@pytest.mark.parametrize("name", of_campaign(MUTANTS))
 def test_is_caught(name: str, campaign: Mapping[str, Future[Proof]]) -> None:
     proof = campaign[name].result()
     caught = {verdict.check for verdict in proof.verdicts if verdict.anomalies}
     assert caught & MUTANTS[name].caught_by, f"{MUTANTS[name].lie}\n{told(proof)}"
 
 
-@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("name", of_campaign(HONEST))
 def test_is_honest(name: str, campaign: Mapping[str, Future[Proof]]) -> None:
     proof = campaign[name].result()
     assert proof.held, told(proof)
+
+
+EACH_PATCHES = """
+import os, traceback
+from tests.mutants import MUTANTS
+for name, mutant in MUTANTS.items():
+    if os.fork() == 0:
+        try:
+            mutant.patch()
+        except BaseException:
+            print(name)
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.wait()
+"""
+
+
+def test_every_mutant_finds_what_it_patches() -> None:
+    """Also those that run seldom: the library has changed since."""
+    tried = subprocess.run([sys.executable, "-c", EACH_PATCHES], capture_output=True, text=True, timeout=60, check=True)
+    assert not tried.stdout, tried.stdout + tried.stderr
 
 
 @pytest.mark.parametrize("guarantee", [AMO, ALO, EOS])
