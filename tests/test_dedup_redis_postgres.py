@@ -451,6 +451,24 @@ def test_a_table_of_somebody_else_is_left_alone(postgres_server: LocalPostgres, 
             assert not isinstance(refused.value, StoreUnavailable)
 
 
+def test_what_waiting_does_not_help_is_said_at_once(postgres_server: LocalPostgres, table: str) -> None:
+    """No rights, no schema, no table any more: ``on_store_error="wait"`` must not wait for these."""
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {table} LOGIN PASSWORD 'known'".encode())
+        as_role = make_conninfo(postgres_server.dsn, user=table, password="known")
+        with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+            store.claim(SCOPE, [item(0)], token=OURS, lease=LONG)
+            for name, advice in ((f"public.{table}2", "CREATE on"), (f"no{table}.ids", "Create the schema"), (table, "Grant")):
+                with closing(PostgresDedupStore(as_role, table=name)) as other, pytest.raises(KafkaGuaranteesError) as caught:
+                    other.claim(SCOPE, [item(0)], token=OURS, lease=LONG)
+                assert not isinstance(caught.value, StoreUnavailable)
+                assert advice in str(caught.value)
+            admin.execute(f"DROP TABLE {table}, {table}_batches".encode())
+            with pytest.raises(KafkaGuaranteesError, match="dropped") as caught:
+                store.complete(SCOPE, [item(0)], token=OURS)
+            assert not isinstance(caught.value, StoreUnavailable)
+
+
 def test_the_users_pool_is_used_and_left_as_it_was(postgres_server: LocalPostgres, table: str) -> None:
     """Whatever its connections are set to: dicts as rows, repeatable read, no autocommit. close() does not close it."""
     settings = {"row_factory": psycopg.rows.dict_row, "options": "-c default_transaction_isolation=serializable"}

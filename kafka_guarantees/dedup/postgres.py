@@ -57,6 +57,14 @@ _SCHEMA_LOCK: Final = 0x6B675F6465647570  # any number that all agree on: "kg_de
 _CONNECTION_WAIT: Final = 10.0  # seconds for a connection of the pool
 _ATTEMPTS: Final = 5
 _TRY_AGAIN: Final = {"40001", "40P01"}  # a serialization failure, a deadlock: nothing was written (D13)
+# What no waiting helps against, and what does.
+_REFUSED: Final[dict[type[psycopg.Error], str]] = {
+    psycopg.errors.InsufficientPrivilege: "Grant the role of the connection SELECT, INSERT, UPDATE and DELETE on the table and "
+    "on the one with _batches behind its name; to make them it needs CREATE on the schema.",
+    psycopg.errors.UndefinedTable: "Somebody dropped a table while it was in use, and with it what was known of ids. A new "
+    "store makes it anew.",
+    psycopg.errors.InvalidSchemaName: "Create the schema.",
+}
 _PURGE_CHUNK: Final = 1000  # rows that are locked at a time
 _PURGE_PAGES: Final = 200  # that are looked at at a time; some sixty ids in each
 
@@ -245,9 +253,9 @@ class PostgresDedupStore:
         """See ``DedupStore.claim``.
 
         Raises:
-            StoreUnavailable: PostgreSQL did not answer, or refused.
+            StoreUnavailable: PostgreSQL did not answer.
             ForkedClientError: the store was made by another process.
-            KafkaGuaranteesError: the table is of another version.
+            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
             ValueError: a key, position, fingerprint or token of another size than the contract says.
         """
         if not items:
@@ -280,8 +288,8 @@ class PostgresDedupStore:
         """See ``DedupStore.complete``.
 
         Raises:
-            StoreUnavailable: PostgreSQL did not answer, or refused.
-            KafkaGuaranteesError: the table is of another version.
+            StoreUnavailable: PostgreSQL did not answer.
+            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
             ValueError: a key, fingerprint or token of another size than the contract says.
         """
         if not items:
@@ -297,8 +305,8 @@ class PostgresDedupStore:
         """See ``DedupStore.release``.
 
         Raises:
-            StoreUnavailable: PostgreSQL did not answer, or refused.
-            KafkaGuaranteesError: the table is of another version.
+            StoreUnavailable: PostgreSQL did not answer.
+            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
             ValueError: a key or token of another size than the contract says.
         """
         if items:
@@ -308,8 +316,8 @@ class PostgresDedupStore:
         """See ``DedupStore.purge``. Looks at some five times as many ids. Those that somebody uses are left for the next time.
 
         Raises:
-            StoreUnavailable: PostgreSQL did not answer, or refused.
-            KafkaGuaranteesError: the table is of another version.
+            StoreUnavailable: PostgreSQL did not answer.
+            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
         """
         self._walk("{batches}", limit)
         return self._walk("{table}", limit)
@@ -368,6 +376,11 @@ class PostgresDedupStore:
                         if last or exc.sqlstate not in _TRY_AGAIN:
                             raise
                 raise AssertionError("the last attempt returns or raises")
+        except tuple(_REFUSED) as exc:
+            raise KafkaGuaranteesError(
+                f"PostgreSQL refused the store {self._table} ({type(exc).__name__}, SQLSTATE {exc.sqlstate}), and would do so "
+                f"again. Nothing was written. {_REFUSED[type(exc)]}"
+            ) from exc
         except psycopg.Error as exc:
             # Not its text: it may quote parts of the connection string (S01).
             code = f"{type(exc).__name__}, SQLSTATE {exc.sqlstate}" if exc.sqlstate else type(exc).__name__
