@@ -133,35 +133,36 @@ class Trail:
 
     def settle(self) -> None:
         """Commit all there is, and wait for the answer."""
-        if self._portions and not self._consumer.gone_silent:
+        if (self._portions or self._again) and not self._consumer.gone_silent:
             self._acknowledged()
             self._commit(len(self._portions))
 
     def end(self) -> None:
         """The run ends, and no message that comes now is handled: commit all there is, for good."""
         self.settle()
-        if not (self._passed or self._again) or self._lifecycle.forked or self._consumer.gone_silent:
+        if not self._newest or self._lifecycle.forked or self._consumer.gone_silent:
             return
         deadline = time.monotonic() + GIVING_AWAY
         try:
-            while self._passed and time.monotonic() < deadline:
+            while (self._passed or self._sent) and time.monotonic() < deadline:
                 self._consumer.raw.poll(END_POLL)
-            if self._again and self._newest:
-                self._consumer.commit(self._newest.values())
-        except (BrokerError, KafkaException) as error:
+        except KafkaException as error:
             log.warning("what was handled last may be handled again: %s", error)
+        self.settle()
 
     def leave(self) -> None:
         """The run ends with an error, which is not to be hidden: commit what is acknowledged."""
-        if not self._portions or self._lifecycle.forked or self._consumer.gone_silent:
+        if not (self._portions or self._again) or self._lifecycle.forked or self._consumer.gone_silent:
             return
         deadline = time.monotonic() + LEAVING
         try:
             for portion in self._portions:
                 self._wait(portion, deadline)
             ready = self._ready()
-            if ready and self._ours(ready):
-                self._consumer.commit(list(self._offsets(ready).values()))
+            if (ready or self._again) and self._ours(ready):
+                offsets = self._offsets(ready)
+                self._consumer.commit(list(offsets.values()))
+                self._pass(offsets)
         except KafkaGuaranteesError as error:
             log.warning("what was handled last may be handled again: %s", error)
 
@@ -196,15 +197,19 @@ class Trail:
         except BrokerError as problem:
             log.warning("%s", problem)
             self._not_before = time.monotonic() + AGAIN
+            self._again = bool(self._newest)
         else:
             self._pop(flying)
+            if not (self._passed or self._again):
+                self._newest = {}
 
     def revoked(self, gone: AbstractSet[Partition]) -> None:
         """Partitions are given away, once this returns or raises: commit what was handled of them."""
         try:
             self._give_away()
         finally:
-            self._flying, self._sent = 0, {}
+            self._pass({})
+            self._flying = 0
             self.lost(gone)
 
     def _give_away(self) -> None:
@@ -214,11 +219,12 @@ class Trail:
         if self._flying and self._arrived(self._flying):
             self._pop(self._flying)
         ready = self._ready()
-        if ready and self._ours(ready):
+        if (ready or self._again) and self._ours(ready):
             offsets = self._offsets(ready)
             if offsets:
                 self._consumer.send_commit(list(offsets.values()))
                 self._pass(offsets)
+                self._sent = {partition: place.offset for partition, place in offsets.items()}
             if self._arrived(ready):
                 self._pop(ready)
 
@@ -230,6 +236,7 @@ class Trail:
                 again += portion.size
                 portion.offsets = {partition: place for partition, place in portion.offsets.items() if partition not in gone}
         self._newest = {partition: place for partition, place in self._newest.items() if partition not in gone}
+        self._again = self._again and bool(self._newest)
         self._warn(again)
 
     # -- how ----------------------------------------------------------------------------------------------------------
@@ -249,18 +256,20 @@ class Trail:
         if not self._ours(ready, member):
             self._drop(ready)
             return
-        offsets = {**(self._newest if self._again else {}), **self._offsets(ready)}
-        self._newest, self._again = ({**self._newest, **offsets} if self._passed else {}), False
+        offsets = self._offsets(ready)
         if not offsets:
             self._pop(ready)
             return
+        if self._passed or self._again:
+            self._newest.update(offsets)
+            self._again = False
         self._sent = {partition: place.offset for partition, place in offsets.items()}
         self._flying = ready
         self._consumer.send_commit(list(offsets.values()))
 
     def _commit(self, count: int) -> None:
         """Commit the first portions, and wait for the answer: again, until it is a good one, or they are not ours any more."""
-        while count and self._ours(count):
+        while (count or self._again) and self._ours(count):
             offsets = self._offsets(count)
             try:
                 if offsets:
@@ -283,8 +292,9 @@ class Trail:
         if self._sent:
             self._passed.append(self._sent)
             self._sent = {}
-        if self._passed or self._again:
-            self._newest.update(offsets)
+        if offsets:
+            self._newest = {**self._newest, **offsets} if self._passed else {}
+            self._again = False
 
     def _await(self, portion: Portion) -> None:
         """Wait until what was produced for a portion is acknowledged, but not for what was produced later."""
@@ -306,10 +316,12 @@ class Trail:
     def _ours(self, count: int, member: Membership | None = None) -> bool:
         now, member = time.monotonic(), member or self._consumer.membership()
         portions = [self._portions[number] for number in range(count)]
-        return all(now - portion.fetched < self._within and member.continues(portion.member) for portion in portions)
+        return member.active and all(
+            now - portion.fetched < self._within and member.continues(portion.member) for portion in portions
+        )
 
     def _offsets(self, count: int) -> dict[Partition, TopicPartition]:
-        offsets: dict[Partition, TopicPartition] = {}
+        offsets = dict(self._newest) if self._again else {}
         for number in range(count):
             offsets.update(self._portions[number].offsets)
         return offsets

@@ -22,7 +22,7 @@ from kafka_guarantees._consumer import Batch, GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._posted import Posted
-from kafka_guarantees._trail import BEHIND, Portion, Trail
+from kafka_guarantees._trail import AGAIN, BEHIND, Portion, Trail
 from kafka_guarantees.prove.proxy import API, Proxy
 
 from .conftest import committed, fill, read_all, values
@@ -309,6 +309,87 @@ def test_a_refusal_while_all_is_settled_is_tried_again(scene: Scene) -> None:
 
 def numbers(count: int) -> list[bytes]:
     return [str(number).encode() for number in range(count)]
+
+
+def set_back(scene: Scene) -> None:
+    """The first commit is sent again, since its connection was lost: it takes effect behind a newer one."""
+    scene.handled((T0, 10))
+    scene.handled((T0, 20))
+    scene.trail.settle()
+    assert scene.group.committed == {T0: 20}
+    scene.group.committed[T0] = 10
+    scene.trail.answered(None, [TopicPartition(*T0, 10)])
+
+
+def refuse_and_go_on(scene: Scene) -> None:
+    scene.trail.idle()
+    scene.group.answer(-1, KafkaError(KafkaError.REQUEST_TIMED_OUT))
+    time.sleep(AGAIN)
+    scene.trail.idle()
+
+
+def refuse_at_the_end(scene: Scene) -> None:
+    """What was committed once more is on its way when the run ends, and is refused then."""
+    scene.trail.idle()
+    sent = len(scene.group.sent) - 1
+
+    class Raw(Asked):
+        def poll(self, _timeout: float) -> None:
+            self._group.answer(sent, KafkaError(KafkaError.REQUEST_TIMED_OUT))
+
+    scene.group.raw = Raw(scene.group)
+    scene.trail.end()
+
+
+GOES_ON: dict[str, Callable[[Scene], object]] = {
+    "idle": lambda scene: scene.trail.idle(),
+    "follow": lambda scene: scene.trail.follow(scene.group.member),
+    "settle": lambda scene: scene.trail.settle(),
+    "leave": lambda scene: scene.trail.leave(),
+    "end": lambda scene: scene.trail.end(),
+    "revoked": lambda scene: scene.trail.revoked({T0}),
+    "refused": refuse_and_go_on,
+    "refused at the end": refuse_at_the_end,
+}
+
+
+@pytest.mark.parametrize("how", GOES_ON)
+def test_a_group_that_was_set_back_is_set_right(scene: Scene, how: str) -> None:
+    """C06: with the next commit, whoever makes it; and one is made for it alone."""
+    set_back(scene)
+    GOES_ON[how](scene)
+    assert scene.group.sent[-1] == {T0: 20}
+    assert len(scene.group.sent) >= 3
+    if scene.group.committed != {T0: 20}:
+        scene.group.answer(-1)
+    sent = len(scene.group.sent)
+    scene.trail.idle()
+    scene.trail.end()
+    assert len(scene.group.sent) == sent, "once is enough"
+
+
+@pytest.mark.parametrize("how", ["idle", "follow", "settle", "leave", "end", "revoked"])
+def test_who_is_no_member_sets_nothing_right(scene: Scene, how: str) -> None:
+    """Its partitions may be somebody else's, who has committed more."""
+    set_back(scene)
+    scene.group.member = Membership(-1, "")
+    GOES_ON[how](scene)
+    assert len(scene.group.sent) == 2
+
+
+def test_a_commit_of_a_rebalance_that_arrives_late_is_noticed(scene: Scene) -> None:
+    """A partition is given away, another is kept."""
+    scene.handled((T0, 10), (T1, 5), posted=Posted([]))
+    scene.group.answer(-1)
+    scene.handled((T0, 20), (T1, 6))
+    scene.trail._arrived = lambda count: False  # type: ignore[method-assign] # nobody knows
+    scene.trail.revoked({T1})
+    scene.handled((T0, 30))
+    scene.trail.settle()
+    scene.group.committed[T0] = 20
+    scene.trail.answered(None, [TopicPartition(*T0, 20), TopicPartition(*T1, 6)])
+    scene.trail.idle()
+    assert scene.group.sent[-1] == {T0: 30}
 
 
 @pytest.mark.broker
