@@ -997,6 +997,40 @@ def test_a_constraint_that_is_checked_at_the_commit_is_the_handler_s(postgres: P
         assert list(tx.fresh) == [0]
 
 
+@pytest.mark.parametrize("marker", [postgres_inbox._MOVED, postgres_inbox._ENDED])
+def test_what_a_message_says_is_not_what_the_move_says(postgres: Place, marker: str) -> None:
+    """The details of an error quote values of the user."""
+    postgres.sql("ALTER TABLE effect ADD UNIQUE (what) DEFERRABLE INITIALLY DEFERRED")
+    inbox = postgres.inbox()
+    with pytest.raises(psycopg.errors.UniqueViolation), inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, marker)
+        act(tx.connection, marker)
+    assert postgres.effects() == []
+
+
+def test_an_interrupt_before_the_commit_leaves_the_connection_as_it_was(
+    postgres: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was written, and the connection of the user goes back to his pool as he had it."""
+
+    def interrupted(self: psycopg.Transaction) -> Iterator[None]:
+        self._pop_savepoint("commit")
+        raise KeyboardInterrupt
+        yield
+
+    with ConnectionPool(postgres.where, kwargs={"autocommit": False}, min_size=1, max_size=1, open=True) as pool:
+        inbox = PostgresInbox(pool)
+        with pytest.raises(KeyboardInterrupt), inbox.transaction("group", entries(P0, [0])) as tx:
+            act(tx.connection, "undone")
+            monkeypatch.setattr(psycopg.Transaction, "_commit_gen", interrupted)
+        monkeypatch.undo()
+        with pool.connection() as connection:
+            assert not connection.autocommit
+            assert connection.isolation_level is None
+        assert inbox.start_offsets("group", [P0]) == {P0: None}
+    assert postgres.effects() == []
+
+
 def test_a_connection_that_is_lost_in_the_handler_is_not_the_fault_of_the_message(postgres: Place) -> None:
     """D16: StoreUnavailable is raised from the error of psycopg, so that nobody takes the message for a poisoned one."""
     inbox = postgres.inbox()
@@ -1066,6 +1100,24 @@ def test_enlisting_in_a_transaction_of_psycopg(postgres: Place) -> None:
         mine.rollback()
     assert postgres.effects() == ["commit"]
     assert inbox.start_offsets("group", [P0]) == {P0: 2}
+
+
+def test_enlisting_in_a_pipeline(postgres: Place) -> None:
+    """``finish()`` tells what became of the offsets, also where the caller sends his statements without waiting."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    with psycopg.connect(postgres.where, autocommit=True) as mine, mine.pipeline():
+        with mine.transaction():
+            tx = inbox.enlist(mine, "group", entries(P0, [0, 1]))
+            act(mine, "kept")
+            tx.finish(1)
+        with pytest.raises(PartitionFenced, match=r"orders\[0\]"), mine.transaction():
+            tx = inbox.enlist(mine, "group", entries(P0, [1, 2]))
+            act(mine, "undone")
+            mine.execute("UPDATE kg_inbox_offset SET next_offset = 7")
+            tx.finish(1)
+    assert postgres.effects() == ["kept"]
+    assert inbox.start_offsets("group", [P0]) == {P0: 1}
 
 
 def test_enlisting_needs_a_transaction_that_sees_what_it_waited_for(postgres: Place) -> None:

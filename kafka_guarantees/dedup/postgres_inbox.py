@@ -62,7 +62,8 @@ _SCHEMA = (
 )
 
 
-# What the move of the offsets says when it fails, between quotation marks in a message in whatever language.
+# What the move of the offsets says when it fails, between quotation marks in a message in whatever language. Only there: the
+# details of other errors quote values, which may be anything.
 _MOVED = "kafka_guarantees: an offset has moved"
 _ENDED = "kafka_guarantees: another transaction"
 
@@ -469,7 +470,8 @@ class PostgresInboxTransaction:
         self._check_open()
         self._advance = advance(self._batch, self._stored, self.fresh, handled)
         if self._enlisted:
-            with self._fenced(), _answers("advancing the offsets"):
+            # A pipeline of the caller may be open: what became of the move is known at the end of ours.
+            with _answers("advancing the offsets"), self._fenced(), self.connection.pipeline():
                 self._send()
         self._finished = True
 
@@ -500,7 +502,8 @@ class PostgresInboxTransaction:
         try:
             yield
         except psycopg.Error as exc:
-            said = str(_first(exc))
+            first = _first(exc)
+            said = (first.diag.message_primary or "") if isinstance(first, psycopg.errors.InvalidTextRepresentation) else ""
             if _MOVED in said:
                 raise fenced(self._scope, self._advance.offsets) from exc
             if _ENDED in said:
@@ -551,7 +554,8 @@ def _read_committed(connection: Connection) -> Iterator[None]:
     try:
         yield
     finally:
-        if connection.info.transaction_status == TransactionStatus.INERROR:  # its COMMIT was not executed
+        # no COMMIT was executed: something before it failed, or an interrupt came
+        if connection.info.transaction_status in (TransactionStatus.INERROR, TransactionStatus.INTRANS):
             with suppress(psycopg.Error):
                 connection.rollback()
         if connection.info.transaction_status == TransactionStatus.IDLE:  # else it is lost, and its pool drops it
