@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -15,6 +16,7 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
@@ -54,6 +56,7 @@ from kafka_guarantees.dedup import (
     MessageIdMissing,
     MessageIdReused,
     Outcome,
+    PostgresInbox,
     SqliteDedupStore,
     SqliteInbox,
 )
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
+    from kafka_guarantees.testing.servers import LocalPostgres
 
 broker = pytest.mark.broker
 
@@ -873,6 +877,52 @@ def test_the_writes_of_a_failed_attempt_are_rolled_back(world: World, how: str) 
         rows = [number for (number,) in connection.execute("SELECT number FROM effects ORDER BY number")]
     assert rows == [number for number in range(20) if number != 7]
     assert len(world.read(dead)) == 1
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dead_letters", [True, False])
+def test_a_message_that_fails_at_the_commit_of_an_inbox_is_set_aside(
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    postgres_server: LocalPostgres,
+    tmp_path: Path,
+    how: str,
+    *,
+    dead_letters: bool,
+) -> None:
+    """By a constraint that is deferred: it alone goes to the dead letter topic, or ends the run behind what came before it."""
+    table = f"effects_{uuid.uuid4().hex[:12]}"
+    world = World(kafka.bootstrap, table, tmp_path, kafka_topic)
+    topic, dead = world.given(), world.topic()
+    with (
+        psycopg.connect(postgres_server.dsn, autocommit=True) as admin,
+        PostgresInbox(postgres_server.dsn, prefix=table) as inbox,
+    ):
+        admin.execute(f"CREATE TABLE {table} (number int UNIQUE DEFERRABLE INITIALLY DEFERRED)".encode())
+        admin.execute(f"INSERT INTO {table} VALUES (7)".encode())
+
+        def write(messages: Sequence[Message], connection: Any) -> None:
+            for message in messages:
+                connection.execute(f"INSERT INTO {table} VALUES (%s)".encode(), [number_of(message)])
+
+        handler = write if how == "run_batches" else lambda message, connection: write([message], connection)
+        config = {"bootstrap.servers": world.bootstrap, "group.id": table}
+        with AtLeastOnce(
+            config, inbox=inbox, message_id=None, retry=QUICK, dead_letter=dead if dead_letters else None
+        ) as client:
+            if dead_letters:
+                getattr(client, how)([topic], handler, **OPTIONS)
+            else:
+                with pytest.raises(HandlerError) as caught:
+                    getattr(client, how)([topic], handler, **OPTIONS)
+                assert isinstance(caught.value.__cause__, psycopg.errors.UniqueViolation)
+        rows = [number for (number,) in admin.execute(f"SELECT number FROM {table} ORDER BY number".encode()).fetchall()]
+    if dead_letters:
+        assert rows == list(range(20))
+        assert [number_of(letter) for letter in world.read(dead)] == [7]
+    else:
+        assert len(rows) == len(set(rows))
 
 
 @side_by_side(REMEMBER, [True, False])

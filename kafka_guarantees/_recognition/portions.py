@@ -17,7 +17,7 @@ from confluent_kafka import TopicPartition
 
 from .._failures import Failed, GaveUp, Left
 from .._offsets import next_offsets
-from ..errors import BrokerError, PartitionFenced, StoreUnavailable
+from ..errors import BrokerError, KafkaGuaranteesError, PartitionFenced, StoreUnavailable
 from .claims import TIDY_EVERY, Work, tidy
 from .patience import patiently
 
@@ -191,7 +191,8 @@ class Portions:
         """
         if not self._ours(batch):
             raise PartitionFenced("the group gave partitions away.")
-        rolled_back = None
+        rolled_back, ending = None, False
+        finished: Sequence[Message] = ()
         try:
             with self._inbox.transaction(self._scope, entries) as transaction:
                 work = Work(messages, transaction.fresh)
@@ -204,9 +205,13 @@ class Portions:
                     raise failed.error  # noqa: TRY301 - an inbox tells by it whether its connection was lost
                 self._acknowledged()
                 transaction.finish(handled)
+                ending = True
         except Exception as error:
             if rolled_back is not None and error is rolled_back.failed.error:
                 raise rolled_back from None
+            if ending and finished and not isinstance(error, KafkaGuaranteesError):
+                # a constraint of the user's that the database looks at last: any of them may have broken it
+                raise _RolledBack(0, Failed(len(finished), error)) from None
             raise
         self._counts["duplicate"] += len(finished) - handled
         return finished

@@ -221,7 +221,8 @@ class PostgresInbox:
         """Begin; lock the offsets; find out what is fresh. Commit at the end, roll back on an exception.
 
         The exception is raised as it is, unless it says that the database failed under the handler, not the message: where the
-        connection was lost, or the server ended the transaction for a deadlock, ``StoreUnavailable`` is raised from it.
+        connection was lost, or the server ended the transaction for a deadlock, ``StoreUnavailable`` is raised from it. So is
+        what the server refuses at the end, by a deferred constraint for example: nothing was written then.
 
         Args:
             scope: whose ids and offsets these are.
@@ -253,7 +254,9 @@ class PostgresInbox:
                 opened._commit(committed)
             self._with_rows.update((scope, source) for source in batch.first)
         except psycopg.Error as exc:
-            if committing and not isinstance(exc, psycopg.IntegrityError):
+            if committing and not isinstance(first := _first(exc), _FAILURES):
+                raise first from None  # of a constraint, a trigger, or what the handler has set: nothing was written
+            if committing:
                 raise StoreUnavailable(
                     f"committing a transaction of the inbox failed ({_text(exc)}), so whether it was written is unknown. "
                     "Repeat it with the same entries: what was written is left out then."
