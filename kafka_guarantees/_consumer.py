@@ -257,7 +257,7 @@ class GroupConsumer(Handle):
         if self._in_flight is not None and self._in_flight.failed:
             self._find_places()
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
-        fetched, before = self._take(max_batch, WAIT, self.trail)
+        fetched, before, metadata = self._take(max_batch, WAIT, self.trail)
         messages = self._without_events(fetched)
         if self._rebalances != before:
             self.unplace(messages)  # C03: they may be of an assignment that is over
@@ -267,7 +267,7 @@ class GroupConsumer(Handle):
             messages = [m for m in messages if (m.topic(), m.partition()) not in moved]
         if not messages:
             return None
-        batch = Batch(messages, self.raw.consumer_group_metadata(), asked, self._topic)
+        batch = Batch(messages, metadata or self.raw.consumer_group_metadata(), asked, self._topic)
         if not batch.member.active:
             self.unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
             return None
@@ -276,14 +276,19 @@ class GroupConsumer(Handle):
             self.trail.follow(batch.member)
         return batch
 
-    def _take(self, max_batch: int, wait: float, trail: Trailing | None = None) -> tuple[list[Message], int]:
-        """What librdkafka has, and how many rebalances had been when the first of it was taken."""
+    def _take(self, max_batch: int, wait: float, trail: Trailing | None = None) -> tuple[list[Message], int, bytes | None]:
+        """What librdkafka has, how many rebalances had been when the first of it was taken, and the membership, if known."""
+        metadata: bytes | None = None
         try:
             first = None if trail is None else self.raw.poll(0)
             if first is None:
                 if trail is not None:
                     trail.idle()
+                    metadata = self.raw.consumer_group_metadata()  # now, since a message would wait for it for 0.1 ms
+                before, began = self._rebalances, time.monotonic()
                 first = self.raw.poll(wait)
+                if self._rebalances != before or time.monotonic() - began > 2 * wait:  # or the process stood still (M03)
+                    metadata = None
             fetched = [] if first is None else [first]
             before = self._rebalances  # poll() serves rebalances before it takes a message, consume() also in between
             if first is not None and max_batch > 1:
@@ -294,7 +299,7 @@ class GroupConsumer(Handle):
         if self._problem is not None:
             problem, self._problem = self._problem, None
             raise problem
-        return fetched, before
+        return fetched, before, metadata
 
     def _without_events(self, fetched: list[Message]) -> list[Message]:
         if not any(map(Message.error, fetched)):
@@ -441,7 +446,7 @@ class GroupConsumer(Handle):
         """
         self.raw.pause([TopicPartition(*partition) for partition in self._owned])  # the new ones too
         asked = time.monotonic()
-        fetched, _ = self._take(1, wait)
+        fetched, *_ = self._take(1, wait)
         self.unplace(self._without_events(fetched))
         if batch.partitions & self._given_away:
             batch.fetched = -math.inf  # for good, also if it is waited for again

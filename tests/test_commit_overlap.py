@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -390,6 +391,36 @@ def test_a_commit_of_a_rebalance_that_arrives_late_is_noticed(scene: Scene) -> N
     scene.trail.answered(None, [TopicPartition(*T0, 20), TopicPartition(*T1, 6)])
     scene.trail.idle()
     assert scene.group.sent[-1] == {T0: 30}
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "a rebalance", "a freeze"])
+def test_the_membership_is_asked_for_before_a_message_is_waited_for(monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
+    """Asking takes 0.1 ms, for which the message would wait. After a rebalance, or a freeze, it is asked again (M03)."""
+    stub = SimpleNamespace(_rebalances=0, _problem=None, _callbacks=SimpleNamespace(raise_interrupt=lambda: None))
+    now, message, calls = [100.0], object(), list[str]()
+
+    class Raw:
+        def poll(self, wait: float) -> object:
+            calls.append("poll")
+            if not wait:
+                return None
+            stub._rebalances += meanwhile == "a rebalance"
+            now[0] += 5.0 if meanwhile == "a freeze" else wait
+            return message
+
+        def consume(self, _count: int, _wait: float) -> list[object]:
+            return [message]
+
+        def consumer_group_metadata(self) -> bytes:
+            calls.append("asked")
+            return ME
+
+    stub.raw = Raw()
+    trail = SimpleNamespace(idle=lambda: calls.append("idle"))
+    monkeypatch.setattr("kafka_guarantees._consumer.time", SimpleNamespace(monotonic=lambda: now[0]))
+    taken = GroupConsumer._take(stub, 10, 0.1, trail)  # type: ignore[arg-type]
+    assert taken == ([message] * 2, stub._rebalances, ME if meanwhile == "nothing" else None)
+    assert calls == ["poll", "idle", "asked", "poll"]
 
 
 @pytest.mark.broker
