@@ -45,6 +45,10 @@ class Posted:
         self._failures += [report_lost()] * self.unknown
         self.sent = len(self._known)
 
+    def abandon(self) -> None:
+        """The messages that these came from are handled again: what becomes of them is told to nobody."""
+        self._failures = []
+
     def fail(self, failure: KafkaGuaranteesError) -> None:
         """Note one that was not written."""
         self.failed = True

@@ -160,6 +160,13 @@ class PlainProducer(Handle):
         self._report = self._posted.report  # made once
         self._open = [*(posted for posted in self._open if posted.unknown), self._posted]
 
+    def abandon(self) -> None:
+        """A run begins: what an interrupted one posted, and nobody knows the fate of, comes again with its messages."""
+        for posted in self._open:
+            posted.abandon()
+        self.not_written[:] = [failure for failure in self.not_written if not isinstance(failure, DeliveryUnknown)]
+        self.begin()
+
     def portion(self) -> Posted | None:
         """What was posted since this was last asked; None: nothing."""
         posted = self._posted

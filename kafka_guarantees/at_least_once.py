@@ -629,7 +629,7 @@ class AtLeastOnce:
     def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
         with self._lifecycle.running(itself), closing(TopicIds(self._settings)) as topic_id:
             if self._producer is not None:
-                self._producer.begin()  # what an interrupted run posted is no matter of the portions to come
+                self._producer.abandon()
             self._preflight.start(topics)
             self._topic_ids = topic_id
             self._claims, self._ids = self._recognition.claims(topic_id), self._recognition.ids(topic_id)

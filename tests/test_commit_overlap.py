@@ -663,6 +663,35 @@ def test_a_record_that_ended_a_run_does_not_hold_up_the_next_one(
 
 
 @pytest.mark.broker
+def test_a_report_that_an_interrupt_destroyed_does_not_end_the_next_run(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C01, P12: a signal handler raises in the delivery callback. The message was not committed, and comes again."""
+    topic, target, group = kafka_topic(), kafka_topic(), fresh("group")
+    fill(kafka.bootstrap, topic, numbers(40))
+    true_report, reports = Posted.report, list[int]()
+
+    def report(posted: Posted, error: KafkaError | None, message: Message) -> None:
+        reports.append(1)
+        if len(reports) == 3:
+            raise KeyboardInterrupt
+        true_report(posted, error, message)
+
+    monkeypatch.setattr(Posted, "report", report)
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}) as client:
+
+        def copy(message: Message) -> list[Record]:
+            return [Record(target, message.value())]
+
+        with pytest.raises(KeyboardInterrupt):
+            client.run([topic], copy, max_batch=5, until_idle=IDLE)
+        client.run([topic], copy, max_batch=5, until_idle=IDLE)
+        client.flush()
+    assert committed(kafka.bootstrap, group, topic) == [40]
+    assert set(values(read_all(kafka.bootstrap, target))) == set(numbers(40))
+
+
+@pytest.mark.broker
 def test_records_that_are_acknowledged_are_not_remembered(
     kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
