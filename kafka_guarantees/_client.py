@@ -70,7 +70,9 @@ class Caller:
         self._hands = set() if hands is None else hands
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._left: _Job | None = None  # that its caller has walked away from
+        self._left: threading.Lock | None = (
+            None  # of a call that its caller has walked away from; not the call, which has the client
+        )
         self._pid = os.getpid()
 
     def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
@@ -88,7 +90,7 @@ class Caller:
                 if give_up():
                     raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")  # noqa: TRY301 - see below
         except BaseException:
-            self._left = job
+            self._left = job.done
             job.wanted = False  # also after an exception out of a signal handler: what has not begun does not begin
             raise
         if job.error is not None:
@@ -99,7 +101,7 @@ class Caller:
     @property
     def left(self) -> bool:
         """Whether a call is still on that its caller has walked away from: what else is asked of the C client waits for it."""
-        return self._left is not None and self._left.done.locked()
+        return self._left is not None and self._left.locked()
 
     def end(self) -> None:
         """Let the thread go, once it is done."""

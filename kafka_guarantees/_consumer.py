@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 
@@ -203,12 +204,13 @@ class GroupConsumer(Handle):
         super().__init__()
         config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
         if trailing:
-            config["on_commit"] = self._on_commit
+            config["on_commit"] = _weakly(self._on_commit)
         self.make(Consumer, config)
         try:
             self._require(topics)
             self._require(also, written=True)
-            callbacks = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
+            heard = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
+            callbacks = {name: _weakly(method) for name, method in heard.items()}
             # beside the main thread for the same reason as in make()
             self._caller.call(lambda: self.raw.subscribe(list(topics), **callbacks), self._given_up, "subscribing")
         except KafkaException as exc:
@@ -784,3 +786,19 @@ class GroupConsumer(Handle):
             self.raw.poll(0)
             while self._owned and time.monotonic() < until:
                 self.raw.poll(WAIT / 10)
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A callback that does not keep its consumer alive.
+
+    An exception out of a signal handler may come between any two steps, and leave a consumer that nobody closes. In a cycle
+    with the C client it would stay a member of the group, which nobody serves, until the garbage collector comes.
+    """
+    held = weakref.WeakMethod(method)
+
+    def call(*arguments: object) -> None:
+        found = held()
+        if found is not None:
+            found(*arguments)
+
+    return call

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import KafkaError
+from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
-from kafka_guarantees._client import Callbacks, Caller
+from kafka_guarantees._client import Callbacks, Caller, _Job
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.errors import BrokerError, ForkedClientError, HandlerError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
@@ -805,3 +808,84 @@ def test_a_signal_that_raises_while_a_client_is_made_comes_as_it_is() -> None:
     found = ast.literal_eval(done.stdout)
     assert set(found) == {"made", "storm"}
     assert found["storm"] > 20
+
+
+# -- members that nobody serves ---------------------------------------------------------------------------------------------
+
+
+class Alarm(Exception):
+    """What a signal handler of the user raises."""
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """It comes when it comes: nothing may depend on it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def members(kafka: RunningKafka, group: str) -> int:
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    return len(admin.describe_consumer_groups([group])[group].result(30).members)
+
+
+def gone(kafka: RunningKafka, group: str, seconds: float = 15.0) -> bool:
+    """Whether the group has no member any more, before long: the session of one takes 1.5 s."""
+    deadline = time.monotonic() + seconds
+    while (there := members(kafka, group)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not there
+
+
+SESSION = {"session.timeout.ms": 1500, "heartbeat.interval.ms": 300}
+
+
+@pytest.mark.broker
+def test_a_close_that_is_interrupted_leaves_no_member_behind(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C01: before its first call has begun. Such a member would hold up every rebalance for max.poll.interval.ms."""
+    group = fresh("group")
+    true_give_back = GroupConsumer._give_back
+
+    def give_back(consumer: GroupConsumer, given_up: Callable[[], bool]) -> None:
+        consumer._caller._jobs.put(_Job(lambda: time.sleep(1)))  # its thread does not get its turn
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        true_give_back(consumer, given_up)
+
+    def ring(_number: int, _frame: object) -> None:
+        raise Alarm
+
+    monkeypatch.setattr(GroupConsumer, "_give_back", give_back)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        with without_collector(), AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group, **SESSION}) as client:
+            with pytest.raises(Alarm):
+                client.run([kafka_topic()], lambda _message: None, until_idle=0.5)
+            assert gone(kafka, group)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("guarantee", [Guarantee.AT_MOST_ONCE, Guarantee.AT_LEAST_ONCE])
+def test_a_consumer_that_nobody_holds_leaves_no_member_behind(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], guarantee: Guarantee
+) -> None:
+    """C01: an exception came when it had been made, and before anybody could close it."""
+    group = fresh("group")
+    settings = resolve(guarantee, {"bootstrap.servers": kafka.bootstrap, "group.id": group, **SESSION})
+    with without_collector():
+        trailing = guarantee is Guarantee.AT_LEAST_ONCE
+        consumer = GroupConsumer(settings, Lifecycle("test"), [kafka_topic()], "earliest", set(), trailing=trailing)
+        deadline = time.monotonic() + 15
+        while not consumer._owned:
+            consumer.fetch(1)
+            assert time.monotonic() < deadline
+        assert members(kafka, group) == 1
+        del consumer
+        assert gone(kafka, group)
