@@ -70,9 +70,8 @@ class Caller:
         self._hands = set() if hands is None else hands
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._left: threading.Lock | None = (
-            None  # of a call that its caller has walked away from; not the call, which has the client
-        )
+        # Of a call that its caller has walked away from. Not the call itself: it has the C client, and would keep it.
+        self._left: threading.Lock | None = None
         self._pid = os.getpid()
 
     def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:

@@ -221,8 +221,8 @@ class PostgresInbox:
         """Begin; lock the offsets; find out what is fresh. Commit at the end, roll back on an exception.
 
         The exception is raised as it is, unless it says that the database failed under the handler, not the message: where the
-        connection was lost, or the server ended the transaction for a deadlock, ``StoreUnavailable`` is raised from it. So is
-        what the server refuses at the end, by a deferred constraint for example: nothing was written then.
+        connection was lost, or the server ended the transaction for a deadlock, ``StoreUnavailable`` is raised from it. What
+        the server refuses at the end, by a deferred constraint for example, is raised as it is, too: nothing was written.
 
         Args:
             scope: whose ids and offsets these are.

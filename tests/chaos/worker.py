@@ -164,7 +164,7 @@ def _raising_callbacks() -> dict[str, Any]:
         if random.random() < 0.3:
             raise RuntimeError("a callback of the user raises")
 
-    return {"error_cb": naughty, "stats_cb": naughty, "statistics.interval.ms": 200}
+    return {"error_cb": naughty, "stats_cb": naughty, "statistics.interval.ms": 50}
 
 
 def main(serve: Callable[[Job], None] = serve) -> None:
