@@ -199,7 +199,7 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
             *named,
         ],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "CI": "true"},  # where pytest looks for the shortest diff
         capture_output=True,
         text=True,
         timeout=AT_ONCE,
