@@ -22,6 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ._client import Callbacks, Handle
 from ._enqueue import KNOWING, SLICE, enqueue
 from ._posted import Posted
+from ._turns import Turns
 from .errors import (
     MISSING_ACL,
     DeliveryError,
@@ -78,6 +79,7 @@ class PlainProducer(Handle):
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
         self._open: list[Posted] = []  # with reports that have not come
         self.not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
+        self._turns = Turns()
         self.begin()
         self._closing = threading.Event()
         name = "kafka-guarantees-serve"
@@ -229,6 +231,10 @@ class PlainProducer(Handle):
         self._unserved = 0
         self._served = time.monotonic()
         self._call(lambda: self.raw.poll(timeout))
+
+    def wait_for(self, delivery: Delivery, timeout: float) -> None:
+        """Serve callbacks for a moment, or have another thread do it, for at most ``timeout`` seconds. Nothing lingers."""
+        self._turns.wait(delivery, timeout, lambda: self._call(lambda: self.raw.flush(min(timeout, HURRY))))
 
     def flush(self, give_up: Callable[[], bool]) -> int:
         """Wait until everything queued is settled, or ``give_up()``. Returns how many records are not."""

@@ -172,13 +172,13 @@ def report_lost(topic: str | None = None) -> DeliveryUnknown:
 
 
 class _Server(Protocol):
-    """Serves delivery reports, and keeps what is not acknowledged. ``PlainProducer`` is one."""
+    """Waits for delivery reports, and keeps what is not acknowledged. ``PlainProducer`` is one."""
 
     failed: bool
     unacknowledged: set[Delivery]
     patience: float
 
-    def serve(self, timeout: float = 0) -> None: ...
+    def wait_for(self, delivery: Delivery, timeout: float) -> None: ...
 
 
 class Delivery:
@@ -205,7 +205,7 @@ class Delivery:
         self._producer = producer
 
     def result(self, timeout: float | None = None) -> Self:
-        """Wait until the record is acknowledged by the brokers, and return this delivery.
+        """Wait until the record is acknowledged by the brokers, and return this delivery. Meanwhile nothing lingers.
 
         Args:
             timeout: seconds; ``None`` waits as long as the record itself may take (``delivery.timeout.ms``).
@@ -225,7 +225,7 @@ class Delivery:
                 raise TimeoutError(
                     f"a record for topic {self.topic!r} is not acknowledged after {timeout} s; it is still on its way"
                 )
-            self._producer.serve(left)
+            self._producer.wait_for(self, left)
         if self._failure is not None:
             self._producer.unacknowledged.discard(self)  # looked at
             raise self._failure

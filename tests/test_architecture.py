@@ -32,7 +32,7 @@ FLOORS: list[set[str]] = [
     {"records"},
     {"dedup", "_dead_letters"},
     {"_settings"},
-    {"_lifecycle", "_enqueue", "_posted", "_client", "_offsets", "_transaction_state", "_pace", "_serialization"},
+    {"_lifecycle", "_enqueue", "_posted", "_client", "_offsets", "_transaction_state", "_pace", "_serialization", "_turns"},
     {"_apart", "_producer", "_consumer"},
     {"_failures", "_trail"},
     {"_transactional", "_recognition", "_preflight"},

@@ -369,8 +369,8 @@ def refused_by_the_report() -> BaseException:
         failed = False
         patience = 1.0
 
-        def serve(self, timeout: float = 0) -> None:
-            """Nothing waits."""
+        def wait_for(self, delivery: Delivery, timeout: float) -> None:
+            """Nothing comes."""
 
     delivery = Delivery("t", Server())
     delivery(KafkaError(E._MSG_TIMED_OUT), Message(topic="t"))

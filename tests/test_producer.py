@@ -12,6 +12,7 @@ import textwrap
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -685,6 +686,15 @@ def test_at_least_once_tells_where_a_record_went(kafka: RunningKafka, kafka_topi
         second = producer.produce(topic, b"2", partition=2).result(DEADLINE)
     assert (first.topic, first.partition, first.offset) == (topic, 2, 0)
     assert (second.partition, second.offset) == (2, 1)
+
+
+@pytest.mark.broker
+def test_a_record_that_somebody_waits_for_does_not_linger(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """``result()`` sends it at once, also for a thread whose report another one is served."""
+    topic = kafka_topic(partitions=8)
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "linger.ms": 60_000}) as client, ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(lambda: client.produce(topic, b"x").result(20)) for _ in range(64)]
+        assert len({(one.result().partition, one.result().offset) for one in waiting}) == 64
 
 
 @pytest.mark.broker

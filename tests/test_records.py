@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import threading
 import time
 import warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +18,10 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record
+from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record, _turns
 from kafka_guarantees._enqueue import _headers, _payload
 from kafka_guarantees._failures import GaveUp, handler_error
+from kafka_guarantees._turns import TURN, Turns
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown
 from kafka_guarantees.records import records_in
 
@@ -182,7 +187,7 @@ class Server:
         self._settle = settle
         self.longest = 0.0
 
-    def serve(self, timeout: float = 0) -> None:
+    def wait_for(self, _delivery: Delivery, timeout: float) -> None:
         self.looks += 1
         self.longest = max(self.longest, timeout)
         if self._settle is not None and self.looks == self._settle_at:
@@ -260,6 +265,86 @@ def test_a_delivery_shows_its_state() -> None:
     two(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
     assert repr(one) == "<Delivery to 't': acknowledged>"
     assert repr(two) == "<Delivery to 't': failed>"
+
+
+# --- several threads wait ---------------------------------------------------------------------------------------------
+
+
+def in_threads(*works: Callable[[], object]) -> None:
+    """Do all of it at the same time, and raise what one raised. Whoever is told nothing waits for a minute: too long."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for one in [pool.submit(work) for work in works]:
+            one.result(timeout=20)
+
+
+def until_done(turns: Turns, delivery: Delivery, serve: Callable[[], object]) -> None:
+    while not delivery.done:
+        turns.wait(delivery, 60, serve)
+
+
+def test_who_serves_tells_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look brings the report of one of ten threads, whoever looks: all of them return, and one looks at a time."""
+    monkeypatch.setattr(_turns, "TURN", 60)
+    turns = Turns()
+    deliveries = [Delivery("t", Server()) for _ in range(10)]
+    at_work: set[int] = set()
+    together: list[int] = []
+    left = deque(deliveries)
+
+    def serve() -> None:
+        at_work.add(threading.get_ident())
+        together.append(len(at_work))
+        time.sleep(0.01)  # the others come meanwhile
+        left.pop()(None, Message(topic="t", partition=0, offset=1))
+        at_work.discard(threading.get_ident())
+
+    in_threads(*[partial(until_done, turns, delivery, serve) for delivery in deliveries])
+    assert together == [1] * 10
+
+
+def test_a_thread_that_gives_up_leaves_the_turn_to_another() -> None:
+    """Whose timeout has passed serves no longer, and who waited for it does."""
+    turns, mine, others = Turns(), Delivery("t", Server()), Delivery("t", Server())
+    other_waits = threading.Event()
+
+    def serve() -> None:
+        other_waits.wait(10)
+        time.sleep(0.05)
+
+    def gives_up() -> None:
+        turns.wait(mine, 60, serve)
+
+    def waits() -> None:
+        other_waits.set()
+        until_done(turns, others, lambda: others(None, Message(topic="t", partition=0, offset=1)))
+
+    in_threads(gives_up, waits)
+    assert (mine.done, others.done) == (False, True)
+
+
+def test_a_turn_that_was_not_given_back_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception out of a signal handler, between two instructions: the next thread waits a moment, and then serves."""
+    turns, delivery = Turns(), Delivery("t", Server())
+    monkeypatch.setattr(turns, "_until", time.monotonic() + TURN)
+    looks = []
+    for _ in range(1000):
+        turns.wait(delivery, 0.05, lambda: looks.append(delivery))
+        if looks:
+            break
+    assert looks
+
+
+def test_an_error_while_serving_is_raised_where_it_comes_up_and_the_next_serves() -> None:
+    """A fatal error of librdkafka ends one ``result()``; the turn is free."""
+    turns, delivery = Turns(), Delivery("t", Server())
+
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        turns.wait(delivery, 60, fails)
+    turns.wait(delivery, 60, lambda: delivery(None, Message(topic="t", partition=0, offset=1)))
+    assert delivery.done
 
 
 # --- what crosses into C ---------------------------------------------------------------------------------------------
