@@ -26,8 +26,11 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-expor
 
 from kafka_guarantees import UnsafeConfigError
 from kafka_guarantees._preflight import Finding, PreflightReport, asking, preflight
-from kafka_guarantees._preflight.checks import BROKERS, LOST_WITH_A_BROKER, NAMES, TOPICS, Case, findings, span
+from kafka_guarantees._preflight.brokers import BROKERS
+from kafka_guarantees._preflight.case import NAMES, Case, span
+from kafka_guarantees._preflight.checks import findings
 from kafka_guarantees._preflight.seen import DENIED, MISSING, OFFSETS, TRANSACTIONS, Cluster, Config, Topic
+from kafka_guarantees._preflight.topics import LOST_WITH_A_BROKER, TOPICS
 from kafka_guarantees._settings import Guarantee, Settings, resolve
 from kafka_guarantees.testing.local_kafka import LocalKafka
 

@@ -23,7 +23,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 
 from .._client import Abandoned, Caller, Handle
 from ..errors import kafka_error
-from .checks import Case, findings
+from .case import Case
+from .checks import findings
 from .report import PreflightReport
 from .seen import OFFSETS, PATTERN, TRANSACTIONS, Cluster, Config, Topic, matches
 
