@@ -125,17 +125,26 @@ class Callbacks:
     def __init__(self) -> None:
         self._interrupt: BaseException | None = None
         self._shut_out: KafkaError | None = None
+        self._inside: set[int] = set()  # threads
+
+    @property
+    def inside(self) -> bool:
+        """Whether this thread is in a callback of this client: serving it once more would abort the process."""
+        return threading.get_ident() in self._inside
 
     def shim(self, name: str, callback: Callable[..., object]) -> Callable[..., None]:
         """``callback`` in a form that never raises."""
 
         def harmless(*args: object) -> None:
+            self._inside.add(threading.get_ident())
             try:
                 callback(*args)
             except Exception:
                 log.exception("%s raised; this does not disturb the delivery of messages", name)
             except BaseException as interrupt:  # noqa: BLE001 - KeyboardInterrupt and its like go on after the C call
                 self._interrupt = interrupt
+            finally:
+                self._inside.discard(threading.get_ident())
 
         return harmless
 

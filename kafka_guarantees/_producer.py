@@ -224,17 +224,26 @@ class PlainProducer(Handle):
 
     def _patient(self, waited: float) -> bool:
         # by then the oldest record in the queue must have been settled, one way or the other
-        return waited < self.patience and not self._lifecycle.out_of_patience
+        return waited < self.patience and not (self._lifecycle.out_of_patience or self._callbacks.inside)
 
     def serve(self, timeout: float = 0) -> None:
-        """Serve what waits of callbacks, for at most ``timeout`` seconds."""
+        """Serve what waits of callbacks, for at most ``timeout`` seconds. In one of them it does nothing."""
+        if self._callbacks.inside:
+            return
         self._unserved = 0
         self._served = time.monotonic()
         self._call(lambda: self.raw.poll(timeout))
 
     def wait_for(self, delivery: Delivery, timeout: float) -> None:
         """Serve callbacks for a moment, or have another thread do it, for at most ``timeout`` seconds. Nothing lingers."""
-        self._turns.wait(delivery, timeout, lambda: self._call(lambda: self.raw.flush(min(timeout, HURRY))))
+        self.may_serve()
+        self._turns.wait(delivery, timeout, lambda: self._call(lambda: self._hasten(delivery, min(timeout, HURRY))))
+
+    def _hasten(self, delivery: Delivery, timeout: float) -> int:
+        left: int = self.raw.flush(timeout)
+        if not left and not delivery.done:
+            self.raw.poll(timeout)  # its report was lost: flush() does not wait where nothing is on its way
+        return left
 
     def flush(self, give_up: Callable[[], bool]) -> int:
         """Wait until everything queued is settled, or ``give_up()``. Returns how many records are not."""
@@ -259,7 +268,7 @@ class PlainProducer(Handle):
 
     def _call(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
-        self._lifecycle.check_fork()
+        self.may_serve()
         if self.raw is None:  # close() did not wait any longer for the handler that is in hand
             raise KafkaGuaranteesError("the client was closed while its handler was at work. Nothing of that was committed.")
         try:
@@ -270,6 +279,20 @@ class PlainProducer(Handle):
             raise broker_failure(kafka_error(exc), "producing", safe, output=topics) from exc
         finally:
             self._callbacks.raise_interrupt()
+
+    def may_serve(self) -> None:
+        """Whether this thread may wait for callbacks.
+
+        Raises:
+            ForkedClientError: made by another process.
+            KafkaGuaranteesError: it is in one of them.
+        """
+        self._lifecycle.check_fork()
+        if self._callbacks.inside:
+            raise KafkaGuaranteesError(
+                "result(), flush() and close() wait for callbacks of the client, and were called in one: that would abort the "
+                "process. What was produced is on its way. Wait for it somewhere else."
+            )
 
     def failures(self, *, forget: bool, posted: bool = True) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.

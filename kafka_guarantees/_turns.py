@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .records import Delivery
 
-TURN = 0.1  # seconds: much longer than it takes
+TURN = 0.02  # seconds: much longer than it takes. It is waited for where a signal handler waits in the turn of its own thread
 
 
 class Turns:
@@ -35,7 +35,8 @@ class Turns:
         self._waiting[told] = delivery  # before it is asked whose turn it is: who gives it back sees this one
         try:
             if time.monotonic() < self._until:
-                told.wait(timeout)
+                if told.wait(timeout) and delivery.done and not self._until:
+                    self._tell(told)  # it was to serve, and need not: the others are not to wait for it
                 return
             self._until = time.monotonic() + TURN
             try:

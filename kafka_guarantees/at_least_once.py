@@ -28,6 +28,7 @@ With an inbox::
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from contextlib import closing, contextmanager
 from functools import partial
@@ -155,6 +156,7 @@ class AtLeastOnce:
         self._start = start
         self._lifecycle = Lifecycle("AtLeastOnce")
         self._producer: PlainProducer | None = None
+        self._making = threading.RLock()  # also by a signal handler, in the middle of it
         self._seen: set[Partition] = set()
         self._claims: Claims | None = None  # of the run
         self._reading = Reading(key_deserializer, value_deserializer)
@@ -723,11 +725,13 @@ class AtLeastOnce:
         return (self._producer or self._made(record.topic)).produce(record)
 
     def _made(self, topic: str) -> PlainProducer:
-        """The producer, made when it is needed first."""
-        self._lifecycle.check()
-        self._producer = PlainProducer(self, self._settings, self._lifecycle)
-        self._producer.meet(topic)
-        return self._producer
+        """The producer, made when it is needed first, and once: what another one took nobody would flush."""
+        with self._making:
+            if self._producer is None:
+                self._lifecycle.check()
+                self._producer = PlainProducer(self, self._settings, self._lifecycle)
+                self._producer.meet(topic)
+            return self._producer
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every record is acknowledged.
@@ -766,6 +770,8 @@ class AtLeastOnce:
         """
         if self._lifecycle.closed or self._lifecycle.forked:
             return
+        if self._producer is not None:
+            self._producer.may_serve()
         timeout = 30.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if not self._lifecycle.end_run(timeout):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from collections import deque
 from contextlib import closing, nullcontext
@@ -114,6 +115,7 @@ class AtMostOnce:
         self._on_error = on_error or _log_dropped
         self._lifecycle = Lifecycle("AtMostOnce")
         self._producer: PlainProducer | None = None
+        self._making = threading.RLock()  # also by a signal handler, in the middle of it
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._seen: set[Partition] = set()
         self._stray: str | None = None  # why a commit of this member may still be on its way
@@ -313,9 +315,14 @@ class AtMostOnce:
 
     def _send(self, record: Record) -> None:
         self._lifecycle.check()
-        if self._producer is None:
-            self._producer = PlainProducer(self, self._settings, self._lifecycle)
-        self._producer.send(record)
+        (self._producer or self._made()).send(record)
+
+    def _made(self) -> PlainProducer:
+        """The producer, made when it is needed first, and once: what another one took nobody would flush."""
+        with self._making:
+            if self._producer is None:
+                self._producer = PlainProducer(self, self._settings, self._lifecycle)
+            return self._producer
 
     def flush(self, timeout: float = 10.0) -> int:
         """Wait until what was produced is with the network, for at most ``timeout`` seconds. Returns how much is not.
@@ -342,6 +349,8 @@ class AtMostOnce:
         """End a run, send what is queued, and let the clients go, within ``timeout`` seconds (None: 10). Losses are logged."""
         if self._lifecycle.closed or self._lifecycle.forked:
             return
+        if self._producer is not None:
+            self._producer.may_serve()
         timeout = 10.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if not self._lifecycle.end_run(timeout):

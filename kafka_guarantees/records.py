@@ -221,7 +221,8 @@ class Delivery:
             left = min(0.05, deadline - time.monotonic())
             if left <= 0 and timeout is None:
                 self._lost()
-            elif left <= 0:
+                break
+            if left <= 0:
                 raise TimeoutError(
                     f"a record for topic {self.topic!r} is not acknowledged after {timeout} s; it is still on its way"
                 )

@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, Record
+from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, ExactlyOnce, Record
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown, DurabilityWarning, KafkaGuaranteesError, TransactionAborted
 
 if TYPE_CHECKING:
@@ -689,12 +689,81 @@ def test_at_least_once_tells_where_a_record_went(kafka: RunningKafka, kafka_topi
 
 
 @pytest.mark.broker
+@pytest.mark.parametrize("make", [AtMostOnce, AtLeastOnce])
+def test_threads_that_produce_first_have_one_producer(
+    make: type[AtMostOnce | AtLeastOnce], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """Each of them would make its own, and what the others took would be gone with it, unsaid."""
+    topic = kafka_topic()
+    begin = threading.Barrier(8)
+
+    def produce(number: int) -> None:
+        begin.wait()
+        client.produce(topic, b"%d" % number)
+
+    with make({"bootstrap.servers": kafka.bootstrap}) as client, ThreadPoolExecutor(8) as pool:
+        for one in [pool.submit(produce, number) for number in range(8)]:
+            one.result()
+        client.flush()
+        assert len(arrived(kafka.bootstrap, topic, 8)) == 8
+
+
+@pytest.mark.broker
 def test_a_record_that_somebody_waits_for_does_not_linger(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
     """``result()`` sends it at once, also for a thread whose report another one is served."""
     topic = kafka_topic(partitions=8)
     with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "linger.ms": 60_000}) as client, ThreadPoolExecutor(16) as pool:
         waiting = [pool.submit(lambda: client.produce(topic, b"x").result(20)) for _ in range(64)]
         assert len({(one.result().partition, one.result().offset) for one in waiting}) == 64
+
+
+def test_a_report_that_was_lost_is_waited_for_asleep() -> None:
+    """With nothing in its queue librdkafka's flush() does not wait at all."""
+    with AtLeastOnce(dead()) as client:
+        producer = client._made("t")
+        looks: list[float] = []
+        serve = producer._hasten
+        producer._hasten = lambda *given: looks.append(0) or serve(*given)  # type: ignore[func-returns-value,method-assign]
+        with pytest.raises(TimeoutError):
+            Delivery("t", producer).result(0.5)
+    assert 0 < len(looks) < 1000
+
+
+IN_A_CALLBACK = """
+import os, time
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, KafkaGuaranteesError
+
+def stats(_):
+    for name, call in calls.items():
+        try:
+            call()
+        except KafkaGuaranteesError as error:
+            said.setdefault(name, str(error))
+
+said = {}
+kafka = AtLeastOnce({"bootstrap.servers": "127.0.0.1:1", "statistics.interval.ms": 50, "stats_cb": stats, "log_level": 0})
+calls = {
+    "result": lambda: kafka.produce("t", b"x").result(1),
+    "flush": lambda: kafka.flush(1),
+    "produce": lambda: [kafka.produce("t", b"x") for _ in range(1000)],
+    "close": lambda: kafka.close(1),
+}
+first = kafka.produce("t", b"x")
+while len(said) < 3:
+    time.sleep(0.05)
+for name, text in sorted(said.items()):
+    print(name, "were called in one" in text, flush=True)
+os._exit(0)
+"""
+
+
+def test_waiting_in_a_callback_is_refused() -> None:
+    """Librdkafka's Python binding ends the process where a client is served in its own callback. Producing there is fine."""
+    script = textwrap.dedent(IN_A_CALLBACK)
+    done = subprocess.run(
+        [sys.executable, "-c", "import os\n" + script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["close", "True", "flush", "True", "result", "True"]), done.stderr
 
 
 @pytest.mark.broker

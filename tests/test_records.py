@@ -188,6 +188,7 @@ class Server:
         self.longest = 0.0
 
     def wait_for(self, _delivery: Delivery, timeout: float) -> None:
+        assert timeout > 0  # librdkafka would wait without a limit
         self.looks += 1
         self.longest = max(self.longest, timeout)
         if self._settle is not None and self.looks == self._settle_at:
@@ -237,6 +238,15 @@ def test_result_gives_up_after_its_timeout_and_can_be_asked_again(timeout: float
     assert not server.unacknowledged
     delivery(None, Message(topic="t", partition=0, offset=1))
     assert delivery.result(0).offset == 1
+
+
+def test_a_report_that_never_comes_is_not_waited_for_longer_than_its_record() -> None:
+    """P01: something destroyed it. Nobody knows what became of the record, and that is said."""
+    server = Server()
+    server.patience = -0.9
+    with pytest.raises(DeliveryUnknown, match="was lost"):
+        Delivery("t", server).result()
+    assert server.looks
 
 
 @pytest.mark.parametrize(
