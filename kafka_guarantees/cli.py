@@ -178,6 +178,11 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--all", action="store_true", help="all that the filters let through")
     replaying.add_argument("--dry-run", action="store_true", help="only say what would be sent")
     replaying.add_argument("--without-headers", action="store_true", help="also those whose headers are lost")
+    replaying.add_argument(
+        "--present-time",
+        action="store_true",
+        help="also those that are older than their topic keeps a record: with the time of now",
+    )
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -409,6 +414,7 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
                     None if arguments.all else arguments.places,
                     dry_run=arguments.dry_run,
                     without_headers=arguments.without_headers,
+                    present_time=arguments.present_time,
                 )
         sys.stdout.flush()
     except BrokenPipeError:

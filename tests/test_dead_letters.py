@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     Header = tuple[str, bytes | None]
 
-THEN = 1_700_000_000_000  # milliseconds
+THEN = int(time.time() - 3600) * 1000  # milliseconds: brokers remove what is older than retention.ms
 DEADLINE = 90.0  # seconds for a process
 
 
@@ -373,7 +374,9 @@ def test_some_are_chosen(command: Command, kafka: RunningKafka, kafka_topic: Cal
     assert [line.split()[0] for line in command("list", dlq, "--limit", "2")] == ["0:3", "0:4"]
     assert [line.split()[0] for line in command("list", dlq, "--origin", one)] == ["0:0", "0:1", "0:2"]
     assert [line.split()[0] for line in command("list", dlq, "--error", "KeyError")] == ["0:3", "0:4"]
-    for since in ("2023-11-14T22:13:21Z", "2023-11-14 22:13:21", "2023-11-14T23:13:21+01:00"):
+    later = datetime.fromtimestamp(THEN / 1000 + 1, timezone.utc)
+    elsewhere = later.astimezone(timezone(timedelta(hours=1)))
+    for since in (f"{later:%Y-%m-%dT%H:%M:%SZ}", f"{later:%Y-%m-%d %H:%M:%S}", f"{elsewhere:%Y-%m-%dT%H:%M:%S+01:00}"):
         assert [line.split()[0] for line in command("list", dlq, "--since", since)] == ["0:3", "0:4"]
     assert json.loads(command("list", dlq, "--format", "json")[0]) == {
         "partition": 0,
@@ -408,7 +411,7 @@ def test_one_is_shown(command: Command, kafka: RunningKafka, kafka_topic: Callab
     assert text.replace("\n", "").isprintable()
     for part in (
         "orders/3:17",
-        "2023-11-14T22:13:20.000Z",
+        f"{datetime.fromtimestamp(THEN / 1000, timezone.utc):%Y-%m-%dT%H:%M:%S.000Z}",
         "offers",
         "attempts    3",
         r"ValueError: \x1b[2J",
@@ -443,6 +446,46 @@ def test_lost_headers_are_not_sent_silently(command: Command, kafka: RunningKafk
     assert "--without-headers" in command.err
     assert command("replay", dlq, "--all", "--without-headers") == [f"0:0 -> {origin}/0"]
     assert [m.value() for m in read_all(kafka.bootstrap, origin)] == [b"poison", b"0", b"poison"]
+
+
+@pytest.mark.broker
+def test_what_the_brokers_would_remove_is_not_sent_silently(
+    command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """They go by the timestamp of the record, which is its message's: what is too old for its topic is gone in minutes."""
+    origin, dlq = kafka_topic(), kafka_topic()
+    now = int(time.time() * 1000)
+    week = 7 * 24 * 3_600_000
+    ages = (0, week // 2, week + 1)
+    letters = [letter_of(message(origin, partition=0, offset=n, timestamp=(1, now - age))) for n, age in enumerate(ages)]
+    put(kafka.bootstrap, [Record(dlq, r.value, r.key, headers=r.headers) for r in letters])
+    assert command("replay", dlq, "--all", "--dry-run", status=1) == [f"0:0 -> {origin}/0", f"0:1 -> {origin}/0"]
+    assert command("replay", dlq, "--all", status=1) == [f"0:0 -> {origin}/0", f"0:1 -> {origin}/0"]
+    assert "retention.ms" in command.err
+    assert "--present-time" in command.err
+    assert command("replay", dlq, "--all", "--present-time") == [f"0:2 -> {origin}/0"]
+    first, second, third = (m.timestamp()[1] for m in read_all(kafka.bootstrap, origin))
+    assert (first, second) == (now, now - week // 2)
+    assert third >= now
+
+
+@pytest.mark.parametrize(
+    ("settings", "oldest"),
+    [
+        ({"retention.ms": "86400000"}, 1_000_000_000_000 - 86_400_000 + 3_600_000),
+        ({"retention.ms": "60000"}, 1_000_000_000_000 - 30_000),
+        ({"retention.ms": "0"}, 1_000_000_000_000),
+        ({"retention.ms": "-1"}, 0),
+        ({"cleanup.policy": "compact", "retention.ms": "1"}, 0),
+        ({"cleanup.policy": "compact,delete", "retention.ms": "60000"}, 1_000_000_000_000 - 30_000),
+        ({"message.timestamp.type": "LogAppendTime", "retention.ms": "1"}, 0),
+    ],
+)
+def test_how_old_a_record_may_be_for_its_topic(settings: dict[str, str], oldest: int) -> None:
+    """An hour is left to handle it, where the topic keeps anything that long; a topic whose settings nobody tells takes all."""
+    defaults = {"cleanup.policy": "delete", "message.timestamp.type": "CreateTime"}
+    assert reading.kept_from({**defaults, **settings}, 1_000_000_000_000) == oldest
+    assert reading.kept_from({}, 1_000_000_000_000) == 0
 
 
 @pytest.mark.broker
@@ -545,7 +588,7 @@ def test_whatever_ended_a_transaction_it_is_done_once(
     with TopicReader(config, dlq) as reader, Unlucky(config) as client:
         client.trouble = []
         contents, outcome = Contents.of(reader), Outcome()
-        good = sort_out(reader, contents, list(contents.entries), outcome, without_headers=False)
+        good = sort_out(reader, contents, list(contents.entries), outcome)
         client.trouble = [error, error]
         Replay(client, reader, contents, outcome, lambda _entry: None).run(good)
         assert len(outcome.sent) == 30
@@ -553,7 +596,7 @@ def test_whatever_ended_a_transaction_it_is_done_once(
         assert not outcome.left
         put(kafka.bootstrap, simple(origin, dlq, 31)[30:])
         contents, outcome = Contents.of(reader), Outcome()
-        good = sort_out(reader, contents, list(contents.entries), outcome, without_headers=False)
+        good = sort_out(reader, contents, list(contents.entries), outcome)
         client.trouble = [TransactionAborted("aborted")] * 3
         with pytest.raises(TransactionAborted):
             Replay(client, reader, contents, outcome, lambda _entry: None).run(good)
@@ -587,7 +630,7 @@ def test_what_another_replay_has_sent_meanwhile_is_left_out(
     with TopicReader(config, dlq) as reader, Overtaken(config) as client:
         replay.end_earlier(client)
         contents, outcome = Contents.of(reader), Outcome()
-        good = sort_out(reader, contents, list(contents.entries), outcome, without_headers=False)
+        good = sort_out(reader, contents, list(contents.entries), outcome)
         client.other = lambda: command("replay", dlq, "--all")
         Replay(client, reader, contents, outcome, lambda _entry: None).run(good)
     assert (len(outcome.before), outcome.sent, outcome.left) == (10, [], [])

@@ -100,6 +100,7 @@ def replay(
     *,
     dry_run: bool,
     without_headers: bool,
+    present_time: bool,
 ) -> bool:
     """Send dead letters back to where they came from, each exactly once, and print a line for each.
 
@@ -110,6 +111,7 @@ def replay(
         places: which, if not all that ``chosen`` lets through.
         dry_run: send nothing.
         without_headers: also those whose headers are lost.
+        present_time: also those that are older than their topic keeps a record, with the time of now.
 
     Raises:
         FencedError: another replay of this topic has begun.
@@ -123,7 +125,7 @@ def replay(
             end_earlier(kafka)
         contents = Contents.of(reader)
         wanted = [entry.place for entry in chosen.of(contents.entries.values())] if places is None else places
-        good = sort_out(reader, contents, wanted, outcome, without_headers=without_headers)
+        good = sort_out(reader, contents, wanted, outcome, without_headers=without_headers, present_time=present_time)
         try:
             if kafka is not None:
                 Replay(kafka, reader, contents, outcome, _print_sent).run(good)

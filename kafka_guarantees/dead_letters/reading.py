@@ -9,10 +9,12 @@ Rules.
 from __future__ import annotations
 
 import time
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
 
 from kafka_guarantees._dead_letters import DeadLetter, marked_by, origin_of
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     Place = tuple[int, int]  # partition and offset in the dead letter topic
 
 ANSWER = 30.0  # seconds without any answer that end the reading
+HOUR = 3_600_000  # milliseconds
 PATIENCE = 10.0  # seconds that the open transactions of others are waited for
 UNUSED = "kafka-guarantees-dead-letters"  # a group.id is required; nothing is subscribed or committed
 _UNKNOWN = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
@@ -49,6 +52,8 @@ class TopicReader:
 
     def __init__(self, config: Mapping[str, str], topic: str) -> None:
         self.topic = topic
+        self._config = config
+        self._kept_from: dict[str, int] = {}
         self._committed = _consumer(config, "read_committed")
         self._asker = _consumer(config, "read_uncommitted")
         try:
@@ -65,6 +70,19 @@ class TopicReader:
         if found.error is not None and found.error.code() not in _UNKNOWN:
             raise KafkaException(found.error)
         return len(found.partitions)
+
+    def kept_from(self, topic: str) -> int:
+        """Milliseconds since 1970: the brokers soon remove a record with an earlier timestamp. 0 where they do not tell."""
+        if topic not in self._kept_from:
+            resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+            try:
+                admin = AdminClient({**self._config, "log_level": 0})
+                found = admin.describe_configs([resource], request_timeout=ANSWER)[resource].result(ANSWER)
+            except (KafkaException, FutureTimeoutError):
+                found = {}
+            settings = {name: entry.value for name, entry in found.items()}
+            self._kept_from[topic] = kept_from(settings, int(time.time() * 1000))
+        return self._kept_from[topic]
 
     def end(self, partition: int) -> int:
         """Where the log ends. A reader of committed records is told where the first open transaction begins instead."""
@@ -116,6 +134,26 @@ class TopicReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def kept_from(settings: Mapping[str, str | None], now: int) -> int:
+    """The timestamp from which on a topic with these settings keeps a record for an hour or more, or half of its time.
+
+    Args:
+        settings: of the topic, as far as they are known.
+        now: in milliseconds.
+
+    Returns:
+        Milliseconds; 0: any timestamp.
+    """
+    kept = int(settings.get("retention.ms") or -1)
+    if (
+        kept < 0
+        or "delete" not in (settings.get("cleanup.policy") or "")
+        or settings.get("message.timestamp.type") != "CreateTime"
+    ):
+        return 0
+    return now - kept + min(HOUR, kept // 2)
 
 
 class _Way:

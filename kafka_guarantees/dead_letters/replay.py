@@ -72,7 +72,13 @@ def end_earlier(kafka: ExactlyOnce) -> None:
 
 
 def sort_out(
-    reader: TopicReader, contents: Contents, places: Sequence[Place], outcome: Outcome, *, without_headers: bool
+    reader: TopicReader,
+    contents: Contents,
+    places: Sequence[Place],
+    outcome: Outcome,
+    *,
+    without_headers: bool = False,
+    present_time: bool = False,
 ) -> list[Entry]:
     """Those of these places that can be sent. What became of the others is put into ``outcome``."""
     good = []
@@ -88,6 +94,11 @@ def sort_out(
             if topic not in partitions:
                 partitions[topic] = reader.partitions_of(topic)
             refusal = _refusal(entry.letter, partitions[topic], without_headers=without_headers)
+            if refusal is None and _too_old(entry.letter, reader) and not present_time:
+                refusal = (
+                    f"its timestamp is older than retention.ms of topic {topic!r}, whose brokers would soon remove it, perhaps "
+                    "before it is handled; --present-time sends it with the time of now"
+                )
             if refusal is None:
                 good.append(entry)
             else:
@@ -105,6 +116,10 @@ def _refusal(letter: DeadLetter, partitions: int, *, without_headers: bool) -> s
     if letter.partition >= partitions:
         return f"topic {letter.topic!r} has no partition {letter.partition}"
     return None
+
+
+def _too_old(letter: DeadLetter, reader: TopicReader) -> bool:
+    return letter.timestamp is not None and letter.timestamp < reader.kept_from(letter.topic)
 
 
 class Replay:
@@ -186,7 +201,7 @@ class Replay:
             marked = {entry.place for entry in portion} & self._contents.replayed
             for place, (message, letter) in letters.items():
                 if hidden is None and place not in marked:
-                    _produce(tx, _original(message, letter))
+                    _produce(tx, _original(message, letter, present_time=_too_old(letter, self._reader)))
                     _produce(tx, marker(self._reader.topic, *place))
         if hidden is not None:
             self._hidden[partition] = hidden
@@ -202,15 +217,15 @@ class Replay:
                 self._sent(entry)
 
 
-def _original(message: Message, letter: DeadLetter) -> Record:
-    """The record as it was before it became a dead letter."""
+def _original(message: Message, letter: DeadLetter, *, present_time: bool) -> Record:
+    """The record as it was before it became a dead letter, but for its timestamp where it would not last with that."""
     return Record(
         letter.topic,
         message.value(),
         message.key(),
         headers=letter.headers,
         partition=letter.partition,
-        timestamp=letter.timestamp,
+        timestamp=None if present_time else letter.timestamp,
     )
 
 
