@@ -481,7 +481,7 @@ def test_what_is_produced_is_what_arrives(
     kafka: RunningKafka, kafka_topic: Callable[..., str], batch: list[tuple[Any, Any, list[tuple[str, Any]], int]]
 ) -> None:
     """P20: value, key, every header in its order, and the timestamp, byte for byte; None stays None, empty stays empty."""
-    topic = kafka_topic(1)
+    topic = kafka_topic(1, config={"retention.ms": -1})  # the timestamps are old
     with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "linger.ms": 1}) as producer:
         for value, key, headers, timestamp in batch:
             producer.produce(topic, value, key, headers=headers, timestamp=timestamp)
