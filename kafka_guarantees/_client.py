@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from ._settings import creation_failure
-from .errors import BrokerError, ForkedClientError, describe
+from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -120,31 +120,51 @@ class Caller:
 
 
 class Callbacks:
-    """User callbacks, made harmless for the C client: what they raise is logged, or raised after the C call (C01, P12)."""
+    """User callbacks, made harmless for the C client: what they raise is logged, or raised after the C call (C01, P12).
+
+    They come while the client is served, and so do reports, log lines and signal handlers. Serving it once more in one of
+    them would abort the process: confluent-kafka asserts that it is not.
+    """
 
     def __init__(self) -> None:
         self._interrupt: BaseException | None = None
         self._shut_out: KafkaError | None = None
-        self._inside: set[int] = set()  # threads
+        self._serving: set[int] = set()  # threads
 
     @property
-    def inside(self) -> bool:
-        """Whether this thread is in a callback of this client: serving it once more would abort the process."""
-        return threading.get_ident() in self._inside
+    def serving(self) -> bool:
+        """Whether this thread serves the client already: it is in a callback, or in a signal handler that came meanwhile."""
+        return threading.get_ident() in self._serving
+
+    def serve(self, call: Callable[[], T]) -> T:
+        """Make a C call in which callbacks come.
+
+        Raises:
+            KafkaGuaranteesError: this thread is in such a call already.
+        """
+        thread = threading.get_ident()
+        if thread in self._serving:
+            raise KafkaGuaranteesError(
+                "result(), flush() and close() wait for callbacks, and one of them was called in a callback, or in a signal "
+                "handler that came in the middle of one: that would abort the process. What was produced is on its way. Wait "
+                "for it somewhere else; in a signal handler call stop()."
+            )
+        try:
+            self._serving.add(thread)
+            return call()
+        finally:
+            self._serving.discard(thread)
 
     def shim(self, name: str, callback: Callable[..., object]) -> Callable[..., None]:
         """``callback`` in a form that never raises."""
 
         def harmless(*args: object) -> None:
-            self._inside.add(threading.get_ident())
             try:
                 callback(*args)
             except Exception:
                 log.exception("%s raised; this does not disturb the delivery of messages", name)
             except BaseException as interrupt:  # noqa: BLE001 - KeyboardInterrupt and its like go on after the C call
                 self._interrupt = interrupt
-            finally:
-                self._inside.discard(threading.get_ident())
 
         return harmless
 

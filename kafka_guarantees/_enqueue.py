@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
@@ -65,7 +66,13 @@ def _header_value(value: Payload) -> bytes | None:
 
 
 def enqueue(
-    raw: Producer, record: Record, callback: DeliveryCallback | None, patient: Callable[[float], bool], known: set[str]
+    raw: Producer,
+    record: Record,
+    callback: DeliveryCallback | None,
+    patient: Callable[[float], bool],
+    known: set[str],
+    *,
+    serve: Callable[[Callable[[], object]], object],
 ) -> None:
     """Put one record into librdkafka's queue, waiting while that is full.
 
@@ -78,6 +85,7 @@ def enqueue(
         patient: whether to wait on, after so many seconds.
         known: topics that librdkafka has been asked about. Of one that it does not know it takes a record for any partition,
             and says only later, of no message in particular, that there is none of that number.
+        serve: makes a C call in which callbacks come.
 
     Raises:
         TypeError, ValueError: not a record.
@@ -95,22 +103,27 @@ def enqueue(
         0 if timestamp is None else _timestamp(timestamp),
         _headers(headers) if headers else None,
     )
-    if partition is not None and record.topic not in known:
+    if partition is not None and record.topic not in known and patient(0):
         known.add(record.topic)  # once: who produces while no broker answers must not wait for each record
         with suppress(KafkaException):  # no answer: then it is said later
             raw.list_topics(record.topic, KNOWING)
     try:
         raw.produce(*arguments)
     except BufferError:
-        _when_there_is_room(raw, arguments, patient)
+        _when_there_is_room(raw, arguments, patient, serve)
     except OverflowError as exc:
         raise ValueError(f"partition {partition} or timestamp {timestamp} is too large a number. Nothing was sent.") from exc
 
 
-def _when_there_is_room(raw: Producer, arguments: tuple[Any, ...], patient: Callable[[float], bool]) -> None:
+def _when_there_is_room(
+    raw: Producer,
+    arguments: tuple[Any, ...],
+    patient: Callable[[float], bool],
+    serve: Callable[[Callable[[], object]], object],
+) -> None:
     started = time.monotonic()
     while patient(time.monotonic() - started):
-        raw.poll(SLICE)
+        serve(partial(raw.poll, SLICE))
         with suppress(BufferError):
             raw.produce(*arguments)
             return

@@ -99,12 +99,15 @@ class PlainProducer(Handle):
 
     def deliver(self, topic: str, value: Payload, key: Payload, record: Record | None) -> Delivery:
         """The same for a record that need not be made, if it has nothing but these."""
+        raw = self.raw
+        if raw is None:
+            raw = self._open_raw()
         delivery = Delivery(topic, self)
         self.unacknowledged.add(delivery)  # before it is sent: what is not struck off again was not acknowledged
         try:
             if record is None and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                 try:
-                    self.raw.produce(topic, value, key, -1, delivery)
+                    raw.produce(topic, value, key, -1, delivery)
                 except BufferError:
                     self.send(Record(topic, value, key), delivery)
                 else:
@@ -133,7 +136,9 @@ class PlainProducer(Handle):
             DeliveryError, DeliveryUnknown: librdkafka did not take it. It is not among the failures.
             TypeError, ValueError: it is not a record.
         """
-        posted, topic, value, key = self._posted, record.topic, record.value, record.key
+        raw, posted, topic, value, key = self.raw, self._posted, record.topic, record.value, record.key
+        if raw is None:
+            raw = self._open_raw()
         plain = record.headers is None and record.partition is None and record.timestamp is None
         if topic not in self._topics:
             self._topics.add(topic)
@@ -141,11 +146,11 @@ class PlainProducer(Handle):
         try:
             if plain and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                 try:
-                    self.raw.produce(topic, value, key, -1, self._report)
+                    raw.produce(topic, value, key, -1, self._report)
                 except BufferError:
-                    enqueue(self.raw, record, self._report, self._patient, self._known)
+                    enqueue(raw, record, self._report, self._patient, self._known, serve=self._callbacks.serve)
             else:
-                enqueue(self.raw, record, self._report, self._patient, self._known)
+                enqueue(raw, record, self._report, self._patient, self._known, serve=self._callbacks.serve)
         except KafkaException as exc:
             posted.sent -= 1
             raise self._not_taken(exc, topic) from exc
@@ -198,12 +203,18 @@ class PlainProducer(Handle):
         if self._refused:
             self.raise_refused()
         try:
-            enqueue(self.raw, record, callback, self._patient, self._known)
+            enqueue(self._open_raw(), record, callback, self._patient, self._known, serve=self._callbacks.serve)
         except KafkaException as exc:
             raise self._not_taken(exc, record.topic) from exc
         self._unserved += 1
         if self._unserved >= SERVE_EVERY:
             self.serve()
+
+    def _open_raw(self) -> Producer:
+        raw: Producer | None = self.raw
+        if raw is None:
+            raise KafkaGuaranteesError("the client was closed meanwhile. This record was not sent.")
+        return raw
 
     def _not_taken(self, exc: KafkaException, topic: str) -> KafkaGuaranteesError:
         """Why librdkafka did not take a record."""
@@ -224,11 +235,11 @@ class PlainProducer(Handle):
 
     def _patient(self, waited: float) -> bool:
         # by then the oldest record in the queue must have been settled, one way or the other
-        return waited < self.patience and not (self._lifecycle.out_of_patience or self._callbacks.inside)
+        return waited < self.patience and not (self._lifecycle.out_of_patience or self._callbacks.serving)
 
     def serve(self, timeout: float = 0) -> None:
         """Serve what waits of callbacks, for at most ``timeout`` seconds. In one of them it does nothing."""
-        if self._callbacks.inside:
+        if self._callbacks.serving:
             return
         self._unserved = 0
         self._served = time.monotonic()
@@ -236,13 +247,14 @@ class PlainProducer(Handle):
 
     def wait_for(self, delivery: Delivery, timeout: float) -> None:
         """Serve callbacks for a moment, or have another thread do it, for at most ``timeout`` seconds. Nothing lingers."""
-        self.may_serve()
+        self.check_waiting()
         self._turns.wait(delivery, timeout, lambda: self._call(lambda: self._hasten(delivery, min(timeout, HURRY))))
 
     def _hasten(self, delivery: Delivery, timeout: float) -> int:
-        left: int = self.raw.flush(timeout)
+        raw = self.raw
+        left: int = raw.flush(timeout)
         if not left and not delivery.done:
-            self.raw.poll(timeout)  # its report was lost: flush() does not wait where nothing is on its way
+            raw.poll(timeout)  # its report was lost: flush() does not wait where nothing is on its way
         return left
 
     def flush(self, give_up: Callable[[], bool]) -> int:
@@ -268,11 +280,11 @@ class PlainProducer(Handle):
 
     def _call(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
-        self.may_serve()
+        self._lifecycle.check_fork()
         if self.raw is None:  # close() did not wait any longer for the handler that is in hand
             raise KafkaGuaranteesError("the client was closed while its handler was at work. Nothing of that was committed.")
         try:
-            return serve()
+            return self._callbacks.serve(serve)
         except KafkaException as exc:
             topics = self._topics | {delivery.topic for delivery in list(self.unacknowledged)}
             safe = "The producer cannot go on: make a new client."
@@ -280,19 +292,15 @@ class PlainProducer(Handle):
         finally:
             self._callbacks.raise_interrupt()
 
-    def may_serve(self) -> None:
-        """Whether this thread may wait for callbacks.
+    def check_waiting(self) -> None:
+        """Whether this thread may wait for callbacks: before anything has changed.
 
         Raises:
             ForkedClientError: made by another process.
             KafkaGuaranteesError: it is in one of them.
         """
         self._lifecycle.check_fork()
-        if self._callbacks.inside:
-            raise KafkaGuaranteesError(
-                "result(), flush() and close() wait for callbacks of the client, and were called in one: that would abort the "
-                "process. What was produced is on its way. Wait for it somewhere else."
-            )
+        self._callbacks.serve(lambda: None)
 
     def failures(self, *, forget: bool, posted: bool = True) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
@@ -323,7 +331,9 @@ class PlainProducer(Handle):
         left = self.flush(lambda: time.monotonic() >= deadline)
         if left:
             self.raw.purge(in_queue=True, in_flight=True, blocking=False)
-            self.raw.flush(SLICE)  # the reports of what was purged (P14): every delivery is settled
+            self._callbacks.serve(
+                partial(self.raw.flush, SLICE)
+            )  # the reports of what was purged (P14): every delivery is settled
         self.closed()
         self.let_go()
         return left
@@ -361,7 +371,7 @@ def _serve_once(producer: PlainProducer | None) -> bool:
     raw = None if producer is None else producer.raw
     if producer is not None and raw is not None and time.monotonic() - producer._served > IDLE_SERVE:
         try:
-            raw.poll(0)
+            producer._callbacks.serve(partial(raw.poll, 0))
         except KafkaException as exc:
             log.warning("the producer cannot go on: %s", describe(kafka_error(exc)))  # the next call fails as well
     return raw is not None

@@ -191,7 +191,7 @@ class TransactionalProducer(Handle):
                         continue
                     except BufferError:
                         pass
-                enqueue(raw, record, None, patient, known)
+                enqueue(raw, record, None, patient, known, serve=self._callbacks.serve)
         except KafkaException as exc:
             error = kafka_error(exc)
             if futile(error):
@@ -333,13 +333,13 @@ class TransactionalProducer(Handle):
 
     def _patient(self, _waited: float) -> bool:
         age = time.monotonic() - self._state.began
-        return age < self._settings.transaction_timeout and not self._out_of_patience
+        return age < self._settings.transaction_timeout and not (self._out_of_patience or self._callbacks.serving)
 
     def _serve(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here as well (P09)."""
         self._lifecycle.check()
         try:
-            return serve()
+            return self._callbacks.serve(serve)
         except KafkaException as exc:
             self._give_up(self._judge(kafka_error(exc)), kafka_error(exc), "producing", exc)
         finally:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .records import Delivery
 
-TURN = 0.02  # seconds: much longer than it takes. It is waited for where a signal handler waits in the turn of its own thread
+TURN = 0.02  # seconds: much longer than it takes
 
 
 class Turns:

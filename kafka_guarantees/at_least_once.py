@@ -726,11 +726,16 @@ class AtLeastOnce:
 
     def _made(self, topic: str) -> PlainProducer:
         """The producer, made when it is needed first, and once: what another one took nobody would flush."""
+        self._lifecycle.check()
         with self._making:
-            if self._producer is None:
-                self._lifecycle.check()
-                self._producer = PlainProducer(self, self._settings, self._lifecycle)
-                self._producer.meet(topic)
+            while self._producer is None:
+                made = PlainProducer(self, self._settings, self._lifecycle)
+                if self._producer is None:
+                    self._producer = made
+                    made.meet(topic)
+                else:  # a signal handler has produced meanwhile
+                    made.closed()
+                    made.let_go()
             return self._producer
 
     def flush(self, timeout: float | None = None) -> None:
@@ -741,6 +746,7 @@ class AtLeastOnce:
 
         Raises:
             DeliveryError, DeliveryUnknown: records were not written, or not acknowledged in time; with their number.
+            KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
         """
         self._lifecycle.check()
         if self._producer is not None:
@@ -767,16 +773,18 @@ class AtLeastOnce:
 
         Raises:
             DeliveryError, DeliveryUnknown: records were not written, or not acknowledged in time; with their number.
+            KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
         """
         if self._lifecycle.closed or self._lifecycle.forked:
             return
         if self._producer is not None:
-            self._producer.may_serve()
+            self._producer.check_waiting()
         timeout = 30.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if not self._lifecycle.end_run(timeout):
             log.warning("the handler has not returned within %.1f s; what it has in hand is not committed", timeout)
-        self._lifecycle.closed = True
+        with self._making:  # a thread that produces first has one by then, or is refused
+            self._lifecycle.closed = True
         if self._producer is not None:
             self._producer.close(max(0.0, deadline - time.monotonic()))
             self._raise_failures(0, "What was acknowledged is safe.")

@@ -319,9 +319,15 @@ class AtMostOnce:
 
     def _made(self) -> PlainProducer:
         """The producer, made when it is needed first, and once: what another one took nobody would flush."""
+        self._lifecycle.check()
         with self._making:
-            if self._producer is None:
-                self._producer = PlainProducer(self, self._settings, self._lifecycle)
+            while self._producer is None:
+                made = PlainProducer(self, self._settings, self._lifecycle)
+                if self._producer is None:
+                    self._producer = made
+                else:  # a signal handler has produced meanwhile
+                    made.closed()
+                    made.let_go()
             return self._producer
 
     def flush(self, timeout: float = 10.0) -> int:
@@ -346,16 +352,21 @@ class AtMostOnce:
         self._lifecycle.stop()
 
     def close(self, timeout: float | None = None) -> None:
-        """End a run, send what is queued, and let the clients go, within ``timeout`` seconds (None: 10). Losses are logged."""
+        """End a run, send what is queued, and let the clients go, within ``timeout`` seconds (None: 10). Losses are logged.
+
+        Raises:
+            KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
+        """
         if self._lifecycle.closed or self._lifecycle.forked:
             return
         if self._producer is not None:
-            self._producer.may_serve()
+            self._producer.check_waiting()
         timeout = 10.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
         if not self._lifecycle.end_run(timeout):
             log.warning("the handler has not returned within %.1f s; its thread goes on without a client", timeout)
-        self._lifecycle.closed = True
+        with self._making:  # a thread that produces first has one by then, or is refused
+            self._lifecycle.closed = True
         if self._producer is not None:
             left = self._producer.close(max(0.0, deadline - time.monotonic()))
             try:

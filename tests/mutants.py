@@ -519,7 +519,8 @@ def eos_produces_outside() -> None:
     @instead(TransactionalProducer, "produce")
     def _(_original: Any, self: Any, records: Any) -> None:
         for record in records:
-            enqueue(other(self._settings.producer["bootstrap.servers"]), record, None, self._patient, set())
+            raw = other(self._settings.producer["bootstrap.servers"])
+            enqueue(raw, record, None, self._patient, set(), serve=self._callbacks.serve)
 
     @instead(TransactionalProducer, "flush")
     def _(_original: Any, self: Any) -> None:

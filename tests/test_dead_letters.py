@@ -479,6 +479,9 @@ def test_what_the_brokers_would_remove_is_not_sent_silently(
         ({"cleanup.policy": "compact", "retention.ms": "1"}, 0),
         ({"cleanup.policy": "compact,delete", "retention.ms": "60000"}, 1_000_000_000_000 - 30_000),
         ({"message.timestamp.type": "LogAppendTime", "retention.ms": "1"}, 0),
+        ({"retention.ms": "-1", "message.timestamp.before.max.ms": "60000"}, 1_000_000_000_000 - 30_000),
+        ({"retention.ms": "86400000", "message.timestamp.before.max.ms": "60000"}, 1_000_000_000_000 - 30_000),
+        ({"retention.ms": "60000", "message.timestamp.before.max.ms": str(2**63 - 1)}, 1_000_000_000_000 - 30_000),
     ],
 )
 def test_how_old_a_record_may_be_for_its_topic(settings: dict[str, str], oldest: int) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, ExactlyOnce, Record
+from kafka_guarantees._producer import PlainProducer
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown, DurabilityWarning, KafkaGuaranteesError, TransactionAborted
 
 if TYPE_CHECKING:
@@ -691,9 +692,20 @@ def test_at_least_once_tells_where_a_record_went(kafka: RunningKafka, kafka_topi
 @pytest.mark.broker
 @pytest.mark.parametrize("make", [AtMostOnce, AtLeastOnce])
 def test_threads_that_produce_first_have_one_producer(
-    make: type[AtMostOnce | AtLeastOnce], kafka: RunningKafka, kafka_topic: Callable[..., str]
+    make: type[AtMostOnce | AtLeastOnce],
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each of them would make its own, and what the others took would be gone with it, unsaid."""
+    """Each of them would make its own, and nobody would wait for what the others took."""
+    made: list[PlainProducer] = []
+    init = PlainProducer.__init__
+
+    def counted(self: PlainProducer, *given: Any) -> None:
+        made.append(self)
+        init(self, *given)
+
+    monkeypatch.setattr(PlainProducer, "__init__", counted)
     topic = kafka_topic()
     begin = threading.Barrier(8)
 
@@ -706,6 +718,82 @@ def test_threads_that_produce_first_have_one_producer(
             one.result()
         client.flush()
         assert len(arrived(kafka.bootstrap, topic, 8)) == 8
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("make", [AtMostOnce, AtLeastOnce])
+def test_a_client_that_is_closed_while_a_thread_produces_first(
+    make: type[AtMostOnce | AtLeastOnce], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The producer that is being made is closed as well: no record is queued where nobody would flush it, and say so."""
+    making, go_on = threading.Event(), threading.Event()
+    init = PlainProducer.__init__
+    made: list[PlainProducer] = []
+
+    def slow(self: PlainProducer, *given: Any) -> None:
+        making.set()
+        go_on.wait(DEADLINE)
+        made.append(self)
+        init(self, *given)
+
+    monkeypatch.setattr(PlainProducer, "__init__", slow)
+    client = make(dead(log_level=0))
+    with ThreadPoolExecutor(2) as pool:
+        produced = pool.submit(client.produce, "t", b"x")
+        assert making.wait(DEADLINE)
+        closed = pool.submit(client.close, 0.2)
+        time.sleep(0.1)
+        go_on.set()
+        with suppress(KafkaGuaranteesError):
+            closed.result(DEADLINE)
+        with suppress(KafkaGuaranteesError):
+            delivery = produced.result(DEADLINE)
+            assert delivery is None or delivery.done
+    assert [producer.raw for producer in made] == [None]
+    with pytest.raises(KafkaGuaranteesError, match="closed"):
+        client.produce("t", b"x")
+
+
+FROM_A_SIGNAL_HANDLER = """
+import os, signal, sys, threading, time
+from kafka_guarantees import AtLeastOnce, KafkaGuaranteesError
+
+refused = 0
+
+def handler(*_):
+    global refused
+    try:
+        kafka.flush(1)
+        kafka.produce(sys.argv[2], b"x").result(5)
+    except KafkaGuaranteesError as error:
+        assert "call stop()" in str(error), error
+        refused += 1
+
+def disturb():
+    while time.monotonic() < until:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.003)
+
+with AtLeastOnce({"bootstrap.servers": sys.argv[1]}) as kafka:
+    kafka.produce(sys.argv[2], b"x").result(20)
+    signal.signal(signal.SIGUSR1, handler)
+    until = time.monotonic() + 30
+    threading.Thread(target=disturb, daemon=True).start()
+    while time.monotonic() < until:
+        kafka.produce(sys.argv[2], b"x")
+        if refused >= 20:
+            until = 0
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+print("refused" if refused else "never in the middle of it", flush=True)
+"""
+
+
+@pytest.mark.broker
+def test_waiting_in_a_signal_handler_does_not_abort_the_process(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """It may have come in the middle of a report: then it is refused, and where it has not, it waits."""
+    command = [sys.executable, "-c", FROM_A_SIGNAL_HANDLER, kafka.bootstrap, kafka_topic(partitions=4)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "refused"), done.stderr
 
 
 @pytest.mark.broker
@@ -739,20 +827,21 @@ def stats(_):
             call()
         except KafkaGuaranteesError as error:
             said.setdefault(name, str(error))
+    rounds.append(None)
 
-said = {}
+said, rounds = {}, []
 kafka = AtLeastOnce({"bootstrap.servers": "127.0.0.1:1", "statistics.interval.ms": 50, "stats_cb": stats, "log_level": 0})
 calls = {
     "result": lambda: kafka.produce("t", b"x").result(1),
     "flush": lambda: kafka.flush(1),
-    "produce": lambda: [kafka.produce("t", b"x") for _ in range(1000)],
+    "produce": lambda: [kafka.produce("t", b"x") for _ in range(1000)] + [kafka.produce("new", b"x", partition=0)],
     "close": lambda: kafka.close(1),
 }
 first = kafka.produce("t", b"x")
-while len(said) < 3:
+while len(said) < 3 or len(rounds) < 30:  # the process is aborted in a later callback
     time.sleep(0.05)
 for name, text in sorted(said.items()):
-    print(name, "were called in one" in text, flush=True)
+    print(name, "was called in a callback" in text, flush=True)
 os._exit(0)
 """
 

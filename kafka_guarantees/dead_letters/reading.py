@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 ANSWER = 30.0  # seconds without any answer that end the reading
 HOUR = 3_600_000  # milliseconds
+CONNECTING = ("bootstrap.", "broker.", "client.", "metadata.", "oauth", "reconnect.", "sasl.", "security.", "socket.", "ssl.")
 PATIENCE = 10.0  # seconds that the open transactions of others are waited for
 UNUSED = "kafka-guarantees-dead-letters"  # a group.id is required; nothing is subscribed or committed
 _UNKNOWN = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
@@ -75,8 +76,8 @@ class TopicReader:
         """Milliseconds since 1970: the brokers soon remove a record with an earlier timestamp. 0 where they do not tell."""
         if topic not in self._kept_from:
             resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+            admin = AdminClient({**_reaching(self._config), "log_level": 0})
             try:
-                admin = AdminClient({**self._config, "log_level": 0})
                 found = admin.describe_configs([resource], request_timeout=ANSWER)[resource].result(ANSWER)
             except (KafkaException, FutureTimeoutError):
                 found = {}
@@ -137,7 +138,7 @@ class TopicReader:
 
 
 def kept_from(settings: Mapping[str, str | None], now: int) -> int:
-    """The timestamp from which on a topic with these settings keeps a record for an hour or more, or half of its time.
+    """The timestamp from which on a topic with these settings takes a record, and keeps it for an hour, or half of its time.
 
     Args:
         settings: of the topic, as far as they are known.
@@ -146,14 +147,13 @@ def kept_from(settings: Mapping[str, str | None], now: int) -> int:
     Returns:
         Milliseconds; 0: any timestamp.
     """
-    kept = int(settings.get("retention.ms") or -1)
-    if (
-        kept < 0
-        or "delete" not in (settings.get("cleanup.policy") or "")
-        or settings.get("message.timestamp.type") != "CreateTime"
-    ):
+    if settings.get("message.timestamp.type") != "CreateTime":
         return 0
-    return now - kept + min(HOUR, kept // 2)
+    kept = int(settings.get("retention.ms") or -1)
+    removes = kept >= 0 and "delete" in (settings.get("cleanup.policy") or "")
+    taken = int(settings.get("message.timestamp.before.max.ms") or -1)
+    ages = [age for age, limits in ((kept, removes), (taken, taken >= 0)) if limits]
+    return max([0, *(now - age + min(HOUR, age // 2) for age in ages)])
 
 
 class _Way:
@@ -185,6 +185,11 @@ class _Way:
         if after >= self._ends[partition]:
             del self.reached[partition]
         return is_record and offset < self._ends[partition]
+
+
+def _reaching(config: Mapping[str, str]) -> dict[str, str | int]:
+    """What of a configuration is about connections. The rest may contradict itself in a client of another kind."""
+    return {name: value for name, value in config.items() if name.startswith(CONNECTING)}
 
 
 def _consumer(config: Mapping[str, str], isolation: str) -> Consumer:

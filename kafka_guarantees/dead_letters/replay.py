@@ -96,8 +96,8 @@ def sort_out(
             refusal = _refusal(entry.letter, partitions[topic], without_headers=without_headers)
             if refusal is None and _too_old(entry.letter, reader) and not present_time:
                 refusal = (
-                    f"its timestamp is older than retention.ms of topic {topic!r}, whose brokers would soon remove it, perhaps "
-                    "before it is handled; --present-time sends it with the time of now"
+                    f"with its timestamp the brokers of topic {topic!r} would not take it, or remove it within the hour "
+                    "(retention.ms, message.timestamp.before.max.ms); --present-time sends it with the time of now"
                 )
             if refusal is None:
                 good.append(entry)
