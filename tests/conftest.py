@@ -85,14 +85,19 @@ def read_all(bootstrap: str, topic: str, *, isolation: str = "read_committed", t
 def _await_markers(bootstrap: str, topic: str, partitions: Iterable[int]) -> None:
     """A transaction is committed before its markers are written. Not for long: a test may have left one open, and know it."""
     admin, deadline = AdminClient({"bootstrap.servers": bootstrap}), time.monotonic() + MARKERS
+    with suppress(KafkaException):  # a broker may be away: the reader below waits for it
+        while has_open_transaction(admin, topic, partitions) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+def has_open_transaction(admin: AdminClient, topic: str, partitions: Iterable[int] = (0,)) -> bool:
+    """Whether one hides something from readers of committed records."""
+    latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}  # type: ignore[no-untyped-call]
 
     def ends(isolation: IsolationLevel) -> list[int]:
-        latest = {TopicPartition(topic, number): OffsetSpec.latest() for number in partitions}  # type: ignore[no-untyped-call]
         return [future.result(30).offset for future in admin.list_offsets(latest, isolation_level=isolation).values()]
 
-    with suppress(KafkaException):  # a broker may be away: the reader below waits for it
-        while ends(IsolationLevel.READ_UNCOMMITTED) != ends(IsolationLevel.READ_COMMITTED) and time.monotonic() < deadline:
-            time.sleep(0.02)
+    return ends(IsolationLevel.READ_UNCOMMITTED) != ends(IsolationLevel.READ_COMMITTED)
 
 
 def _to_the_ends(consumer: Consumer, open_partitions: set[int], timeout: float) -> list[Message]:
