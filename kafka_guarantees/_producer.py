@@ -331,9 +331,8 @@ class PlainProducer(Handle):
         left = self.flush(lambda: time.monotonic() >= deadline)
         if left:
             self.raw.purge(in_queue=True, in_flight=True, blocking=False)
-            self._callbacks.serve(
-                partial(self.raw.flush, SLICE)
-            )  # the reports of what was purged (P14): every delivery is settled
+            # the reports of what was purged (P14): every delivery is settled
+            self._callbacks.serve(partial(self.raw.flush, SLICE))
         self.closed()
         self.let_go()
         return left

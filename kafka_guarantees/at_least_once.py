@@ -726,8 +726,9 @@ class AtLeastOnce:
 
     def _made(self, topic: str) -> PlainProducer:
         """The producer, made when it is needed first, and once: what another one took nobody would flush."""
-        self._lifecycle.check()
+        self._lifecycle.check()  # a child would wait for a thread that it does not have
         with self._making:
+            self._lifecycle.check()
             while self._producer is None:
                 made = PlainProducer(self, self._settings, self._lifecycle)
                 if self._producer is None:

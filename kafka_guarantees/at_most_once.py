@@ -319,8 +319,9 @@ class AtMostOnce:
 
     def _made(self) -> PlainProducer:
         """The producer, made when it is needed first, and once: what another one took nobody would flush."""
-        self._lifecycle.check()
+        self._lifecycle.check()  # a child would wait for a thread that it does not have
         with self._making:
+            self._lifecycle.check()
             while self._producer is None:
                 made = PlainProducer(self, self._settings, self._lifecycle)
                 if self._producer is None:
