@@ -136,19 +136,23 @@ class Callbacks:
         """Whether this thread serves the client already: it is in a callback, or in a signal handler that came meanwhile."""
         return threading.get_ident() in self._serving
 
-    def serve(self, call: Callable[[], T]) -> T:
-        """Make a C call in which callbacks come.
+    def check(self) -> None:
+        """Whether this thread may serve the client.
 
         Raises:
-            KafkaGuaranteesError: this thread is in such a call already.
+            KafkaGuaranteesError: it does already.
         """
-        thread = threading.get_ident()
-        if thread in self._serving:
+        if self.serving:
             raise KafkaGuaranteesError(
                 "result(), flush() and close() wait for callbacks, and one of them was called in a callback, or in a signal "
                 "handler that came in the middle of one: that would abort the process. What was produced is on its way. Wait "
                 "for it somewhere else; in a signal handler call stop()."
             )
+
+    def serve(self, call: Callable[[], T]) -> T:
+        """Make a C call in which callbacks come. Raises what ``check`` raises."""
+        self.check()
+        thread = threading.get_ident()
         try:
             self._serving.add(thread)
             return call()

@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
@@ -300,7 +300,7 @@ class PlainProducer(Handle):
             KafkaGuaranteesError: it is in one of them.
         """
         self._lifecycle.check_fork()
-        self._callbacks.serve(lambda: None)
+        self._callbacks.check()
 
     def failures(self, *, forget: bool, posted: bool = True) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
@@ -336,6 +336,40 @@ class PlainProducer(Handle):
         self.closed()
         self.let_go()
         return left
+
+
+class _Owner(Protocol):
+    """A client that has a producer once it needs one."""
+
+    _producer: PlainProducer | None
+    _making: threading.RLock
+
+
+def first_producer(owner: _Owner, settings: Settings, lifecycle: Lifecycle, meet: str | None = None) -> PlainProducer:
+    """The producer of a client, made when it is needed first, and once: what another one took nobody would flush.
+
+    Args:
+        owner: the client.
+        settings, lifecycle: of it.
+        meet: the topic of the first record, where brokers are waited for a moment before that.
+
+    Raises:
+        KafkaGuaranteesError: the client is closed.
+        ForkedClientError: made by another process.
+    """
+    lifecycle.check()  # a child would wait for a thread that it does not have
+    with owner._making:
+        lifecycle.check()
+        while owner._producer is None:
+            made = PlainProducer(owner, settings, lifecycle)
+            if owner._producer is None:
+                owner._producer = made
+                if meet is not None:
+                    made.meet(meet)
+            else:  # a signal handler has produced meanwhile
+                made.closed()
+                made.let_go()
+        return owner._producer
 
 
 def _note_refused(refused: deque[KafkaGuaranteesError], error: KafkaError | None, message: Message) -> None:

@@ -41,7 +41,7 @@ from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
 from ._pace import Pace
 from ._preflight import Preflight
-from ._producer import PlainProducer, raise_failures
+from ._producer import PlainProducer, first_producer, raise_failures
 from ._recognition.claims import Work
 from ._recognition.message_ids import entries_of, entry_of
 from ._recognition.options import BY_HEADER, MESSAGE_ID, Recognition
@@ -725,19 +725,8 @@ class AtLeastOnce:
         return (self._producer or self._made(record.topic)).produce(record)
 
     def _made(self, topic: str) -> PlainProducer:
-        """The producer, made when it is needed first, and once: what another one took nobody would flush."""
-        self._lifecycle.check()  # a child would wait for a thread that it does not have
-        with self._making:
-            self._lifecycle.check()
-            while self._producer is None:
-                made = PlainProducer(self, self._settings, self._lifecycle)
-                if self._producer is None:
-                    self._producer = made
-                    made.meet(topic)
-                else:  # a signal handler has produced meanwhile
-                    made.closed()
-                    made.let_go()
-            return self._producer
+        """The producer, made when it is needed first."""
+        return first_producer(self, self._settings, self._lifecycle, meet=topic)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until every record is acknowledged.

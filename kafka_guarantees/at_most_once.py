@@ -31,7 +31,7 @@ from ._lifecycle import Lifecycle
 from ._offsets import next_offsets, not_before
 from ._pace import Pace
 from ._preflight import Preflight
-from ._producer import PlainProducer
+from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError
@@ -318,18 +318,8 @@ class AtMostOnce:
         (self._producer or self._made()).send(record)
 
     def _made(self) -> PlainProducer:
-        """The producer, made when it is needed first, and once: what another one took nobody would flush."""
-        self._lifecycle.check()  # a child would wait for a thread that it does not have
-        with self._making:
-            self._lifecycle.check()
-            while self._producer is None:
-                made = PlainProducer(self, self._settings, self._lifecycle)
-                if self._producer is None:
-                    self._producer = made
-                else:  # a signal handler has produced meanwhile
-                    made.closed()
-                    made.let_go()
-            return self._producer
+        """The producer, made when it is needed first."""
+        return first_producer(self, self._settings, self._lifecycle)
 
     def flush(self, timeout: float = 10.0) -> int:
         """Wait until what was produced is with the network, for at most ``timeout`` seconds. Returns how much is not.

@@ -166,7 +166,7 @@ class _Merged:
             guarantee=self.guarantee,
             producer={**self._side(PRODUCER), **oauth},
             consumer={**consumer, **oauth},
-            admin={**{name: value for name, value in consumer.items() if _side_of(name) == BOTH}, **oauth},
+            admin={**{name: value for name, value in consumer.items() if side_of(name) == BOTH}, **oauth},
             explanation=self.explanation(),
             group_id=_text(self.given.get("group.id")),
             transactional_id=_text(self.given.get("transactional.id")),
@@ -251,7 +251,7 @@ class _Merged:
 
     def _side(self, side: str) -> dict[str, object]:
         presets = {name: value for name, value in self.set.items() if self.presets[name].side in {side, BOTH}}
-        given = {name: value for name, value in self.given.items() if _side_of(name) in {side, BOTH}}
+        given = {name: value for name, value in self.given.items() if side_of(name) in {side, BOTH}}
         return {**presets, **given}
 
     def _preset_row(self, row: Preset, marked: Mapping[str, str]) -> Row:
@@ -264,7 +264,7 @@ class _Merged:
 
     def _user_row(self, name: str, marked: Mapping[str, str]) -> Row:
         why = marked.get(name) or (self.presets[name].why if name in self.presets else NOTABLE.get(name, ""))
-        return Row(name, shown(name, self.given[name]), BY_USER, _side_of(name), why, name in marked)
+        return Row(name, shown(name, self.given[name]), BY_USER, side_of(name), why, name in marked)
 
     def _position_rows(self) -> list[Row]:
         start, why_start = STARTS[self.guarantee]
@@ -287,7 +287,7 @@ class _Merged:
 
     def _sides_left(self, name: str) -> list[str]:
         """The side that takes librdkafka's default although the other has a preset."""
-        whole = _side_of(name)
+        whole = side_of(name)
         if name not in self.presets:
             return [whole]
         preset = self.presets[name].side
@@ -348,7 +348,8 @@ def _callback(name: str, value: object) -> Callable[..., Any]:
     return value
 
 
-def _side_of(name: str) -> str:
+def side_of(name: str) -> str:
+    """Whether a property is read by producers, consumers, or both: as those are that reach the cluster."""
     # a property that only a newer librdkafka knows goes to both: each side ignores what it does not read
     return PROPERTIES[name].side if name in PROPERTIES else BOTH
 

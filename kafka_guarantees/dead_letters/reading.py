@@ -17,6 +17,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
 
 from kafka_guarantees._dead_letters import DeadLetter, marked_by, origin_of
+from kafka_guarantees._settings.merge import side_of
+from kafka_guarantees._settings.properties import BOTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
 ANSWER = 30.0  # seconds without any answer that end the reading
 HOUR = 3_600_000  # milliseconds
-CONNECTING = ("bootstrap.", "broker.", "client.", "metadata.", "oauth", "reconnect.", "sasl.", "security.", "socket.", "ssl.")
 PATIENCE = 10.0  # seconds that the open transactions of others are waited for
 UNUSED = "kafka-guarantees-dead-letters"  # a group.id is required; nothing is subscribed or committed
 _UNKNOWN = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
@@ -188,8 +189,8 @@ class _Way:
 
 
 def _reaching(config: Mapping[str, str]) -> dict[str, str | int]:
-    """What of a configuration is about connections. The rest may contradict itself in a client of another kind."""
-    return {name: value for name, value in config.items() if name.startswith(CONNECTING)}
+    """What of a configuration reaches the cluster. The rest may contradict itself in a client of another kind."""
+    return {name: value for name, value in config.items() if side_of(name) == BOTH}
 
 
 def _consumer(config: Mapping[str, str], isolation: str) -> Consumer:

@@ -94,11 +94,8 @@ def sort_out(
             if topic not in partitions:
                 partitions[topic] = reader.partitions_of(topic)
             refusal = _refusal(entry.letter, partitions[topic], without_headers=without_headers)
-            if refusal is None and _too_old(entry.letter, reader) and not present_time:
-                refusal = (
-                    f"with its timestamp the brokers of topic {topic!r} would not take it, or remove it within the hour "
-                    "(retention.ms, message.timestamp.before.max.ms); --present-time sends it with the time of now"
-                )
+            if refusal is None and not present_time:
+                refusal = _age_refusal(entry.letter, reader)
             if refusal is None:
                 good.append(entry)
             else:
@@ -116,6 +113,15 @@ def _refusal(letter: DeadLetter, partitions: int, *, without_headers: bool) -> s
     if letter.partition >= partitions:
         return f"topic {letter.topic!r} has no partition {letter.partition}"
     return None
+
+
+def _age_refusal(letter: DeadLetter, reader: TopicReader) -> str | None:
+    if not _too_old(letter, reader):
+        return None
+    return (
+        f"with its timestamp the brokers of topic {letter.topic!r} would not take it, or remove it within the hour "
+        "(retention.ms, message.timestamp.before.max.ms); --present-time sends it with the time of now"
+    )
 
 
 def _too_old(letter: DeadLetter, reader: TopicReader) -> bool:
