@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ._client import Callbacks, Caller, Handle
+from ._collector import collector_rests
 from ._offsets import Membership, Partition, membership, next_offsets
 from .errors import (
     NO_TOPIC,
@@ -130,8 +131,8 @@ class InFlight(Protocol):
     def wait(self) -> None:
         """Wait for its end. Never raises."""
 
-    def settle(self) -> Iterable[Message]:
-        """Wait for its end. Returns what was not committed, and comes again."""
+    def settle(self) -> Iterable[Partition]:
+        """Wait for its end. Returns of which partitions something was not committed, and comes again."""
 
 
 class Trailing(Protocol):
@@ -234,9 +235,10 @@ class GroupConsumer(Handle):
                 return
             if batch is not None:
                 yield batch
-            if until_idle is not None:
-                if batch is not None:
+                if until_idle is not None:
                     self._reached.update((p, o.offset) for p, o in next_offsets(batch.messages, batch.topic).items())
+                batch.messages = ()  # whoever still has the batch: the next one is made in their place
+            if until_idle is not None:
                 if batch is not None or not self._drained() or (not self._owned and time.monotonic() - began < UNASSIGNED):
                     last = time.monotonic()
                 elif time.monotonic() - last >= until_idle:
@@ -262,7 +264,7 @@ class GroupConsumer(Handle):
         fetched, before, metadata = self._take(max_batch, WAIT, self.trail)
         messages = self._without_events(fetched)
         if self._rebalances != before:
-            self.unplace(messages)  # C03: they may be of an assignment that is over
+            self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
             messages = []
         if self._waiting or self._unplaced:
             moved = self._find_places()
@@ -271,7 +273,7 @@ class GroupConsumer(Handle):
             return None
         batch = Batch(messages, metadata or self.raw.consumer_group_metadata(), asked, self._topic)
         if not batch.member.active:
-            self.unplace(messages)  # thrown out just now; the next poll says that the partitions are lost
+            self.unplace(batch.partitions)  # thrown out just now; the next poll says that the partitions are lost
             return None
         self._given_away.clear()
         if self.trail is not None:
@@ -294,7 +296,8 @@ class GroupConsumer(Handle):
             fetched = [] if first is None else [first]
             before = self._rebalances  # poll() serves rebalances before it takes a message, consume() also in between
             if first is not None and max_batch > 1:
-                fetched += self.raw.consume(max_batch - 1, 0)
+                with collector_rests:
+                    fetched += self.raw.consume(max_batch - 1, 0)
         except KafkaException as exc:
             raise broker_failure(kafka_error(exc), "consuming", _SAFE, group=self._settings.group_id) from exc
         self._callbacks.raise_interrupt()
@@ -449,7 +452,7 @@ class GroupConsumer(Handle):
         self.raw.pause([TopicPartition(*partition) for partition in self._owned])  # the new ones too
         asked = time.monotonic()
         fetched, *_ = self._take(1, wait)
-        self.unplace(self._without_events(fetched))
+        self.unplace(next_offsets(self._without_events(fetched)))
         if batch.partitions & self._given_away:
             batch.fetched = -math.inf  # for good, also if it is waited for again
         elif batch.fetched > -math.inf:
@@ -555,13 +558,13 @@ class GroupConsumer(Handle):
         Raises:
             OffsetsLost, AuthorizationError: see there.
         """
-        self.unplace(messages)
+        self.unplace(next_offsets(messages))
         if not self._lifecycle.stopping:
             self._find_places()
 
-    def unplace(self, messages: Iterable[Message]) -> None:
-        """Have these messages fetched again with the next fetch, like ``rewind``, but ask no broker now."""
-        self._unplaced.update(next_offsets(messages))
+    def unplace(self, partitions: Iterable[Partition]) -> None:
+        """Have these partitions fetched again with the next fetch, like ``rewind``, but ask no broker now."""
+        self._unplaced.update(partitions)
 
     def _find_places(self) -> set[Partition]:
         """Returns the partitions that go on elsewhere, now or once the brokers answer: what was fetched of them comes again."""

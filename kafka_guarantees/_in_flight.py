@@ -29,11 +29,10 @@ from ._transactional import AbortNeeded, InDoubt
 from .errors import AuthorizationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from confluent_kafka import Message
+    from collections.abc import Callable, Iterable, Sequence
 
     from ._lifecycle import Lifecycle
+    from ._offsets import Partition
     from ._transactional import TransactionalProducer
 
 log = logging.getLogger("kafka_guarantees")
@@ -46,22 +45,36 @@ class Flight:
 
     Args:
         producer: has the transaction.
-        messages: what it consumed.
+        partitions: what it consumed is of these. Not the messages: they may be many, and are handled.
+        size: how many messages it consumed.
         before: the transaction before it, where that is in flight.
         finish: ends it, in another thread.
     """
 
-    __slots__ = ("_acknowledged", "_before", "_begun", "_finish", "_sent", "ended", "grounded", "messages", "producer")
+    __slots__ = (
+        "_acknowledged",
+        "_before",
+        "_begun",
+        "_finish",
+        "_sent",
+        "ended",
+        "grounded",
+        "partitions",
+        "producer",
+        "size",
+    )
 
     def __init__(
         self,
         producer: TransactionalProducer,
-        messages: Sequence[Message],
+        partitions: Iterable[Partition],
+        size: int,
         before: Flight | None,
         finish: Callable[[Flight], None],
     ) -> None:
         self.producer = producer
-        self.messages = messages
+        self.partitions = partitions
+        self.size = size
         self._before = before
         self._finish: Callable[[Flight], None] | None = finish
         self._begun = threading.Lock()
@@ -200,9 +213,9 @@ class InFlight:
             self._flights[-1].until_acknowledged()
         return None if self.failed else self._free[0]
 
-    def take_off(self, messages: Sequence[Message], finish: Callable[[Flight], None]) -> None:
-        """End the transaction of the next producer, which consumed ``messages``, while the loop goes on."""
-        flight = Flight(self._free[0], messages, self._flights[-1] if self._flights else None, finish)
+    def take_off(self, partitions: Iterable[Partition], size: int, finish: Callable[[Flight], None]) -> None:
+        """End the transaction of the next producer, which consumed ``size`` messages of these, while the loop goes on."""
+        flight = Flight(self._free[0], partitions, size, self._flights[-1] if self._flights else None, finish)
         self._flights.append(flight)  # before anything else: ``end`` must know of it
         self._free.popleft()
         if len(self._threads) < len(self._flights):
@@ -228,8 +241,8 @@ class InFlight:
         """Wait until nothing is in flight, whatever its end."""
         wait([flight.ended for flight in self._flights], timeout)
 
-    def settle(self) -> list[Message]:
-        """Wait until nothing is in flight. Returns the messages of what was aborted: they come again.
+    def settle(self) -> set[Partition]:
+        """Wait until nothing is in flight. Returns the partitions of what was aborted: its messages come again.
 
         Raises:
             DeliveryError: a record cannot be written. Its transaction was aborted.
@@ -239,12 +252,12 @@ class InFlight:
         self._lifecycle.check_fork()
         self.wait()
         self._lifecycle.check()  # whoever closed the client meanwhile has ended its transactions in his own way
-        again: list[Message] = []
+        again: set[Partition] = set()
         while self._flights:
             flight = self._flights[0]
             if flight.failure is not None:
                 _aborted(flight, flight.failure, log.info if again else log.warning)
-                again += flight.messages
+                again.update(flight.partitions)
             self._flights.popleft()
             self._free.append(flight.producer)
         return again
@@ -314,7 +327,6 @@ class InFlight:
 def _fly(ready: SimpleQueue[Flight | None]) -> None:
     while (flight := ready.get()) is not None:
         flight.fly()
-        del flight  # with it go the messages
 
 
 def _aborted(flight: Flight, error: BaseException, say: Callable[..., None]) -> None:
@@ -325,7 +337,7 @@ def _aborted(flight: Flight, error: BaseException, say: Callable[..., None]) -> 
     """
     if not isinstance(error, (AbortNeeded, InDoubt)):
         raise error
-    say("a transaction of %d messages is aborted, and they are fetched again: %s", len(flight.messages), error)
+    say("a transaction of %d messages is aborted, and they are fetched again: %s", flight.size, error)
     failure = flight.producer.failure
     if failure is not None:
         raise failure from error  # it would fail again

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from confluent_kafka import Message
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
 
+from ._collector import collector_rests
 from .records import Record, pairs
 
 T = TypeVar("T")
@@ -55,7 +56,8 @@ class Reading:
         left = iter(messages)
         while left.__length_hint__():  # type: ignore[attr-defined]  # iterators of sequences have it
             try:
-                deque(map(Message.headers, left), 0)
+                with collector_rests:
+                    deque(map(Message.headers, left), 0)
             except (SystemError, UnicodeDecodeError) as error:
                 message = messages[len(messages) - left.__length_hint__() - 1]  # type: ignore[attr-defined]
                 message.set_headers([])  # never asked a second time

@@ -269,6 +269,7 @@ class AtLeastOnce:
             for batch in consumer.batches(pace, until_idle):
                 with self._claimed(consumer, batch) as claimed:
                     work = claimed
+                    del claimed  # it would keep its messages while the next ones are fetched
                     while work.messages:
                         began = time.monotonic()
                         done, failed = handle(work.fresh)
@@ -315,6 +316,7 @@ class AtLeastOnce:
             for batch in consumer.batches(self._pace(max_batch, None), until_idle):
                 with self._claimed(consumer, batch) as claimed:
                     work = claimed
+                    del claimed  # it would keep its messages while the next ones are fetched
                     while work.messages:
                         done, until = 0, time.monotonic() + COMMIT_EVERY
                         try:

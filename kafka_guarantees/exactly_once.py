@@ -28,7 +28,6 @@ import time
 from bisect import bisect_left
 from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate, chain
 from operator import length_hint
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -74,13 +73,13 @@ class _Refused(Exception):
     """A record cannot be produced, as it could not the next time.
 
     Args:
-        place: of its output.
+        number: of it, counted from 1.
         error: what its handler failed with, so to speak.
     """
 
-    def __init__(self, place: int, error: Exception) -> None:
-        super().__init__(place, error)
-        self.place = place
+    def __init__(self, number: int, error: Exception) -> None:
+        super().__init__(number, error)
+        self.number = number
         self.error = error
 
 
@@ -88,17 +87,24 @@ class Outputs(NamedTuple):
     """What was handled, in order.
 
     Attributes:
-        produced: the records of each call of the handler.
+        records: what the handler produced.
+        ends: how many of these there were after each of its calls.
         size: how many messages it was called with.
     """
 
-    produced: Sequence[Sequence[Record]]
+    records: Sequence[Record]
+    ends: Sequence[int]
     size: int
 
     @property
     def handled(self) -> int:
         """How many messages these are the outputs of."""
-        return len(self.produced) * self.size
+        return len(self.ends) * self.size
+
+    def before(self, number: int) -> Outputs:
+        """What comes of the calls before the one that produced this record, counted from 1."""
+        calls = bisect_left(self.ends, number)
+        return Outputs(self.records[: self.ends[calls - 1] if calls else 0], self.ends[:calls], self.size)
 
 
 class ExactlyOnce:
@@ -197,19 +203,23 @@ class ExactlyOnce:
 
     def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages until it is time to commit, the client is to stop, or one fails. Returns what they produce."""
-        clock, lifecycle, serialized = time.monotonic, self._lifecycle, self._serialized
+        clock, lifecycle, keep = time.monotonic, self._lifecycle, self._keep
         call = self._reading.checked(handler)
-        produced: list[Sequence[Record]] = []
+        records: list[Record] = []
+        ends: list[int] = []
         until = clock() + self._commit_interval
         for message in messages:
             try:
                 result = call(message)
-                produced.append(() if result is None else serialized(result))
+                if result is not None:
+                    keep(records, result)
             except Exception as error:  # noqa: BLE001 - it is tried again, set aside, or raised
-                return Outputs(produced, 1), Failed(1, error)
+                del records[ends[-1] if ends else 0 :]
+                return Outputs(records, ends, 1), Failed(1, error)
+            ends.append(len(records))
             if clock() >= until or lifecycle.stopping:
                 break
-        return Outputs(produced, 1), None
+        return Outputs(records, ends, 1), None
 
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 1000, until_idle: float | None = None
@@ -226,9 +236,11 @@ class ExactlyOnce:
         messages = messages[: self._reading.readable(messages)] or messages[:1]
         try:
             self._reading.check(messages[0])
-            return Outputs([self._serialized(handler(messages))], len(messages)), None
+            records: list[Record] = []
+            self._keep(records, handler(messages))
+            return Outputs(records, [len(records)], len(messages)), None
         except Exception as error:  # noqa: BLE001 - as above
-            return Outputs((), 0), Failed(len(messages), error)
+            return Outputs((), (), 0), Failed(len(messages), error)
 
     def _run(
         self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None
@@ -244,6 +256,7 @@ class ExactlyOnce:
                         outputs, failed = handle(rest)
                         pace.took(outputs.handled, time.monotonic() - began)
                         done, failed = self._sent(consumer, batch, rest, outputs, failed)
+                        del outputs  # they would be kept while the next ones are made
                         rest = rest[done:]
                         if failed is not None:
                             done = self._again(consumer, batch, rest[: failed.size], failed, handle)
@@ -273,7 +286,7 @@ class ExactlyOnce:
                 return (outputs.handled, failed) if self._transact(consumer, batch, messages, outputs) else (0, None)
             except _Refused as refused:
                 failed = Failed(outputs.size, refused.error)
-                outputs = Outputs(outputs.produced[: refused.place], outputs.size)
+                outputs = outputs.before(refused.number)
 
     def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs) -> bool:
         """One transaction with what the first messages produced, whose end is left to another thread.
@@ -284,7 +297,7 @@ class ExactlyOnce:
         Raises:
             _Refused: the transaction was aborted, because a record cannot be written.
         """
-        if not outputs.produced:
+        if not outputs.ends:
             return True
         messages = messages[: outputs.handled]
         self._lifecycle.handled()
@@ -293,7 +306,7 @@ class ExactlyOnce:
             return False
         try:
             producer.begin()
-            self._produce(producer, outputs.produced)
+            self._produce(producer, outputs.records)
         except (AbortNeeded, InDoubt) as exc:
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
             failure = producer.failure
@@ -309,19 +322,18 @@ class ExactlyOnce:
         except BaseException:
             producer.abandon()
             raise
-        offsets, metadata = list(next_offsets(messages, batch.topic).values()), batch.metadata
-        self._in_flight.take_off(messages, lambda flight: self._finish(flight, batch, offsets, metadata))
+        offsets, metadata = next_offsets(messages, batch.topic), batch.metadata
+        finish = partial(self._finish, batch=batch, offsets=list(offsets.values()), metadata=metadata)
+        self._in_flight.take_off(offsets, len(messages), finish)
         return True
 
-    def _produce(self, producer: TransactionalProducer, produced: Sequence[Sequence[Record]]) -> None:
-        records = list(chain.from_iterable(produced))
+    def _produce(self, producer: TransactionalProducer, records: Sequence[Record]) -> None:
         left = iter(records)
         try:
             producer.produce(left)
         except (TypeError, ValueError, DeliveryError) as error:
-            number = len(records) - length_hint(left)  # of the one that is refused, counted from 1
-            place = bisect_left(list(accumulate(map(len, produced))), number)
-            raise _Refused(place, RecordRefused(error) if isinstance(error, DeliveryError) else error) from error
+            number = len(records) - length_hint(left)
+            raise _Refused(number, RecordRefused(error) if isinstance(error, DeliveryError) else error) from error
 
     def _finish(self, flight: Flight, batch: Batch, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
         """The end of a transaction, in a thread of its own, while the loop handles what comes next.
@@ -391,7 +403,7 @@ class ExactlyOnce:
     def _set_aside(self, consumer: GroupConsumer, batch: Batch, message: Message, outcome: GaveUp) -> int:
         """Send the dead letter of a message on its way, together with its offset. Returns how many are."""
         letter = self._failures.letter(message, outcome)
-        done, refused = self._sent(consumer, batch, [message], Outputs([[letter]], 1), None)
+        done, refused = self._sent(consumer, batch, [message], Outputs([letter], [1], 1), None)
         if refused is not None:
             raise not_set_aside(refused.error)
         return done
@@ -410,10 +422,10 @@ class ExactlyOnce:
         consumer.unplace(again)
         return not again
 
-    def _serialized(self, result: Iterable[Record] | None) -> Sequence[Record]:
-        """What a handler returned, as it is produced."""
-        records = list(records_in(result))
-        return list(map(self._writing.serialize, records)) if self._writing.needed else records
+    def _keep(self, records: list[Record], result: Iterable[Record] | None) -> None:
+        """Add what a handler returned, as it is produced."""
+        new = records_in(result)
+        records.extend(map(self._writing.serialize, new) if self._writing.needed else new)
 
     def _read(self, consumer: GroupConsumer, batch: Batch) -> None:
         """Make a batch readable, and ready to be handled."""
@@ -494,13 +506,13 @@ class ExactlyOnce:
                 try:
                     letters = self._unreadable(consumer, batch)
                 except Left:
-                    consumer.unplace(batch.messages)
+                    consumer.unplace(batch.partitions)
                     continue
                 transaction = Transaction(self, consumer, batch, letters)
                 yield transaction
                 self._lifecycle.check_fork()
                 if not transaction._committed:  # whatever the reason: its messages must not be passed over
-                    consumer.unplace(batch.messages)
+                    consumer.unplace(batch.partitions)
                 transaction._check_used()
                 self._producer.prepare()  # what the last one left open is ended before its messages are asked for again
 

@@ -168,7 +168,7 @@ def keep_alive(consumer: Any, batch: Any) -> None:
     while time.monotonic() < until:
         message = consumer.raw.poll(0.1)
         if message is not None and message.error() is None:
-            consumer.unplace([message])
+            consumer.unplace([(message.topic(), message.partition())])
         now = consumer.membership()
         if (time.monotonic() > asked + 0.5) if now == batch.member else (now.active and consumer._owned):
             break

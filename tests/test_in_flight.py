@@ -102,7 +102,7 @@ class Sky:
                 raise self.errors[name]
             self.log.append(f"committed {name}")
 
-        self.flights.take_off([name], finish)  # type: ignore[list-item]  # a stand-in
+        self.flights.take_off([(name, 0)], 1, finish)
 
     def next(self) -> Any:
         return self.flights.next_producer()
@@ -146,7 +146,7 @@ def test_commits_are_in_order(sky: Sky) -> None:
     time.sleep(0.05)
     assert sky.log == ["acknowledged 1", "acknowledged 2", "acknowledged 3"]
     sky.let("1")
-    assert sky.flights.settle() == []
+    assert sky.flights.settle() == set()
     assert sky.log[3:] == ["committed 1", "committed 2", "committed 3"]
 
 
@@ -182,8 +182,8 @@ def test_no_offsets_are_sent_behind_some_that_were_not(sky: Sky) -> None:
 def test_what_stands_behind_one_that_is_not_begun_ends(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends while nobody has heard of a flight does not wait for ever for that, nor for the one behind it."""
     monkeypatch.setattr("kafka_guarantees._in_flight.GRACE", 0.05)
-    flights = [Flight(sky.turns[0], [], None, lambda _: None)]  # type: ignore[arg-type]  # a stand-in
-    flights.append(Flight(sky.turns[1], [], flights[0], lambda flight: flight.follow_offsets()))  # type: ignore[arg-type]
+    flights = [Flight(sky.turns[0], [], 0, None, lambda _: None)]  # type: ignore[arg-type]  # a stand-in
+    flights.append(Flight(sky.turns[1], [], 0, flights[0], lambda flight: flight.follow_offsets()))  # type: ignore[arg-type]
     sky.flights._flights.extend(flights)
     behind = in_thread(flights[1].fly)
     over = in_thread(sky.flights.end)
@@ -218,8 +218,7 @@ def test_an_abort_takes_everything_behind_it_along(sky: Sky, error: Exception) -
     sky.flights.wait()
     assert sky.flights.failed
     assert sky.flights.next_producer() is None, "nothing begins behind it"
-    again: Any = sky.flights.settle()
-    assert again == ["2", "3"]
+    assert sky.flights.settle() == {("2", 0), ("3", 0)}
     assert "committed 1" in sky.log
     assert "committed 3" not in sky.log
     assert [line for line in sky.log if "abort" in line] == ["abort b", "abort c"], "each transaction is ended, in order"
@@ -319,7 +318,7 @@ from kafka_guarantees._in_flight import InFlight
 from kafka_guarantees._lifecycle import Lifecycle
 flights = InFlight([None], Lifecycle("test"))
 flying = threading.Event()
-flights.take_off([], lambda flight: (flying.set(), time.sleep(60)))
+flights.take_off([], 0, lambda flight: (flying.set(), time.sleep(60)))
 flying.wait()
 """
 
@@ -783,7 +782,7 @@ def test_close_in_a_log_handler_is_refused(sky: Sky) -> None:
 
     with sky.lifecycle.running():
         sky.flights.next_producer()
-        sky.flights.take_off([], finish)
+        sky.flights.take_off([], 0, finish)
         sky.flights.wait()
     assert refused
     assert refused[0] < 1

@@ -21,6 +21,7 @@ from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from .._collector import collector_rests
 from ..dedup.contract import Item, Outcome
 from ..dedup.ids import fingerprint_of
 from ..errors import StoreUnavailable
@@ -234,12 +235,13 @@ class Claims:
 
     def _items(self, messages: Sequence[Message]) -> tuple[list[Item | None], MessageIdMissing | None]:
         """The items of the messages before the first that has no id and must have one."""
-        keys, missing = self._ids.keys(messages)
-        messages = messages[: len(keys)]
-        prints = map(fingerprint_of, messages) if self._fingerprint else repeat(b"")
-        places = self._ids.places_of(messages)
-        rows = zip(keys, places, prints, strict=False)  # repeat() has no end
-        items: list[Item | None] = list(map(_ITEM, rows))
+        with collector_rests:
+            keys, missing = self._ids.keys(messages)
+            messages = messages[: len(keys)]
+            prints = map(fingerprint_of, messages) if self._fingerprint else repeat(b"")
+            places = self._ids.places_of(messages)
+            rows = zip(keys, places, prints, strict=False)  # repeat() has no end
+            items: list[Item | None] = list(map(_ITEM, rows))
         if None in keys:
             items = [None if key is None else item for key, item in zip(keys, items, strict=True)]
         return items, missing

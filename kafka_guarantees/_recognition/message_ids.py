@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from operator import methodcaller
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .._failures import where
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
     from ..dedup.ids import Id, IdOf
     from ..errors import KafkaGuaranteesError
 
-# Not message.headers(): Python may call that on a short way, on which it does not look whether C code has left an exception.
-read_headers = methodcaller("headers")
-
 OnMissingId = Literal["raise", "position", "process"]
 
 
@@ -33,7 +29,7 @@ class Problem(NamedTuple):
 
 
 class MessageIds:
-    """The ids of messages, by an extractor that nobody vouches for.
+    """The ids of messages, by an extractor that nobody vouches for. ``Reading`` has looked at their headers before (S04).
 
     Args:
         extractor: of the user. None: messages have no ids, only places.
@@ -81,11 +77,6 @@ class MessageIds:
         """
         if self._extractor is None:
             return None
-        try:
-            read_headers(message)
-        except (SystemError, UnicodeDecodeError):
-            # S04: a name that is not UTF-8. Asked a second time, confluent-kafka gives a list that crashes the process.
-            message.set_headers([])
         try:
             found: Id = self._extractor(message)
         except Exception as error:
