@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import methodcaller
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from .._collector import collector_rests
 from .._failures import where
 from ..dedup.contract import Entry, Source
 from ..dedup.ids import OFFSET_SIZE, POSITION, key_of, partition_of, position_of
@@ -48,15 +51,11 @@ class MessageIds:
         return position_of(self.topic_id(topic), partition, offset)
 
     def places_of(self, messages: Sequence[Message]) -> list[bytes]:
-        """The same of many records; the id of each topic is asked for once."""
-        parts: dict[Partition, bytes] = {}
-        places = []
-        for message in messages:
-            topic, partition, offset = place(message)
-            part = parts.get((topic, partition))
-            if part is None:
-                part = parts[topic, partition] = partition_of(self.topic_id(topic), partition)
-            places.append(part + offset.to_bytes(OFFSET_SIZE, "big"))
+        """The same of many records, which come in runs of one partition each, as a rule."""
+        places: list[bytes] = []
+        for (topic, partition), run in groupby(messages, _partition):
+            part = partition_of(self.topic_id(topic), partition)
+            places += [part + offset.to_bytes(OFFSET_SIZE, "big") for offset in map(_offset, run)]
         return places
 
     def keys(self, messages: Sequence[Message]) -> tuple[list[bytes | None], MessageIdMissing | None]:
@@ -110,6 +109,13 @@ def place(message: Message) -> tuple[str, int, int]:
     return message.topic(), message.partition(), message.offset()  # type: ignore[return-value]  # it has all of them
 
 
+def _partition(message: Message) -> Partition:
+    return message.topic(), message.partition()  # type: ignore[return-value]  # as above
+
+
+_offset: Callable[[Message], int] = methodcaller("offset")
+
+
 def _where(message: Message) -> str:
     return f"the message at {where(message)}"
 
@@ -132,14 +138,12 @@ def entry_of(message: Message, ids: MessageIds) -> Entry:
 def entries_of(messages: Sequence[Message], ids: MessageIds) -> tuple[list[Entry], Problem | None]:
     """The messages as an inbox sees them, before the first that has no id and must have one."""
     entries: list[Entry] = []
-    sources: dict[Partition, Source] = {}
-    for message in messages:
-        topic, partition, offset = place(message)
-        source = sources.get((topic, partition))
-        if source is None:
-            source = sources[topic, partition] = Source(topic, ids.topic_id(topic), partition)
-        try:
-            entries.append(Entry(source, offset, ids.key(message)))
-        except MessageIdMissing as error:
-            return entries, Problem(message, error)
+    with collector_rests:
+        for (topic, partition), run in groupby(messages, _partition):
+            source = Source(topic, ids.topic_id(topic), partition)
+            for message in run:
+                try:
+                    entries.append(Entry(source, _offset(message), ids.key(message)))
+                except MessageIdMissing as error:
+                    return entries, Problem(message, error)
     return entries, None
