@@ -46,6 +46,7 @@ _SESSION_MS = 45_000  # librdkafka's default
 _HEARTBEAT_MS = 3_000  # likewise
 SOCKET_MARGIN_MS = 100  # librdkafka's CONFIGURATION.md: socket.timeout.ms at least this much below transaction.timeout.ms
 MAX_IN_FLIGHT = 5
+_LINGER_MS = 20
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ def _transaction_timeout(given: Known) -> int:
 
 def _delivery_timeout(given: Known) -> int:
     return min(_DELIVERY_TIMEOUT_MS, _transaction_timeout(given))
+
+
+def _linger(given: Known) -> int:
+    timeout = int(given.get("delivery.timeout.ms", _DELIVERY_TIMEOUT_MS)) or _DELIVERY_TIMEOUT_MS  # 0: none
+    return min(_LINGER_MS, timeout // 2)
 
 
 def _socket_timeout(given: Known) -> int:
@@ -337,6 +343,15 @@ PRESETS = (
         CONSUMER,
         "three heartbeats fit into a session: a late one does not end it",
         "C15",
+    ),
+    Preset(
+        ACKED,
+        "linger.ms",
+        _linger,
+        Kind.TUNING,
+        PRODUCER,
+        "fewer and fuller requests: replicas have work with each. Whoever waits for a record does not wait for this",
+        "docs/performance.md",
     ),
     Preset(
         ALL,
