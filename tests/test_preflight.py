@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
@@ -25,7 +26,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-expor
 )
 
 from kafka_guarantees import UnsafeConfigError
-from kafka_guarantees._preflight import Finding, PreflightReport, asking, preflight
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._preflight import Finding, Preflight, PreflightReport, asking, preflight
 from kafka_guarantees._preflight.brokers import BROKERS
 from kafka_guarantees._preflight.case import NAMES, Case, span
 from kafka_guarantees._preflight.checks import findings
@@ -527,6 +529,35 @@ def test_not_even_librdkafka_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> N
         assert preflight(settings(ALO), ["offers"], timeout=0.1).cluster_id is None
         assert not over.is_set()
         assert mine()
+    finally:
+        over.set()
+
+
+@pytest.mark.parametrize("at_start", ["warn", "raise"])
+def test_a_run_that_is_stopped_meanwhile_does_not_wait_for_it(
+    at_start: Literal["warn", "raise"], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does it say what it has not found out: it consumes nothing."""
+    caplog.set_level(logging.DEBUG)
+    asked, over = threading.Event(), threading.Event()
+
+    def ask(*_: object) -> Cluster:
+        asked.set()
+        over.wait(60)
+        return Cluster()
+
+    monkeypatch.setattr(asking, "ask", ask)
+    monkeypatch.setattr("kafka_guarantees._preflight.starting.AT_START", 60)
+    lifecycle = Lifecycle("AtLeastOnce")
+    before = Preflight(settings(EXO), lifecycle, at_start)
+    run = threading.Thread(target=before.start, args=(["offers"],))
+    run.start()
+    try:
+        assert asked.wait(NOW)
+        lifecycle.stop()
+        run.join(NOW)
+        assert not run.is_alive()
+        assert not caplog.records
     finally:
         over.set()
 

@@ -29,7 +29,7 @@ from .report import PreflightReport
 from .seen import OFFSETS, PATTERN, TRANSACTIONS, Cluster, Config, Topic, matches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Future
     from datetime import timedelta
 
@@ -50,6 +50,7 @@ def preflight(
     dead_letter: str | None = None,
     retention: timedelta | None = None,
     timeout: float = 5.0,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> PreflightReport:
     """Ask the brokers whether they are as the guarantee needs them.
 
@@ -59,6 +60,7 @@ def preflight(
         dead_letter: the dead letter topic.
         retention: how long a deduplication store or an inbox remembers an id.
         timeout: seconds for everything. Brokers that do not answer are a finding, not an exception.
+        give_up: whether nobody waits any longer, as if they had not answered.
 
     Raises:
         TypeError: ``topics`` is a single name.
@@ -72,7 +74,7 @@ def preflight(
     try:
         seen = caller.call(
             lambda: ask(settings, (*names, *([dead_letter] if dead_letter is not None else [])), deadline),
-            lambda: time.monotonic() > deadline + GRACE,
+            lambda: time.monotonic() > deadline + GRACE or give_up(),
             "preflight",
         )
     except Abandoned:

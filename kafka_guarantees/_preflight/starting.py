@@ -68,7 +68,16 @@ class Preflight:
         """
         if self._at_start == "off" or frozenset(topics) in self._looked:
             return
-        report = preflight(self._settings, topics, dead_letter=self._dead_letter, retention=self._retention, timeout=AT_START)
+        report = preflight(
+            self._settings,
+            topics,
+            dead_letter=self._dead_letter,
+            retention=self._retention,
+            timeout=AT_START,
+            give_up=lambda: self._lifecycle.stopping,
+        )
+        if self._lifecycle.stopping:
+            return  # the run consumes nothing
         if self._at_start == "raise":
             report.raise_if_unsafe()
         if report.cluster_id is not None:
