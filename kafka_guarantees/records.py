@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from .errors import KafkaGuaranteesError
+
+log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
 
@@ -151,6 +154,15 @@ def _checked(result: Iterable[Record]) -> Iterator[Record]:
         if not isinstance(record, Record):
             raise TypeError(f"the handler produced {type(record).__name__}: it must produce Records")
         yield record
+
+
+def leave(result: object) -> None:
+    """End a generator of a handler half way: until then it holds what it has, a lock or a transaction, against the next try."""
+    if isinstance(result, GeneratorType):
+        try:
+            result.close()
+        except Exception:
+            log.exception("a handler that was left half way, because of another error, raised")  # never hide the first error
 
 
 class RecordRefused(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -409,6 +410,40 @@ def test_a_record_that_cannot_be_serialized_is_its_messages_failure(kind: str, h
         assert max(committed(here.bootstrap, here.group, source)[0], 0) == expected
     if kind == "ExactlyOnce":
         assert len(read_all(here.bootstrap, target)) == (4 if outcome == "set aside" else 2 if how == "run" else 0)
+
+
+@broker
+@pytest.mark.parametrize("how", ["run", "run_batches"])
+@pytest.mark.parametrize("kind", ["AtLeastOnce", "ExactlyOnce"])
+@pytest.mark.parametrize("ending", ["well", "badly"])
+def test_a_generator_that_is_left_half_way_gives_back_what_it_has_before_the_next_attempt(
+    kind: str, how: str, ending: str, here: Here, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A handler yields with a lock held, and its record is not serialized, once: only the generator can give the lock back."""
+    source, target = here.topic(), here.topic()
+    write(here.bootstrap, source, (None, b"1", None))
+    lock, got = threading.Lock(), list[bool]()
+    broken = [ConnectionError("the schema registry is away")]
+
+    def serializer(value: Any, _context: SerializationContext) -> bytes:
+        if broken:
+            raise broken.pop()
+        return bytes(value)
+
+    def handler(_messages: Any) -> Iterator[Record]:
+        got.append(lock.acquire(timeout=5))
+        try:
+            yield Record(target, b"1")
+        finally:
+            lock.release()
+            if ending == "badly" and len(got) == 1:
+                raise OSError("the lock is of no use any more")
+
+    with here.make(kind, value_serializer=serializer) as kafka:
+        getattr(kafka, how)([source], handler, until_idle=IDLE)
+    assert got == [True, True]
+    assert [m.value() for m in read_all(here.bootstrap, target)] == [b"1"]
+    assert ("of no use" in caplog.text) == (ending == "badly"), "the error that it was left for is not hidden"
 
 
 @broker
