@@ -483,19 +483,14 @@ def wrapper(bench: Bench) -> None:
 
 def consume(bootstrap: str, topic: str, options: dict[str, Any]) -> float:
     """Run over all records with a handler that does nothing. Returns its microseconds of CPU time for each record."""
-    began = 0.0
-    offset = -1
     config = {"bootstrap.servers": bootstrap, "group.id": f"benchmark-{uuid.uuid4().hex}"}
     with AtLeastOnce(config, preflight="off", **options) as client:
 
         def handler(message: Message) -> None:
-            nonlocal began, offset
-            if offset < 0:
-                began = time.thread_time()
-            offset = message.offset() or 0
-            if offset >= RECORDS - 2:  # of every other one the last is left out
+            if (message.offset() or 0) >= RECORDS - 2:  # of every other one the last is left out
                 client.stop()
 
+        began = time.thread_time()
         client.run([topic], handler)
         return (time.thread_time() - began) / RECORDS * 1e6
 

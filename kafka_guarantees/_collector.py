@@ -5,49 +5,48 @@ end through all that the process has: that took as long as all the rest of consu
 later do not collect inside of a call into C, which is most of this.
 
 Rules.
-* It rests for a call, never while a handler works: what that leaves behind must be found.
-* Where the user has turned it off, it is left so.
-* A fork in another thread may come meanwhile: in the child it works again.
+* It rests for calls that take milliseconds, as a rule, and never while the handler of the same client works.
+* It rests by a threshold that is not reached, and that tells ours from one that the user sets meanwhile: his stays. So it is
+  never off: after ``REST`` objects it looks, whatever went wrong. Whether it is enabled is the user's business alone.
+* Threads need no lock: the first that is through ends the rest of all, and what each writes is the same.
+* A fork in another thread may come meanwhile: in the child it works as before.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+REST = 1_000_003  # objects
+
 
 class _Rest:
-    """``with collector_rests:``. In several threads at a time, the first that is through ends it, which costs time only."""
+    """``with collector_rests:``."""
 
-    __slots__ = ("_lock", "_ours")
+    __slots__ = ("_before",)
 
     def __init__(self) -> None:
-        self._ours = False  # it was we who turned it off
-        self._lock = threading.RLock()  # a thread that looks must not see half of what another one does
+        self._before = gc.get_threshold()
 
     def __enter__(self) -> None:
-        with self._lock:
-            if gc.isenabled():
-                self._ours = True  # first: after an interrupt in between, the next one turns it on
-                gc.disable()
+        now = gc.get_threshold()
+        if 0 < now[0] < REST:  # 0: never
+            self._before = now
+            gc.set_threshold(REST, *now[1:])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._lock:
-            if self._ours:
-                gc.enable()
-                self._ours = False
+        self.over()
 
-    def forked(self) -> None:
-        """In a child: the threads of its parent are not there."""
-        self._lock = threading.RLock()
-        self.__exit__(None, None, None)
+    def over(self) -> None:
+        """Let it work as before."""
+        if gc.get_threshold()[0] == REST:
+            gc.set_threshold(*self._before)
 
 
 collector_rests = _Rest()
 
-os.register_at_fork(after_in_child=collector_rests.forked)
+os.register_at_fork(after_in_child=collector_rests.over)

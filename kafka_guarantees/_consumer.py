@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from ._lifecycle import Lifecycle
     from ._pace import Pace
+    from ._serialization import Reading
     from ._settings import Settings
     from .errors import KafkaGuaranteesError
 
@@ -226,18 +227,23 @@ class GroupConsumer(Handle):
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
-    def batches(self, pace: Pace, until_idle: float | None) -> Iterator[Batch]:
-        """Batches until the client is to stop, or nothing came for ``until_idle`` seconds at the end of every partition."""
+    def batches(self, pace: Pace, until_idle: float | None, reading: Reading) -> Iterator[Batch]:
+        """Batches until the client is to stop, or nothing came for ``until_idle`` seconds at the end of every partition.
+
+        Their headers are read before anybody else sees them (S04). Of what is handled nothing is kept.
+        """
         began = last = time.monotonic()
         while not self._lifecycle.stopping:
             batch = self.fetch(pace.size)
             if self.gone_silent:
                 return
             if batch is not None:
+                reading.begin(batch.messages)
                 yield batch
                 if until_idle is not None:
                     self._reached.update((p, o.offset) for p, o in next_offsets(batch.messages, batch.topic).items())
                 batch.messages = ()  # whoever still has the batch: the next one is made in their place
+                reading.begin(())
             if until_idle is not None:
                 if batch is not None or not self._drained() or (not self._owned and time.monotonic() - began < UNASSIGNED):
                     last = time.monotonic()

@@ -52,7 +52,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._trail import Portion, Trail
 from .errors import AuthorizationError, BrokerError, DeliveryError, DeliveryUnknown, PartitionFenced, StoreUnavailable
-from .records import Record, RecordRefused, pairs, records_in
+from .records import Record, RecordRefused, leave, pairs, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -266,7 +266,7 @@ class AtLeastOnce:
             self._run_inbox(self._recognition.inbox, topics, handle, pace, until_idle)
             return
         with self._consuming(topics) as consumer:
-            for batch in consumer.batches(pace, until_idle):
+            for batch in consumer.batches(pace, until_idle, self._reading):
                 with self._claimed(consumer, batch) as claimed:
                     work = claimed
                     del claimed  # it would keep its messages while the next ones are fetched
@@ -313,7 +313,7 @@ class AtLeastOnce:
         self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
     ) -> Generator[Message, None, None]:
         with self._consuming(topics, itself) as consumer:
-            for batch in consumer.batches(self._pace(max_batch, None), until_idle):
+            for batch in consumer.batches(self._pace(max_batch, None), until_idle, self._reading):
                 with self._claimed(consumer, batch) as claimed:
                     work = claimed
                     del claimed  # it would keep its messages while the next ones are fetched
@@ -422,7 +422,7 @@ class AtLeastOnce:
     @contextmanager
     def _claimed(self, consumer: GroupConsumer, batch: Batch) -> Iterator[Work]:
         """What of a batch is to be handled. Claims that are not completed at the end are released."""
-        self._begin(consumer, batch)
+        self._attend(consumer, batch)
         if self._claims is None:
             self._reading.open(batch.messages)
             yield Work(batch.messages)
@@ -436,8 +436,7 @@ class AtLeastOnce:
             self._claims.release()
         self._claims.tidy()
 
-    def _begin(self, consumer: GroupConsumer, batch: Batch) -> None:
-        self._reading.begin(batch.messages)
+    def _attend(self, consumer: GroupConsumer, batch: Batch) -> None:
         if self._apart is not None:
             self._apart.attend(lambda: self._serve(consumer, batch), consumer.resume)
 
@@ -516,8 +515,8 @@ class AtLeastOnce:
                 failures=self._failures,
                 send=self._send,
             )
-            for batch in consumer.batches(pace, until_idle):
-                self._begin(consumer, batch)
+            for batch in consumer.batches(pace, until_idle, self._reading):
+                self._attend(consumer, batch)
                 self._topic_ids.renew()
                 entries, problem = patiently(partial(entries_of, batch.messages, self._ids), consumer, batch, self._no_more)
                 messages = batch.messages[: len(entries)]
@@ -611,15 +610,19 @@ class AtLeastOnce:
         if self._lifecycle.closed:
             self._lifecycle.check()
         serialize = writing.serialize if writing.needed else None
-        for record in records_in(records):
-            if producer is None:
-                producer = self._made(record.topic)
-            try:
-                producer.post(record if serialize is None else serialize(record))
-            except (DeliveryError, DeliveryUnknown) as failure:
-                if isinstance(failure, DeliveryError) and self._failures.topic is not None:
-                    raise RecordRefused(failure) from failure
-                producer.note(failure)
+        try:
+            for record in records_in(records):
+                if producer is None:
+                    producer = self._made(record.topic)
+                try:
+                    producer.post(record if serialize is None else serialize(record))
+                except (DeliveryError, DeliveryUnknown) as failure:
+                    if isinstance(failure, DeliveryError) and self._failures.topic is not None:
+                        raise RecordRefused(failure) from failure
+                    producer.note(failure)
+        except BaseException:
+            leave(records)
+            raise
 
     def _acknowledged(self) -> None:
         """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""

@@ -227,8 +227,7 @@ class AtMostOnce:
     ) -> Generator[Sequence[Message], None, None]:
         """The portions of one member, until it is to end, or a commit of it may still be on its way."""
         size = 1
-        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle):
-            self._reading.begin(batch.messages)
+        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle, self._reading):
             if self._apart is not None:
                 self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
             rest = not_before(batch.messages, self._handled)

@@ -44,7 +44,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, RecordRefused, records_in
+from .records import Record, RecordRefused, leave, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -248,7 +248,7 @@ class ExactlyOnce:
         try:
             with self._consuming(topics, max_batch) as consumer:
                 pace = Pace(max_batch, self._settings.max_poll_interval / 2, first)
-                for batch in consumer.batches(pace, until_idle):
+                for batch in consumer.batches(pace, until_idle, self._reading):
                     self._read(consumer, batch)
                     rest = batch.messages
                     while rest:
@@ -335,7 +335,7 @@ class ExactlyOnce:
             number = len(records) - length_hint(left)
             raise _Refused(number, RecordRefused(error) if isinstance(error, DeliveryError) else error) from error
 
-    def _finish(self, flight: Flight, batch: Batch, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
+    def _finish(self, flight: Flight, *, batch: Batch, offsets: Sequence[TopicPartition], metadata: bytes) -> None:
         """The end of a transaction, in a thread of its own, while the loop handles what comes next.
 
         Raises:
@@ -425,11 +425,14 @@ class ExactlyOnce:
     def _keep(self, records: list[Record], result: Iterable[Record] | None) -> None:
         """Add what a handler returned, as it is produced."""
         new = records_in(result)
-        records.extend(map(self._writing.serialize, new) if self._writing.needed else new)
+        try:
+            records.extend(map(self._writing.serialize, new) if self._writing.needed else new)
+        except BaseException:
+            leave(result)
+            raise
 
     def _read(self, consumer: GroupConsumer, batch: Batch) -> None:
         """Make a batch readable, and ready to be handled."""
-        self._reading.begin(batch.messages)
         self._reading.open(batch.messages)
         if self._apart is not None:
             self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
@@ -501,7 +504,8 @@ class ExactlyOnce:
         self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
     ) -> Generator[Transaction, None, None]:
         with self._consuming(topics, max_batch, itself) as consumer:
-            for batch in consumer.batches(Pace(max_batch, self._settings.max_poll_interval / 2), until_idle):
+            pace = Pace(max_batch, self._settings.max_poll_interval / 2)
+            for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch)
                 try:
                     letters = self._unreadable(consumer, batch)

@@ -111,6 +111,13 @@ def instead(owner: Any, *names: str) -> Callable[[Callable[..., Any]], None]:
 
 
 def _with(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    called = inspect.signature(original).parameters.values()
+    by_name = {parameter.name: None for parameter in called if parameter.kind is parameter.KEYWORD_ONLY}
+    by_place = [
+        parameter for parameter in called if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    inspect.signature(function).bind(original, *by_place, **by_name)  # else it would crash, and be caught for that
+
     @functools.wraps(original)
     def changed(*args: Any, **kwargs: Any) -> Any:
         return function(original, *args, **kwargs)
@@ -193,7 +200,7 @@ def amo_commits_after_handling() -> None:
 
     @instead(AtMostOnce, "_portions_of")
     def _(_original: Any, self: Any, consumer: Any, max_batch: int, until_idle: Any) -> Iterator[Any]:
-        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle):
+        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle, self._reading):
             rest = not_before(batch.messages, self._handled)
             while rest and not self._lifecycle.stopping:
                 portion, rest = rest[:50], rest[50:]
@@ -411,12 +418,12 @@ def alo_goes_on_after_a_poll_that_raised() -> None:
         return callback
 
     @instead(GroupConsumer, "_take")
-    def _(_original: Any, self: Any, max_batch: int, wait: float) -> Any:
+    def _(_original: Any, self: Any, max_batch: int, wait: float, _trail: Any = None) -> Any:
         try:
             fetched = self.raw.consume(max_batch, wait)
         except Exception:  # noqa: BLE001 - that is the mutant
             fetched = []
-        return fetched, self._rebalances
+        return fetched, self._rebalances, None
 
 
 @mutant(ALO, "unseen", "poll skip", faults=["slow handlers"], session=1500, duration=12.0)
@@ -478,9 +485,14 @@ def eos_sends_offsets_of_all_that_was_fetched() -> None:
     def _(_original: Any, self: Any, topics: Any, handler: Any, **options: Any) -> None:
         self.run(topics, lambda message: handler([message]), **options)
 
+    @instead(ExactlyOnce, "_read")
+    def _(original: Any, self: Any, consumer: Any, batch: Any) -> None:
+        original(self, consumer, batch)
+        self.__dict__.setdefault("whole", {})[id(batch)] = list(next_offsets(batch.messages).values())
+
     @instead(ExactlyOnce, "_finish")
-    def _(original: Any, self: Any, flight: Any, batch: Any, _offsets: Any, metadata: Any) -> None:
-        original(self, flight, batch, list(next_offsets(batch.messages).values()), metadata)
+    def _(original: Any, self: Any, flight: Any, *, batch: Any, offsets: Any, metadata: Any) -> None:
+        original(self, flight, batch=batch, offsets=self.whole[id(batch)] or offsets, metadata=metadata)
 
 
 @mutant(EOS, "aborted read", "precommitted read")
