@@ -230,7 +230,7 @@ class GroupConsumer(Handle):
     def batches(self, pace: Pace, until_idle: float | None, reading: Reading) -> Iterator[Batch]:
         """Batches until the client is to stop, or nothing came for ``until_idle`` seconds at the end of every partition.
 
-        Their headers are read before anybody else sees them (S04). Of what is handled nothing is kept.
+        Their headers are read before anybody else sees them (S04). Nothing of one is kept while the next one is fetched.
         """
         began = last = time.monotonic()
         while not self._lifecycle.stopping:
@@ -765,6 +765,7 @@ class GroupConsumer(Handle):
 
     def close(self) -> None:
         """Leave the group, and let the client go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
+        collector_rests.over()
         if self._lifecycle.forked:
             return  # the parent is still a member
         deadline = time.monotonic() + CLOSING

@@ -35,7 +35,7 @@ from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError
-from .records import Record, records_in
+from .records import Record, leave, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
@@ -283,8 +283,12 @@ class AtMostOnce:
                     log.exception("a dead letter was not sent")
 
     def _send_all(self, records: Iterable[Record] | None) -> None:
-        for record in records_in(records):
-            self._send(self._writing.serialize(record))
+        try:
+            for record in records_in(records):
+                self._send(self._writing.serialize(record))
+        except BaseException:
+            leave(records)
+            raise
 
     # -- producing ----------------------------------------------------------------------------------------------------
 

@@ -157,7 +157,7 @@ def _checked(result: Iterable[Record]) -> Iterator[Record]:
 
 
 def leave(result: object) -> None:
-    """End a generator of a handler half way: until then it holds what it has, a lock or a transaction, against the next try."""
+    """End a generator of a handler half way: until then it holds what it has, as a lock, against the next call."""
     if isinstance(result, GeneratorType):
         try:
             result.close()

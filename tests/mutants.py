@@ -353,10 +353,10 @@ def alo_goes_on_past_a_failure() -> None:
     handlers_are(swallowing, AtLeastOnce)
 
     @instead(AtLeastOnce, "_finish")
-    def _(original: Any, *args: Any) -> bool:
+    def _(original: Any, *args: Any, to_the_end: bool = False) -> bool:
         *given, work, handled = args
         left = sys.exc_info()[0] is GeneratorExit  # a loop over messages() that was left by an exception
-        return bool(original(*given, work, len(work.fresh) if left else handled))
+        return bool(original(*given, work, len(work.fresh) if left else handled, to_the_end=to_the_end))
 
 
 @mutant(ALO, "lost output", faults=["kill transformers at work"], config={"linger.ms": 300}, **AT_WORK)

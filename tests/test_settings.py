@@ -212,6 +212,23 @@ def test_the_clients_get_exactly_this(guarantee: Guarantee) -> None:
     assert (result.producer, result.consumer) == WHOLE[guarantee]
 
 
+@pytest.mark.parametrize(
+    ("given", "linger"),
+    [
+        ({}, 20),
+        ({"delivery.timeout.ms": 30}, 15),
+        ({"delivery.timeout.ms": 0}, 20),
+        ({"queue.buffering.max.messages": 50_000}, 10),
+        ({"queue.buffering.max.messages": 1_000}, 5),
+        ({"queue.buffering.max.messages": 1_000_000}, 20),
+        ({"queue.buffering.max.messages": 1_000, "delivery.timeout.ms": 6}, 3),
+    ],
+)
+def test_records_linger_less_where_that_would_hold_them_up(given: dict[str, Any], linger: int) -> None:
+    """P16: below delivery.timeout.ms; and a queue that is full waits for it as well."""
+    assert resolved(ALO, minimal(ALO) | given).producer["linger.ms"] == linger
+
+
 def test_what_is_locked() -> None:
     """DESIGN 3, the word "locked", written down a second time."""
     always = {"enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "delivery.report.only.error"}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CONSUMED = JOB.get("batch") or 2000  # messages of a batch where nothing is produced
 AT_ONCE = 500  # of echo
 SERVE_EVERY = 1000  # records
+LINGER_MS = 20  # fuller requests, which is what counts on a replicated cluster
 VERSION = f"confluent-kafka {confluent_kafka.__version__}"
 
 
@@ -65,7 +66,7 @@ def new_producer(**settings: object) -> Producer:
 
 
 def idempotent_producer() -> Producer:
-    return new_producer(**{"acks": "all", "enable.idempotence": True})
+    return new_producer(**{"acks": "all", "enable.idempotence": True, "linger.ms": LINGER_MS})
 
 
 def fetch(consumer: Consumer, clock: Clock, most: int) -> list[Message]:
@@ -136,7 +137,9 @@ def transform(clock: Clock) -> None:
 
 def in_transactions(consumer: Consumer, clock: Clock) -> tuple[Producer, Copy]:
     topic = JOB["output"]
-    producer = new_producer(**{"transactional.id": JOB["transactional_id"], "delivery.report.only.error": True})
+    producer = new_producer(
+        **{"transactional.id": JOB["transactional_id"], "delivery.report.only.error": True, "linger.ms": LINGER_MS}
+    )
     producer.init_transactions()
     send = producer.produce
 

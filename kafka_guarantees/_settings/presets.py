@@ -47,6 +47,8 @@ _HEARTBEAT_MS = 3_000  # likewise
 SOCKET_MARGIN_MS = 100  # librdkafka's CONFIGURATION.md: socket.timeout.ms at least this much below transaction.timeout.ms
 MAX_IN_FLIGHT = 5
 _LINGER_MS = 20
+_LEAST_LINGER_MS = 5  # librdkafka's default
+_QUEUE = 100_000  # records, likewise
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ def _delivery_timeout(given: Known) -> int:
 
 
 def _linger(given: Known) -> int:
+    """Not so long that a small queue is full before, since librdkafka waits for it then as well."""
     timeout = int(given.get("delivery.timeout.ms", _DELIVERY_TIMEOUT_MS)) or _DELIVERY_TIMEOUT_MS  # 0: none
-    return min(_LINGER_MS, timeout // 2)
+    room = int(given.get("queue.buffering.max.messages", _QUEUE)) or _QUEUE  # likewise
+    return min(_LINGER_MS, max(_LEAST_LINGER_MS, _LINGER_MS * room // _QUEUE), timeout // 2)
 
 
 def _socket_timeout(given: Known) -> int:
