@@ -48,7 +48,7 @@ class Reading:
         self.unreadable: dict[int, Exception] = {}  # why, by the identity of a message of the batch in hand
 
     def begin(self, messages: Sequence[Message]) -> None:
-        """Look at the headers of a new batch, before anybody else does."""
+        """Look at the headers of a new batch, before anybody else does, and forget the last one; of no messages, only that."""
         if self._raw:
             self._raw.clear()
         if self.unreadable:

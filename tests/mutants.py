@@ -492,7 +492,7 @@ def eos_sends_offsets_of_all_that_was_fetched() -> None:
 
     @instead(ExactlyOnce, "_finish")
     def _(original: Any, self: Any, flight: Any, *, batch: Any, offsets: Any, metadata: Any) -> None:
-        original(self, flight, batch=batch, offsets=self.whole[id(batch)] or offsets, metadata=metadata)
+        original(self, flight, batch=batch, offsets=self.whole[id(batch)], metadata=metadata)
 
 
 @mutant(EOS, "aborted read", "precommitted read")
