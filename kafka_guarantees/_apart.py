@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextvars
 import os
-import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from ._threads import Task, hand
 from .records import check_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from queue import SimpleQueue
 
     from ._lifecycle import Lifecycle
+    from ._threads import Flag
 
 AT_ONCE = 1.0  # seconds that a handler may take before the group is served: a quick one costs no pause and no resume
 SERVE_EVERY = 0.1  # seconds
@@ -35,9 +37,7 @@ class Apart:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._status = 1  # of a child that comes back from a handler
+        self._calls: SimpleQueue[Callable[[], object] | None] | None = None  # of its thread, once there is one
         self._serve: Callable[[], object] = _nothing
         self._resume: Callable[[], object] = _nothing
 
@@ -51,61 +51,31 @@ class Apart:
         Raises:
             BaseException: serving the group failed. The handler has returned or raised by then.
         """
-        if self._thread is None:
-            thread = threading.Thread(target=self._work, name="kafka-guarantees-handler", daemon=True)
-            thread.start()
-            self._thread = thread
-            self._lifecycle.hands.add(thread)
-        context = contextvars.copy_context()
-        done = threading.Event()
-        result: list[Any] = []
-        raised: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                result.append(context.run(_finished, handler, given))
-            except BaseException as error:  # noqa: BLE001 - raised in the thread that called
-                raised.append(error)
-                self._status = status_of(error)
-            finally:
-                done.set()
-
-        self._calls.put(work)
-        self._wait(done)
-        if raised:
-            raise raised[0]
-        return result[0]
-
-    def _wait(self, done: threading.Event) -> None:
-        """Wait for the handler, and serve the group meanwhile; then raise what went wrong in that."""
+        if self._calls is None:
+            self._calls = hand("kafka-guarantees-handler", self._lifecycle.hands)
+        task = Task(partial(contextvars.copy_context().run, _finished, handler, given))
         problem: BaseException | None = None
         patience = AT_ONCE
-        while not done.is_set():
-            try:
-                if not done.wait(patience) and problem is None:
-                    patience = SERVE_EVERY
-                    self._serve()
-            except BaseException as error:  # noqa: BLE001 - also out of a signal handler
-                problem = problem or error
+        try:
+            self._calls.put(task.run)
+            while not task.ended.wait(patience):
+                patience = SERVE_EVERY
+                self._serve()
+        except BaseException as error:  # noqa: BLE001 - also out of a signal handler; raised below
+            problem = error
+            if not task.call_off():
+                _wait_whatever_comes(task.ended)
         if patience == SERVE_EVERY:
             self._resume()
         if problem is not None:
             raise problem
-
-    def _work(self) -> None:
-        process = os.getpid()
-        while (call := self._calls.get()) is not None:
-            call()
-            del call
-            if os.getpid() != process:
-                os._exit(self._status)  # a child that the handler forked: there is nobody for it to return to
+        return task.result()
 
     def close(self) -> None:
         """Let the thread go, once its handler has returned."""
-        if self._thread is not None:  # else the thread of the next run would take it for its own end
-            self._lifecycle.hands.discard(self._thread)
-            self._thread = None
+        if self._calls is not None:
             self._calls.put(None)
+            self._calls = None
 
 
 def apart_or_here(apart: Apart | None, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,13 +91,28 @@ def apart_or_here(apart: Apart | None, handler: Callable[..., Any]) -> Callable[
 def _nothing() -> None: ...
 
 
-def status_of(error: BaseException) -> int:
-    """The exit status of a process that ends with an exception."""
-    code = error.code if isinstance(error, SystemExit) else 1
-    return 0 if code is None else code if isinstance(code, int) else 1
+def _wait_whatever_comes(ended: Flag) -> None:
+    while not ended.is_set:
+        with suppress(BaseException):  # out of signal handlers; the first one is raised
+            ended.wait()
 
 
 def _finished(handler: Callable[..., Any], given: tuple[Any, ...]) -> Any:
     """What a handler returns, with nothing of it left to be done in another thread."""
-    result = handler(*given)
-    return list(result) if isinstance(result, Iterator) else result
+    process = os.getpid()
+    status = 1  # of a child that comes back from a handler
+    try:
+        result = handler(*given)
+        return list(result) if isinstance(result, Iterator) else result
+    except BaseException as error:
+        status = status_of(error)
+        raise
+    finally:
+        if os.getpid() != process:
+            os._exit(status)  # a child that the handler forked: there is nobody for it to return to
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a process that ends with an exception."""
+    code = error.code if isinstance(error, SystemExit) else 1
+    return 0 if code is None else code if isinstance(code, int) else 1

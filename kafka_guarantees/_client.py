@@ -12,16 +12,17 @@ import logging
 import os
 import threading
 import weakref
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
 from ._settings import creation_failure
+from ._threads import Flag, Task, hand, start
 from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from queue import SimpleQueue
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -42,18 +43,6 @@ class Abandoned(BrokerError):
     """The client is to stop, and no broker answers: what is open is left to the brokers."""
 
 
-class _Job:
-    """One call of a ``Caller``."""
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.function = function
-        self.wanted = True
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.done = threading.Lock()  # as a binary semaphore, the fastest that there is
-        self.done.acquire()
-
-
 class Caller:
     """Makes blocking C calls that take no timeout on a daemon thread, so that the caller need not wait for ever.
 
@@ -68,55 +57,38 @@ class Caller:
     def __init__(self, name: str, hands: set[threading.Thread] | None = None) -> None:
         self._name = name
         self._hands = set() if hands is None else hands
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-        # Of a call that its caller has walked away from. Not the call itself: it has the C client, and would keep it.
-        self._left: threading.Lock | None = None
+        self._calls: SimpleQueue[Callable[[], object] | None] | None = None  # of its thread, once there is one
+        self._left: Flag | None = None  # of a call that its caller has walked away from
         self._pid = os.getpid()
 
     def call(self, function: Callable[[], T], give_up: Callable[[], bool], doing: str) -> T:
         """Return what ``function()`` returns, or raise Abandoned once ``give_up()`` is true before it is done."""
         if self._pid != os.getpid():
             raise ForkedClientError(FORKED)  # its thread is not here: nobody would answer
-        if self._thread is None:
-            thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            thread.start()
-            self._thread = thread
-        job = _Job(function)
-        self._jobs.put(job)
+        if self._calls is None:
+            self._calls = hand(self._name, self._hands)
+        task = Task(function)
         try:
-            while not job.done.acquire(timeout=0.1):
+            self._calls.put(task.run)
+            while not task.ended.wait(0.1):
                 if give_up():
                     raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")  # noqa: TRY301 - see below
         except BaseException:
-            self._left = job.done
-            job.wanted = False  # also after an exception out of a signal handler: what has not begun does not begin
+            if not task.call_off():  # also after an exception out of a signal handler: what has not begun does not begin
+                self._left = task.ended
             raise
-        if job.error is not None:
-            raise job.error
-        result: T = job.result
+        result: T = task.result()
         return result
 
     @property
     def left(self) -> bool:
         """Whether a call is still on that its caller has walked away from: what else is asked of the C client waits for it."""
-        return self._left is not None and self._left.locked()
+        return self._left is not None and not self._left.is_set
 
     def end(self) -> None:
         """Let the thread go, once it is done."""
-        self._jobs.put(None)
-
-    def _serve(self) -> None:
-        self._hands.add(threading.current_thread())
-        while (job := self._jobs.get()) is not None:
-            try:
-                if job.wanted:
-                    job.result = job.function()
-            except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that called
-                job.error = error
-            job.done.release()
-            del job  # with it goes the last reference to the C client
-        self._hands.discard(threading.current_thread())
+        if self._calls is not None:
+            self._calls.put(None)
 
 
 class Callbacks:
@@ -263,7 +235,7 @@ class Handle:
         """Destroy the C client on a thread of its own, since that waits for librdkafka's threads (X20)."""
         box = [self.raw]
         self.raw = None
-        threading.Thread(target=box.clear, name="kafka-guarantees-destroy", daemon=True).start()
+        start(box.clear, name="kafka-guarantees-destroy")
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()

@@ -19,17 +19,18 @@ several producers take turns. Rules.
 from __future__ import annotations
 
 import logging
-import threading
+import time
 from collections import deque
-from concurrent.futures import Future, wait
-from queue import SimpleQueue
+from functools import partial
 from typing import TYPE_CHECKING
 
+from ._threads import Flag, Task, hand
 from ._transactional import AbortNeeded, InDoubt
 from .errors import AuthorizationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from queue import SimpleQueue
 
     from ._lifecycle import Lifecycle
     from ._offsets import Partition
@@ -54,9 +55,8 @@ class Flight:
     __slots__ = (
         "_acknowledged",
         "_before",
-        "_begun",
-        "_finish",
         "_sent",
+        "_task",
         "ended",
         "grounded",
         "partitions",
@@ -76,36 +76,27 @@ class Flight:
         self.partitions = partitions
         self.size = size
         self._before = before
-        self._finish: Callable[[Flight], None] | None = finish
-        self._begun = threading.Lock()
-        self._acknowledged = threading.Event()
-        self._sent = threading.Event()
+        self._task = Task(partial(self._end, finish))
+        self._acknowledged = Flag()
+        self._sent = Flag()
         self.grounded = False  # not to be begun any more
-        self.ended: Future[None] = Future()
+        self.ended = self._task.ended
 
     @property
     def begun(self) -> bool:
         """Whether a thread sees to its end."""
-        return self._begun.locked()
+        return self._task.begun
 
     def fly(self) -> None:
         """End the transaction, where no other thread does. Never raises."""
-        if self._finish is None or not self._begun.acquire(blocking=False):
-            return
-        try:
-            if self.grounded:
-                raise AbortNeeded("it was not begun")  # noqa: TRY301 - as what is raised in its end
-            self._end(self._finish)
-        except BaseException as error:  # noqa: BLE001 - raised in the loop
-            self.ended.set_exception(error)
-        else:
-            self.ended.set_result(None)
-        finally:
-            self._before = self._finish = None
+        if self._task.run():
+            self._before = None
             self._acknowledged.set()
             self._sent.set()
 
     def _end(self, finish: Callable[[Flight], None]) -> None:
+        if self.grounded:
+            raise AbortNeeded("it was not begun")
         try:
             finish(self)
         except (AbortNeeded, InDoubt):
@@ -149,17 +140,18 @@ class Flight:
     @property
     def failure(self) -> BaseException | None:
         """Waits for its end, and tells why it is not committed; None: it is."""
-        return self.ended.exception()
+        self.ended.wait()
+        return self._task.error
 
     @property
     def failed(self) -> bool:
         """Whether it has ended without being committed."""
-        return self.ended.done() and self.failure is not None
+        return self.ended.is_set and self._task.error is not None
 
     @property
     def landed(self) -> bool:
         """Whether it is committed."""
-        return self.ended.done() and self.failure is None
+        return self.ended.is_set and self._task.error is None
 
 
 class InFlight:
@@ -175,9 +167,8 @@ class InFlight:
         self._lifecycle = lifecycle
         self._free = deque(producers)
         self._flights: deque[Flight] = deque()
-        self._preparing: list[Future[None]] = []
-        self._ready: SimpleQueue[Flight | None] = SimpleQueue()  # for take-off
-        self._threads: set[threading.Thread] = set()
+        self._preparing: list[Task] = []
+        self._hands: dict[TransactionalProducer, SimpleQueue[Callable[[], object] | None]] = {}
 
     def prepare(self) -> None:
         """Have producers for a run, and end what the last one left open with their ids: at the same time, since each takes it.
@@ -189,7 +180,9 @@ class InFlight:
         """
         first, *others = self.producers
         for producer in others:
-            self._preparing.append(self._beside(producer.prepare))
+            task = Task(producer.prepare)
+            self._preparing.append(task)
+            self._hand(producer).put(task.run)
         first.prepare()
         self._free = deque([first])
         for producer, prepared in zip(others, self._preparing, strict=True):
@@ -215,15 +208,11 @@ class InFlight:
 
     def take_off(self, partitions: Iterable[Partition], size: int, finish: Callable[[Flight], None]) -> None:
         """End the transaction of the next producer, which consumed ``size`` messages of these, while the loop goes on."""
+        calls = self._hand(self._free[0])
         flight = Flight(self._free[0], partitions, size, self._flights[-1] if self._flights else None, finish)
         self._flights.append(flight)  # before anything else: ``end`` must know of it
         self._free.popleft()
-        if len(self._threads) < len(self._flights):
-            thread = threading.Thread(target=_fly, args=(self._ready,), name="kafka-guarantees-transaction", daemon=True)
-            self._threads.add(thread)
-            self._lifecycle.hands.add(thread)
-            thread.start()
-        self._ready.put(flight)
+        calls.put(flight.fly)
 
     # -- what was handled, and is not committed yet ------------------------------------------------------------------------
 
@@ -237,9 +226,10 @@ class InFlight:
         """Whether something is not committed."""
         return not all(flight.landed for flight in self._flights)
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self) -> None:
         """Wait until nothing is in flight, whatever its end."""
-        wait([flight.ended for flight in self._flights], timeout)
+        for flight in self._flights:
+            flight.ended.wait()
 
     def settle(self) -> set[Partition]:
         """Wait until nothing is in flight. Returns the partitions of what was aborted: its messages come again.
@@ -284,49 +274,36 @@ class InFlight:
             except BaseException as exc:  # noqa: BLE001 - raised below
                 interrupt = interrupt or exc
             producer.hurry = False
-        for _ in self._threads:
-            self._ready.put(None)
-        self._lifecycle.hands -= self._threads
-        self._ready, self._threads = SimpleQueue(), set()
+        for calls in self._hands.values():
+            calls.put(None)
+        self._hands.clear()
         if interrupt is not None:
             raise interrupt
 
     def _land(self, grace: float) -> None:
         """Wait for what other threads do, after ``grace`` seconds without patience."""
-        under_way = [*self._preparing, *(flight.ended for flight in self._flights)]
-        wait(under_way, grace)
+        for task in self._preparing:
+            task.call_off()
+        under_way = [*(task.ended for task in self._preparing), *(flight.ended for flight in self._flights)]
+        until = time.monotonic() + grace
+        for ended in under_way:
+            ended.wait(until - time.monotonic())
         for flight in self._flights:
             if not flight.begun:
                 flight.grounded = True
-                self._beside(flight.fly)  # its own thread may not have heard of it, and no signal handler raises in this one
+                self._hand(flight.producer).put(flight.fly)  # it may not have heard of it; here signal handlers raise
         for producer in self.producers:
             producer.hurry = True
-        wait(under_way)
+        for ended in under_way:
+            ended.wait()
         self._flights.clear()
         self._preparing.clear()
 
-    def _beside(self, call: Callable[[], None]) -> Future[None]:
-        """Call it in a thread of its own."""
-        ended: Future[None] = Future()
-
-        def calling() -> None:
-            self._lifecycle.hands.add(threading.current_thread())
-            try:
-                call()
-            except BaseException as error:  # noqa: BLE001 - raised in the loop
-                ended.set_exception(error)
-            else:
-                ended.set_result(None)
-            finally:
-                self._lifecycle.hands.discard(threading.current_thread())
-
-        threading.Thread(target=calling, name="kafka-guarantees-prepare", daemon=True).start()
-        return ended
-
-
-def _fly(ready: SimpleQueue[Flight | None]) -> None:
-    while (flight := ready.get()) is not None:
-        flight.fly()
+    def _hand(self, producer: TransactionalProducer) -> SimpleQueue[Callable[[], object] | None]:
+        """The thread of a producer, as long as this run lasts."""
+        if producer not in self._hands:
+            self._hands[producer] = hand("kafka-guarantees-transaction", self._lifecycle.hands)
+        return self._hands[producer]
 
 
 def _aborted(flight: Flight, error: BaseException, say: Callable[..., None]) -> None:

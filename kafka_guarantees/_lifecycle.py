@@ -20,6 +20,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ._threads import Flag
 from .errors import ForkedClientError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Lifecycle:
         self._runner: threading.Thread | None = None
         self.hands: set[threading.Thread] = set()  # of handlers, flights, C calls: its run waits for these
         self._iteration: Itself | None = None
-        self._turn = threading.Condition()
+        self._turn = threading.RLock()  # also by a signal handler, in the middle of it
+        self._over = Flag()  # of the last run
         _alive.add(self)
 
     def check(self) -> None:
@@ -108,7 +110,7 @@ class Lifecycle:
                     f"this {self.name} is running already (thread {self._runner.name!r}). "
                     "One client runs one loop: stop() or close() it first, or make a second client."
                 )
-            self._runner, self._iteration = threading.current_thread(), iteration
+            self._runner, self._iteration, self._over = threading.current_thread(), iteration, Flag()
             if self.stopping:
                 self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
         honoured = iteration is not None
@@ -124,7 +126,7 @@ class Lifecycle:
                 self._closing = False
                 if honoured:  # else an error came in between: whoever runs again after it is still to stop
                     self.stopping = False
-                self._turn.notify_all()
+                self._over.set()
 
     def answered(self) -> None:
         """The run returns because of the stop, also if an error told it to."""
@@ -154,8 +156,10 @@ class Lifecycle:
                 return True
             self._closing = True
             self.leave(timeout)
-            alone = not self._runner.is_alive()  # nobody will come back to a loop whose thread is gone
-            ended = not alone and self._turn.wait_for(lambda: self._runner is None, timeout)
+            # Nobody will come back to a loop whose thread is gone. Not is_alive(): interrupted, it ends a thread that lives.
+            alone = self._runner not in threading.enumerate()
+            over = self._over
+        ended = not alone and over.wait(timeout)
         if not ended and iteration is not None and inspect.getgeneratorstate(iteration) == inspect.GEN_SUSPENDED:
             iteration.close()
             return True
@@ -211,7 +215,7 @@ def _in_child() -> None:
     for lifecycle in _alive:
         lifecycle.forked = True
         lifecycle.stopping = True  # the handler that forked may return here: the loop around it reads only this
-        lifecycle._turn = threading.Condition()  # another thread may have had it
+        lifecycle._turn = threading.RLock()  # another thread may have had it
     for handlers in reversed(_replaced):  # else SIGTERM, as a Pool of multiprocessing ends its workers by, would not end them
         _restore(handlers)
 

@@ -8,7 +8,6 @@ Rules.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import warnings
 import weakref
@@ -22,6 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ._client import Callbacks, Handle
 from ._enqueue import KNOWING, SLICE, enqueue
 from ._posted import Posted
+from ._threads import Flag, start
 from ._turns import Turns
 from .errors import (
     MISSING_ACL,
@@ -37,6 +37,7 @@ from .errors import (
 from .records import LOST, Delivery, Record
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable
 
     from confluent_kafka import Message
@@ -81,9 +82,8 @@ class PlainProducer(Handle):
         self.not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
         self._turns = Turns()
         self.begin()
-        self._closing = threading.Event()
-        name = "kafka-guarantees-serve"
-        threading.Thread(target=_serve_idle, args=(weakref.ref(self), self._closing), name=name, daemon=True).start()
+        self._closing = Flag()
+        start(_serve_idle, weakref.ref(self), self._closing, name="kafka-guarantees-serve")
 
     def meet(self, topic: str) -> None:
         """Wait a moment for a broker to answer, before the first record.
@@ -394,7 +394,7 @@ def warn_unclosed(guarantee: str) -> None:
     warnings.warn(f"an {guarantee} client was not closed. Use `with`, or close().", ResourceWarning, stacklevel=2)
 
 
-def _serve_idle(producer: weakref.ref[PlainProducer], end: threading.Event) -> None:
+def _serve_idle(producer: weakref.ref[PlainProducer], end: Flag) -> None:
     """Serve callbacks of a producer that nobody calls (Y12). A busy one is left alone: two pollers would fight for the GIL."""
     while not end.wait(IDLE_SERVE) and _serve_once(producer()):
         pass  # no reference is kept while waiting, so that a forgotten producer is collected

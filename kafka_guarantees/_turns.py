@@ -10,9 +10,10 @@ Rules.
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import TYPE_CHECKING
+
+from ._threads import Flag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,11 +28,11 @@ class Turns:
 
     def __init__(self) -> None:
         self._until = 0.0  # somebody serves
-        self._waiting: dict[threading.Event, Delivery] = {}
+        self._waiting: dict[Flag, Delivery] = {}
 
     def wait(self, delivery: Delivery, timeout: float, serve: Callable[[], object]) -> None:
         """Serve for a moment, or wait for at most ``timeout`` seconds while another thread does."""
-        told = threading.Event()
+        told = Flag()
         self._waiting[told] = delivery  # before it is asked whose turn it is: who gives it back sees this one
         try:
             if time.monotonic() < self._until:
@@ -47,7 +48,7 @@ class Turns:
         finally:
             del self._waiting[told]
 
-    def _tell(self, itself: threading.Event) -> None:
+    def _tell(self, itself: Flag) -> None:
         heir = False
         for told, delivery in list(self._waiting.items()):
             if delivery.done:

@@ -29,7 +29,7 @@ EXTRAS = {"kafka_guarantees.dedup.postgres": POSTGRES, "kafka_guarantees.dedup.p
 # The rooms, lowest first. A room is a module or a folder; one may use only what is below it. A new room is placed here.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"records", "_collector"},
+    {"records", "_collector", "_threads"},
     {"dedup", "_dead_letters"},
     {"_settings"},
     {"_lifecycle", "_enqueue", "_posted", "_client", "_offsets", "_transaction_state", "_pace", "_serialization", "_turns"},

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,6 +29,7 @@ from kafka_guarantees import (
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._in_flight import Flight, InFlight
 from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._threads import hand
 from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer
 
 from .conftest import fill, read_all, values
@@ -38,6 +38,7 @@ from .world import DEADLINE, Scripted, World, fatal, in_thread, names, retriable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from queue import SimpleQueue
 
     from confluent_kafka import Message
 
@@ -296,13 +297,17 @@ def test_a_flight_that_an_exception_kept_from_taking_off_is_not_waited_for(sky: 
     """An exception out of a signal handler at the take-off: the run ends, and the transaction is aborted and not forgotten."""
     monkeypatch.setattr("kafka_guarantees._in_flight.GRACE", 0.05)
 
-    class Interrupted(SimpleQueue[Any]):
-        def put(self, item: Any, *_: Any, **__: Any) -> None:
-            if item is not None:
-                raise Tick
-            super().put(item)
+    class Interrupted:
+        def __init__(self, calls: SimpleQueue[Any]) -> None:
+            self._calls, self._first = calls, True
 
-    sky.flights._ready = Interrupted()
+        def put(self, call: Any) -> None:
+            if self._first:
+                self._first = False
+                raise Tick
+            self._calls.put(call)
+
+    monkeypatch.setattr("kafka_guarantees._in_flight.hand", lambda *given: Interrupted(hand(*given)))
     sky.flights.next_producer()
     with pytest.raises(Tick):
         sky.take_off("1")
@@ -351,7 +356,7 @@ def test_a_number_of_transactions_that_cannot_be_is_refused(number: Any) -> None
 
 def in_the_air(consumer: GroupConsumer) -> int:
     flights: Any = consumer._in_flight
-    return sum(not flight.ended.done() for flight in flights._flights)
+    return sum(not flight.ended.is_set for flight in flights._flights)
 
 
 # -- on a broker ---------------------------------------------------------------------------------------------------------

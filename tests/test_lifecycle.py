@@ -22,7 +22,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
-from kafka_guarantees._client import Callbacks, Caller, _Job
+from kafka_guarantees._client import Callbacks, Caller
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._settings import Guarantee, resolve
@@ -236,7 +236,7 @@ def caller() -> Iterator[Caller]:
     made = Caller("test-caller")
     yield made
     made.end()
-    assert becomes_true(lambda: made._thread is None or not made._thread.is_alive())
+    assert becomes_true(lambda: not made._hands)
 
 
 def never() -> bool:
@@ -314,15 +314,15 @@ def test_the_thread_ends_and_holds_nothing() -> None:
     caller = Caller("test-caller")
     with pytest.raises(BrokerError):
         caller.call(lambda: release.wait(DEADLINE), lambda: True, "leaving")
-    thread = caller._thread
-    assert thread is not None
+    (thread,), calls = caller._hands, caller._calls
     assert thread.daemon
+    assert calls is not None
     caller.end()
     assert thread.is_alive()
     release.set()
     thread.join(DEADLINE)
     assert not thread.is_alive()
-    assert caller._jobs.empty()
+    assert calls.empty()
     Caller("never used").end()
 
 
@@ -855,7 +855,9 @@ def test_a_close_that_is_interrupted_leaves_no_member_behind(
     true_give_back = GroupConsumer._give_back
 
     def give_back(consumer: GroupConsumer, given_up: Callable[[], bool]) -> None:
-        consumer._caller._jobs.put(_Job(lambda: time.sleep(1)))  # its thread does not get its turn
+        calls = consumer._caller._calls
+        assert calls is not None
+        calls.put(lambda: time.sleep(1))  # its thread does not get its turn
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         true_give_back(consumer, given_up)
 

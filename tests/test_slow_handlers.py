@@ -230,9 +230,9 @@ def test_the_thread_ends_with_the_run_and_the_next_has_another(apart: Apart) -> 
     with lifecycle.running(lambda: None):
         assert apart.call(lambda: lifecycle.in_hand)
     apart.close()
-    assert not lifecycle.hands
     first.join(DEADLINE)
     assert not first.is_alive()
+    assert not lifecycle.hands
     assert apart.call(threading.current_thread) is not first
 
 

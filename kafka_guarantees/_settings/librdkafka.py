@@ -10,11 +10,11 @@ Rule. librdkafka's texts echo values ("Unsupported SASL mechanism: <value>"): th
 from __future__ import annotations
 
 import re
-from threading import Thread
 from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
 
+from .._threads import start
 from ..errors import UnsafeConfigError
 from .properties import PROPERTIES
 from .values import HIDDEN, shown, shown_raw
@@ -73,9 +73,7 @@ def creation_failure(error: Exception, config: Mapping[str, object]) -> UnsafeCo
 def _complaint(config: Mapping[str, object]) -> str:
     # beside the main thread: what a signal handler raises inside of the C call comes out of it as a complaint (Y03)
     answers: list[str] = []
-    thread = Thread(target=lambda: answers.append(_asked(config)))
-    thread.start()
-    thread.join()
+    start(lambda: answers.append(_asked(config)), name="kafka-guarantees-asked").join()
     return answers[0]
 
 

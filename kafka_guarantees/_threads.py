@@ -1,0 +1,159 @@
+"""Threads, and waiting for them, where an exception out of a signal handler may come at any instant.
+
+``threading.Event``, ``Condition``, ``Future`` and ``Thread.start()`` are written in Python, and can be left anywhere in the
+middle (Y03): Ctrl-C then comes out as ``RuntimeError: release unlocked lock``, a thread that was started ends before its first
+line, or a lock stays taken that another thread waits for. A lock by itself is in C: it is taken or it is not.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LATE = 0.1  # seconds: of one that waits, where the one that was to wake it was interrupted
+
+
+class Flag:
+    """An event that comes once.
+
+    Attributes:
+        is_set: it has come.
+    """
+
+    __slots__ = ("_lock", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._lock = threading.Lock()  # free once somebody who waits may go on
+        self._lock.acquire()
+
+    def set(self) -> None:
+        """Let all go on that wait for it."""
+        self.is_set = True
+        with suppress(RuntimeError):  # it is free
+            self._lock.release()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for it, at most ``timeout`` seconds. Returns whether it has come."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while not self.is_set:
+            left = LATE if until is None else min(LATE, until - time.monotonic())
+            if left <= 0:
+                break
+            if self._lock.acquire(timeout=left):
+                self.set()  # for the next that waits
+        return self.is_set
+
+
+class Task:
+    """A call that is made once, in whichever thread comes to it, or never.
+
+    Attributes:
+        ended: it has returned, or raised, or will never be made.
+        error: what it raised.
+    """
+
+    __slots__ = ("_begun", "_call", "_value", "ended", "error")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call: Callable[[], Any] | None = call
+        self._begun = threading.Lock()
+        self._value: Any = None
+        self.error: BaseException | None = None
+        self.ended = Flag()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a thread sees to its end."""
+        return self._begun.locked()
+
+    def run(self) -> bool:
+        """Make the call, where no other thread does. Returns whether it did. Never raises, where signal handlers do not."""
+        if self._call is None or not self._begun.acquire(blocking=False):
+            return False
+        try:
+            self._value = self._call()
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that asks for the result
+            trace = error.__traceback__
+            self.error = error.with_traceback(trace and trace.tb_next)  # this frame holds the task, and so the error
+        finally:
+            self._call = None  # whoever holds the task does not hold what it was about
+            self.ended.set()
+        return True
+
+    def call_off(self) -> bool:
+        """See to it that it does not begin. False: it has begun."""
+        if not self._begun.acquire(blocking=False):
+            return False
+        self._call = None
+        self.ended.set()
+        return True
+
+    def result(self) -> Any:
+        """Wait for its end. Returns what it returned, or raises what it raised, once."""
+        self.ended.wait()
+        error, self.error = self.error, None  # its traceback will hold the task
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        return self._value
+
+
+def start(work: Callable[..., object], *given: Any, name: str) -> threading.Thread:
+    """Call ``work(*given)`` in a daemon thread.
+
+    Raises:
+        RuntimeError: the system has no thread left.
+        BaseException: out of a signal handler. ``work`` is called nevertheless, or never will be.
+    """
+    thread = threading.Thread(target=work, args=given, name=name, daemon=True)
+    begun = Flag()
+    failure: list[BaseException] = []
+
+    def begin() -> None:  # in a thread, since there no signal handler raises
+        try:
+            thread.start()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failure.append(error)
+        begun.set()
+
+    _thread.start_new_thread(begin, ())
+    begun.wait()
+    if failure:
+        raise failure[0]
+    return thread
+
+
+def hand(name: str, hands: set[threading.Thread]) -> SimpleQueue[Callable[[], object] | None]:
+    """A daemon thread that makes the calls that are put into its queue, one after the other, until None comes.
+
+    Args:
+        name: of the thread.
+        hands: the thread is one of these as long as it lives.
+
+    Raises: what ``start`` raises. The thread ends then, if it came to be: it shares its queue with nobody.
+    """
+    calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+    try:
+        start(_work_off, calls, hands, name=name)
+    except BaseException:
+        calls.put(None)
+        raise
+    return calls
+
+
+def _work_off(calls: SimpleQueue[Callable[[], object] | None], hands: set[threading.Thread]) -> None:
+    hands.add(threading.current_thread())
+    while (call := calls.get()) is not None:
+        call()
+        del call  # with it may go the last reference to a C client
+    hands.discard(threading.current_thread())
