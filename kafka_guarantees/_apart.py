@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextvars
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .records import check_handler
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from queue import SimpleQueue
 
     from ._lifecycle import Lifecycle
@@ -73,9 +74,9 @@ class Apart:
 
     def close(self) -> None:
         """Let the thread go, once its handler has returned."""
-        if self._calls is not None:
-            self._calls.put(None)
-            self._calls = None
+        calls, self._calls = self._calls, None  # first: the next run has another
+        if calls is not None:
+            calls.put(None)
 
 
 def apart_or_here(apart: Apart | None, handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,6 +87,11 @@ def apart_or_here(apart: Apart | None, handler: Callable[..., Any]) -> Callable[
     """
     check_handler(handler)
     return handler if apart is None else partial(apart.call, handler)
+
+
+def ended_after(apart: Apart | None) -> AbstractContextManager[object]:
+    """What a run is in, so that its thread for handlers ends with it."""
+    return nullcontext() if apart is None else closing(apart)
 
 
 def _nothing() -> None: ...

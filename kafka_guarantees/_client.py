@@ -7,6 +7,7 @@ Rules.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import logging
 import os
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from ._settings import creation_failure
-from ._threads import Flag, Task, hand, start
+from ._threads import Task, hand
 from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from queue import SimpleQueue
+
+    from ._threads import Flag
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -74,8 +77,8 @@ class Caller:
                 if give_up():
                     raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")  # noqa: TRY301 - see below
         except BaseException:
-            if not task.call_off():  # also after an exception out of a signal handler: what has not begun does not begin
-                self._left = task.ended
+            self._left = task.ended
+            task.call_off()  # also after an exception out of a signal handler: what has not begun does not begin
             raise
         result: T = task.result()
         return result
@@ -235,7 +238,7 @@ class Handle:
         """Destroy the C client on a thread of its own, since that waits for librdkafka's threads (X20)."""
         box = [self.raw]
         self.raw = None
-        start(box.clear, name="kafka-guarantees-destroy")
+        _thread.start_new_thread(box.clear, ())
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()

@@ -168,6 +168,7 @@ class InFlight:
         self._free = deque(producers)
         self._flights: deque[Flight] = deque()
         self._preparing: list[Task] = []
+        self._ended = True  # the last run
         self._hands: dict[TransactionalProducer, SimpleQueue[Callable[[], object] | None]] = {}
 
     def prepare(self) -> None:
@@ -178,6 +179,9 @@ class InFlight:
         Raises:
             FencedError, AuthorizationError, BrokerError: see there.
         """
+        if not self._ended:  # an exception out of a signal handler kept the last run from it
+            self.end()
+        self._ended = False
         first, *others = self.producers
         for producer in others:
             task = Task(producer.prepare)
@@ -274,9 +278,10 @@ class InFlight:
             except BaseException as exc:  # noqa: BLE001 - raised below
                 interrupt = interrupt or exc
             producer.hurry = False
-        for calls in self._hands.values():
+        hands, self._hands = self._hands, {}  # first: the next run has others
+        for calls in hands.values():
             calls.put(None)
-        self._hands.clear()
+        self._ended = True
         if interrupt is not None:
             raise interrupt
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._threads import Flag
+from ._threads import LATE, Flag
 from .errors import ForkedClientError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
@@ -104,29 +104,35 @@ class Lifecycle:
         process, and its loop around ``run`` cannot know of it.
         """
         self.check()
-        with self._turn:
-            if self._runner is not None:
-                raise KafkaGuaranteesError(
-                    f"this {self.name} is running already (thread {self._runner.name!r}). "
-                    "One client runs one loop: stop() or close() it first, or make a second client."
-                )
-            self._runner, self._iteration, self._over = threading.current_thread(), iteration, Flag()
-            if self.stopping:
-                self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
+        over = Flag()
         honoured = iteration is not None
         try:
+            with self._turn:
+                if self._runner is not None:
+                    raise KafkaGuaranteesError(
+                        f"this {self.name} is running already (thread {self._runner.name!r}). "
+                        "One client runs one loop: stop() or close() it first, or make a second client."
+                    )
+                self._runner, self._iteration, self._over = threading.current_thread(), iteration, over
+                if self.stopping:
+                    self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
             with _stop_on_signal(self.stop) if iteration is None else _nothing():
                 yield
             self.check_fork()  # the handler returned in a child: not as if all was done
             honoured = True
         finally:
             with self._turn:
-                self._runner = self._iteration = None
-                self._give_up_at = None
-                self._closing = False
-                if honoured:  # else an error came in between: whoever runs again after it is still to stop
-                    self.stopping = False
-                self._over.set()
+                if self._over is over:  # else this run has not begun
+                    self._runner = self._iteration = None
+                    self._give_up_at = None
+                    self._closing = False
+                    if honoured:  # else an error came in between: whoever runs again after it is still to stop
+                        self.stopping = False
+                    over.set()
+
+    def _running(self, over: Flag) -> bool:
+        """Whether the run that ends with this is on."""
+        return self._over is over and self._runner is not None
 
     def answered(self) -> None:
         """The run returns because of the stop, also if an error told it to."""
@@ -156,10 +162,12 @@ class Lifecycle:
                 return True
             self._closing = True
             self.leave(timeout)
-            # Nobody will come back to a loop whose thread is gone. Not is_alive(): interrupted, it ends a thread that lives.
-            alone = self._runner not in threading.enumerate()
+            alone = iteration is not None and not self._runner.is_alive()  # nobody comes back to a loop whose thread is gone
             over = self._over
-        ended = not alone and over.wait(timeout)
+        until = time.monotonic() + timeout
+        while not alone and self._running(over) and time.monotonic() < until:
+            over.wait(min(LATE, timeout))
+        ended = not self._running(over)
         if not ended and iteration is not None and inspect.getgeneratorstate(iteration) == inspect.GEN_SUSPENDED:
             iteration.close()
             return True
@@ -191,13 +199,20 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
             stop()
             raise
 
-    before = {number: signal.signal(number, on_signal) for number in SIGNALS}
-    _replaced.append(before)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        _replaced.append(before)
+        for number in SIGNALS:
+            signal.signal(number, on_signal)
         yield
     finally:
-        _replaced.remove(before)
-        _restore(before)
+        try:
+            _restore(before)
+        except BaseException:  # out of a handler of the user's, in the middle of it
+            _restore(before)
+            raise
+        finally:
+            _replaced[:] = [one for one in _replaced if one is not before]
 
 
 _replaced: list[dict[signal.Signals, Any]] = []  # handlers of the process that runs stand in for, the first run first

@@ -10,7 +10,6 @@ from __future__ import annotations
 import _thread
 import threading
 import time
-from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LATE = 0.1  # seconds: of one that waits, where the one that was to wake it was interrupted
+BEGUN = 1.0  # seconds: where a signal handler came into threading's own lock, a thread begins after it only
+CALLED_OFF = object()
 
 
 class Flag:
@@ -27,17 +28,18 @@ class Flag:
         is_set: it has come.
     """
 
-    __slots__ = ("_lock", "is_set")
+    __slots__ = ("_key", "_lock", "is_set")
 
     def __init__(self) -> None:
         self.is_set = False
-        self._lock = threading.Lock()  # free once somebody who waits may go on
+        self._lock = threading.Lock()  # not SimpleQueue: get() with a timeout may wait for ever once a signal came into it
         self._lock.acquire()
+        self._key = {None: True}  # whoever pops it opens the lock
 
     def set(self) -> None:
         """Let all go on that wait for it."""
         self.is_set = True
-        with suppress(RuntimeError):  # it is free
+        if self._key.pop(None, False):
             self._lock.release()
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -48,7 +50,7 @@ class Flag:
             if left <= 0:
                 break
             if self._lock.acquire(timeout=left):
-                self.set()  # for the next that waits
+                self._lock.release()  # for the next that waits
         return self.is_set
 
 
@@ -60,11 +62,11 @@ class Task:
         error: what it raised.
     """
 
-    __slots__ = ("_begun", "_call", "_value", "ended", "error")
+    __slots__ = ("_call", "_claim", "_value", "ended", "error")
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self._call: Callable[[], Any] | None = call
-        self._begun = threading.Lock()
+        self._claim: dict[None, object] = {}  # whose it is: setdefault() cannot be left half way, and says the same again
         self._value: Any = None
         self.error: BaseException | None = None
         self.ended = Flag()
@@ -72,17 +74,19 @@ class Task:
     @property
     def begun(self) -> bool:
         """Whether a thread sees to its end."""
-        return self._begun.locked()
+        return bool(self._claim)
 
     def run(self) -> bool:
         """Make the call, where no other thread does. Returns whether it did. Never raises, where signal handlers do not."""
-        if self._call is None or not self._begun.acquire(blocking=False):
+        me = object()
+        if self._call is None or self._claim.setdefault(None, me) is not me:
             return False
         try:
             self._value = self._call()
         except BaseException as error:  # noqa: BLE001 - raised in the thread that asks for the result
             trace = error.__traceback__
             self.error = error.with_traceback(trace and trace.tb_next)  # this frame holds the task, and so the error
+            del trace
         finally:
             self._call = None  # whoever holds the task does not hold what it was about
             self.ended.set()
@@ -90,7 +94,7 @@ class Task:
 
     def call_off(self) -> bool:
         """See to it that it does not begin. False: it has begun."""
-        if not self._begun.acquire(blocking=False):
+        if self._claim.setdefault(None, CALLED_OFF) is not CALLED_OFF:
             return False
         self._call = None
         self.ended.set()
@@ -108,29 +112,17 @@ class Task:
         return self._value
 
 
-def start(work: Callable[..., object], *given: Any, name: str) -> threading.Thread:
+def start(work: Callable[..., object], *given: Any, name: str) -> None:
     """Call ``work(*given)`` in a daemon thread.
 
     Raises:
         RuntimeError: the system has no thread left.
         BaseException: out of a signal handler. ``work`` is called nevertheless, or never will be.
     """
-    thread = threading.Thread(target=work, args=given, name=name, daemon=True)
-    begun = Flag()
-    failure: list[BaseException] = []
-
-    def begin() -> None:  # in a thread, since there no signal handler raises
-        try:
-            thread.start()
-        except BaseException as error:  # noqa: BLE001 - raised below
-            failure.append(error)
-        begun.set()
-
-    _thread.start_new_thread(begin, ())
-    begun.wait()
-    if failure:
-        raise failure[0]
-    return thread
+    begin = Task(threading.Thread(target=work, args=given, name=name, daemon=True).start)
+    _thread.start_new_thread(begin.run, ())  # in a thread no signal handler raises
+    if begin.ended.wait(BEGUN):
+        begin.result()
 
 
 def hand(name: str, hands: set[threading.Thread]) -> SimpleQueue[Callable[[], object] | None]:

@@ -34,7 +34,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._apart import Apart, apart_or_here
+from ._apart import Apart, apart_or_here, ended_after
 from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
 from ._lifecycle import Lifecycle
@@ -634,7 +634,7 @@ class AtLeastOnce:
 
     @contextmanager
     def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        with self._lifecycle.running(itself), closing(TopicIds(self._settings)) as topic_id:
+        with self._lifecycle.running(itself), ended_after(self._apart), closing(TopicIds(self._settings)) as topic_id:
             if self._producer is not None:
                 self._producer.abandon()
             self._preflight.start(topics)
@@ -665,8 +665,6 @@ class AtLeastOnce:
                 self._trail.leave()
                 raise
             finally:
-                if self._apart is not None:
-                    self._apart.close()
                 consumer.close()
 
     def _pace(self, max_batch: int, first: int | None) -> Pace:

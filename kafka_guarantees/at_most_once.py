@@ -20,11 +20,11 @@ import math
 import threading
 import time
 from collections import deque
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING
 
-from ._apart import Apart, apart_or_here
+from ._apart import Apart, apart_or_here, ended_after
 from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle
@@ -209,7 +209,7 @@ class AtMostOnce:
     ) -> Generator[Sequence[Message], None, None]:
         """The loop: as a member of the group, fetch, commit a portion, and hand it out if it is still ours."""
         check_run(self._settings, self._lifecycle, topics, max_batch)
-        with self._lifecycle.running(itself), nullcontext() if self._apart is None else closing(self._apart):
+        with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             also = self._failures.topics
             while True:

@@ -31,7 +31,7 @@ from functools import partial
 from operator import length_hint
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._apart import Apart, apart_or_here
+from ._apart import Apart, apart_or_here, ended_after
 from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run, check_start
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
@@ -445,7 +445,7 @@ class ExactlyOnce:
     @contextmanager
     def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
         check_run(self._settings, self._lifecycle, topics, max_batch)
-        with self._lifecycle.running(itself):
+        with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             consumer = None
             try:
@@ -462,8 +462,6 @@ class ExactlyOnce:
                 yield consumer
                 self._in_flight.settle()
             finally:
-                if self._apart is not None:
-                    self._apart.close()
                 try:
                     self._in_flight.end()
                 finally:

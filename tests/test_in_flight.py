@@ -317,6 +317,45 @@ def test_a_flight_that_an_exception_kept_from_taking_off_is_not_waited_for(sky: 
     assert "committed 1" not in sky.log
 
 
+def test_a_run_after_one_whose_end_was_interrupted(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its transactions are ended by threads that are there."""
+    interrupts = [Tick()]
+
+    class Interrupted:
+        def __init__(self, calls: SimpleQueue[Any]) -> None:
+            self._calls = calls
+
+        def put(self, call: Any) -> None:
+            self._calls.put(call)
+            if call is None and interrupts:
+                raise interrupts.pop()
+
+    monkeypatch.setattr("kafka_guarantees._in_flight.hand", lambda *given: Interrupted(hand(*given)))
+    sky.let("1", "2")
+    sky.next()
+    sky.take_off("1")
+    sky.flights.settle()
+    with pytest.raises(Tick):
+        sky.flights.end()
+    sky.flights.prepare()
+    sky.next()
+    sky.take_off("2")
+    assert in_thread(sky.flights.settle)() is None
+    assert sky.log[-1] == "committed 2"
+
+
+def test_a_run_ends_what_the_last_one_was_kept_from_ending(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception out of a signal handler came before its end had begun."""
+    monkeypatch.setattr("kafka_guarantees._in_flight.GRACE", 0.05)
+    sky.next()
+    sky.take_off("1")
+    again = in_thread(sky.flights.prepare)
+    sky.let("1")
+    assert again() is None
+    assert sky.log == ["acknowledged 1", "committed 1", "abandon a", "abandon b", "abandon c"]
+    assert not sky.flights.unfinished
+
+
 LEAVING = """
 import threading, time
 from kafka_guarantees._in_flight import InFlight

@@ -28,6 +28,8 @@ from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.errors import BrokerError, ForkedClientError, HandlerError, KafkaGuaranteesError
 
+from .world import without_collector
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -818,16 +820,6 @@ def test_a_signal_that_raises_while_a_client_is_made_comes_as_it_is() -> None:
 
 class Alarm(Exception):
     """What a signal handler of the user raises."""
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """It comes when it comes: nothing may depend on it."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def members(kafka: RunningKafka, group: str) -> int:

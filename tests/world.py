@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -171,3 +172,13 @@ def retriable(code: int) -> KafkaException:
 
 def fatal() -> KafkaException:
     return KafkaException(KafkaError(KafkaError._FATAL, "for the test", fatal=True))
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """It comes when it comes: nothing may depend on it."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

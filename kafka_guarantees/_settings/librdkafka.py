@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
 
-from .._threads import start
+from .._threads import Task, start
 from ..errors import UnsafeConfigError
 from .properties import PROPERTIES
 from .values import HIDDEN, shown, shown_raw
@@ -72,9 +72,9 @@ def creation_failure(error: Exception, config: Mapping[str, object]) -> UnsafeCo
 
 def _complaint(config: Mapping[str, object]) -> str:
     # beside the main thread: what a signal handler raises inside of the C call comes out of it as a complaint (Y03)
-    answers: list[str] = []
-    start(lambda: answers.append(_asked(config)), name="kafka-guarantees-asked").join()
-    return answers[0]
+    asked = Task(lambda: _asked(config))
+    start(asked.run, name="kafka-guarantees-asked")
+    return str(asked.result())
 
 
 def _asked(config: Mapping[str, object]) -> str:
