@@ -134,7 +134,7 @@ def on(brokers: int, bench: Bench, races: Sequence[Race], latency: float) -> Non
     """Start a Kafka, and run on it what is for so many brokers."""
     if not races and not latency:
         return
-    with LocalKafka(brokers=cast("Literal[1, 3]", brokers)) as kafka:
+    with LocalKafka(brokers=cast("Literal[1, 3]", brokers), full_jvm=True) as kafka:
         stage = Stage(kafka, brokers)
         for race in races:
             bench.race(stage, race)

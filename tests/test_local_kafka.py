@@ -228,6 +228,16 @@ def test_server_properties_of_the_user_win(own: LocalKafka) -> None:
     assert not send(own.bootstrap, "not-made", b"1", timeout=1)
 
 
+@pytest.mark.broker
+def test_brokers_for_measurements_have_the_jvm_that_kafkas_own_scripts_give_them() -> None:
+    with LocalKafka(full_jvm=True) as kafka:
+        kafka.create_topic("full")
+        assert send(kafka.bootstrap, "full", b"full")
+        (command,) = [line.split() for line in processes(str(kafka.data_dir)) if "_keeper.py" not in line]
+    assert "-XX:+UseG1GC" in command
+    assert "-XX:TieredStopAtLevel=1" not in command
+
+
 OWNER = """
 import os, sys, time
 from kafka_guarantees.testing import LocalKafka

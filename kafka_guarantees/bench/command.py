@@ -91,7 +91,7 @@ def _kafka(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     if "bootstrap.servers" in config:
         yield config
         return
-    with LocalKafka(brokers=1) as kafka:
+    with LocalKafka(brokers=1, full_jvm=True) as kafka:
         yield {**config, "bootstrap.servers": kafka.bootstrap}
 
 
