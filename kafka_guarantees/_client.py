@@ -77,8 +77,9 @@ class Caller:
                 if give_up():
                     raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")  # noqa: TRY301 - see below
         except BaseException:
-            self._left = task.ended
-            task.call_off()  # also after an exception out of a signal handler: what has not begun does not begin
+            before, self._left = self._left, task.ended
+            if task.call_off():  # also after an exception out of a signal handler: what has not begun does not begin
+                self._left = before  # one that is on still
             raise
         result: T = task.result()
         return result

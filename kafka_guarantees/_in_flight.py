@@ -179,8 +179,7 @@ class InFlight:
         Raises:
             FencedError, AuthorizationError, BrokerError: see there.
         """
-        if not self._ended:  # an exception out of a signal handler kept the last run from it
-            self.end()
+        self.end()  # an exception out of a signal handler may have kept the last run from it
         self._ended = False
         first, *others = self.producers
         for producer in others:
@@ -262,7 +261,7 @@ class InFlight:
         Raises:
             BaseException: out of a signal handler, once nothing is in flight.
         """
-        if self._lifecycle.forked:
+        if self._lifecycle.forked or self._ended:
             return
         interrupt: BaseException | None = None
         grace = GRACE

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._threads import LATE, Flag
+from ._threads import Flag
 from .errors import ForkedClientError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Lifecycle:
                         f"this {self.name} is running already (thread {self._runner.name!r}). "
                         "One client runs one loop: stop() or close() it first, or make a second client."
                     )
-                self._runner, self._iteration, self._over = threading.current_thread(), iteration, over
+                self._over, self._runner, self._iteration = over, threading.current_thread(), iteration
                 if self.stopping:
                     self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
             with _stop_on_signal(self.stop) if iteration is None else _nothing():
@@ -123,16 +124,13 @@ class Lifecycle:
         finally:
             with self._turn:
                 if self._over is over:  # else this run has not begun
+                    over.is_set = True  # set() is a call, and may be interrupted
                     self._runner = self._iteration = None
                     self._give_up_at = None
                     self._closing = False
                     if honoured:  # else an error came in between: whoever runs again after it is still to stop
                         self.stopping = False
                     over.set()
-
-    def _running(self, over: Flag) -> bool:
-        """Whether the run that ends with this is on."""
-        return self._over is over and self._runner is not None
 
     def answered(self) -> None:
         """The run returns because of the stop, also if an error told it to."""
@@ -157,21 +155,28 @@ class Lifecycle:
                 )
             self.leave(timeout)
             iteration.close()  # a loop that was left by break or by an exception
-        with self._turn:
-            if self._runner is None:
-                return True
-            self._closing = True
-            self.leave(timeout)
-            alone = iteration is not None and not self._runner.is_alive()  # nobody comes back to a loop whose thread is gone
-            over = self._over
         until = time.monotonic() + timeout
-        while not alone and self._running(over) and time.monotonic() < until:
-            over.wait(min(LATE, timeout))
-        ended = not self._running(over)
-        if not ended and iteration is not None and inspect.getgeneratorstate(iteration) == inspect.GEN_SUSPENDED:
+        while True:
+            with self._turn:
+                if self._runner is None:
+                    return True
+                self._closing = True
+                self.leave(until - time.monotonic())
+                alone = itself is not None and _gone(self._runner)  # nobody will come back to that loop
+                over = self._over
+            if alone or not over.wait(until - time.monotonic()):
+                break  # else look again: that thread may have begun another
+        if iteration is not None and inspect.getgeneratorstate(iteration) == inspect.GEN_SUSPENDED:
             iteration.close()
             return True
-        return ended
+        return False
+
+
+def _gone(thread: threading.Thread) -> bool:
+    """Whether it has ended. Not by ``is_alive()``: if a signal handler raises in that, one that lives is taken for dead."""
+    if thread is threading.main_thread():
+        return not thread.is_alive()  # asked in another one; it has a frame while it waits for these
+    return thread.ident not in sys._current_frames()
 
 
 @contextmanager

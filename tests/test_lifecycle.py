@@ -21,11 +21,12 @@ import pytest
 from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, _lifecycle
 from kafka_guarantees._client import Callbacks, Caller
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._settings import Guarantee, resolve
+from kafka_guarantees._threads import Flag
 from kafka_guarantees.errors import BrokerError, ForkedClientError, HandlerError, KafkaGuaranteesError
 
 from .world import without_collector
@@ -207,6 +208,34 @@ def test_handlers_are_put_back_after_an_exception() -> None:
     with pytest.raises(ZeroDivisionError), Lifecycle("Client").running():
         raise ZeroDivisionError
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_the_end_of_a_run_is_that_of_the_next_one_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loop around run() begins another before close() is awake: that would go on with a client that is closed."""
+    life, second, over = Lifecycle("Client"), threading.Event(), threading.Event()
+
+    class LateToHear(Flag):
+        def wait(self, timeout: float | None = None) -> bool:
+            came = super().wait(timeout)
+            return second.wait(DEADLINE) and came
+
+    def run_again_and_again() -> None:
+        for number in range(2):
+            with life.running():
+                if number == 1:
+                    second.set()
+                while not (life.stopping or over.is_set()):
+                    time.sleep(0.001)
+
+    monkeypatch.setattr(_lifecycle, "Flag", LateToHear)
+    with in_thread(run_again_and_again) as thread:
+        assert becomes_true(lambda: life.in_run)
+        try:
+            assert life.end_run(DEADLINE)
+            assert not life.in_run
+        finally:
+            over.set()
+    assert not thread.is_alive()
 
 
 def test_a_run_without_signals_leaves_the_handlers_alone() -> None:

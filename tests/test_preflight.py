@@ -569,11 +569,7 @@ def test_a_single_name_is_no_list() -> None:
 
 
 def mine() -> list[str]:
-    return [
-        thread.name
-        for thread in threading.enumerate()
-        if thread.name in {"kafka-guarantees-preflight", "kafka-guarantees-destroy"}
-    ]
+    return [thread.name for thread in threading.enumerate() if thread.name == "kafka-guarantees-preflight"]
 
 
 def wait_until(happened: Callable[[], bool], what: str) -> None:

@@ -291,6 +291,7 @@ def test_a_call_that_was_called_off_is_not_on() -> None:
         assert caller.left
         with pytest.raises(Exception, match="second got no answer"):
             caller.call(lambda: made.append(2), lambda: True, "second")
+        assert caller.left  # the first one is on still
         release.set()
         assert caller.call(lambda: 3, bool, "third") == 3
         assert not caller.left
