@@ -20,10 +20,9 @@ from .records import check_handler
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
-    from queue import SimpleQueue
 
     from ._lifecycle import Lifecycle
-    from ._threads import Flag
+    from ._threads import Calls, Flag
 
 AT_ONCE = 1.0  # seconds that a handler may take before the group is served: a quick one costs no pause and no resume
 SERVE_EVERY = 0.1  # seconds
@@ -38,7 +37,7 @@ class Apart:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._calls: SimpleQueue[Callable[[], object] | None] | None = None  # of its thread, once there is one
+        self._calls: Calls | None = None  # of its thread, once there is one
         self._serve: Callable[[], object] = _nothing
         self._resume: Callable[[], object] = _nothing
 

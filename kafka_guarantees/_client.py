@@ -23,9 +23,8 @@ from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, descri
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from queue import SimpleQueue
 
-    from ._threads import Flag
+    from ._threads import Calls, Flag
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -60,7 +59,7 @@ class Caller:
     def __init__(self, name: str, hands: set[threading.Thread] | None = None) -> None:
         self._name = name
         self._hands = set() if hands is None else hands
-        self._calls: SimpleQueue[Callable[[], object] | None] | None = None  # of its thread, once there is one
+        self._calls: Calls | None = None  # of its thread, once there is one
         self._left: Flag | None = None  # of a call that its caller has walked away from
         self._pid = os.getpid()
 
@@ -239,7 +238,7 @@ class Handle:
         """Destroy the C client on a thread of its own, since that waits for librdkafka's threads (X20)."""
         box = [self.raw]
         self.raw = None
-        _thread.start_new_thread(box.clear, ())
+        _thread.start_new_thread(box.clear, ())  # not start(): left half way in that, this thread would destroy it
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()

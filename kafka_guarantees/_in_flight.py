@@ -30,10 +30,10 @@ from .errors import AuthorizationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from queue import SimpleQueue
 
     from ._lifecycle import Lifecycle
     from ._offsets import Partition
+    from ._threads import Calls
     from ._transactional import TransactionalProducer
 
 log = logging.getLogger("kafka_guarantees")
@@ -169,7 +169,7 @@ class InFlight:
         self._flights: deque[Flight] = deque()
         self._preparing: list[Task] = []
         self._ended = True  # the last run
-        self._hands: dict[TransactionalProducer, SimpleQueue[Callable[[], object] | None]] = {}
+        self._hands: dict[TransactionalProducer, Calls] = {}
 
     def prepare(self) -> None:
         """Have producers for a run, and end what the last one left open with their ids: at the same time, since each takes it.
@@ -303,7 +303,7 @@ class InFlight:
         self._flights.clear()
         self._preparing.clear()
 
-    def _hand(self, producer: TransactionalProducer) -> SimpleQueue[Callable[[], object] | None]:
+    def _hand(self, producer: TransactionalProducer) -> Calls:
         """The thread of a producer, as long as this run lasts."""
         if producer not in self._hands:
             self._hands[producer] = hand("kafka-guarantees-transaction", self._lifecycle.hands)

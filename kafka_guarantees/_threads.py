@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    Calls = SimpleQueue[Callable[[], object] | None]  # of one thread, until None comes
+
 LATE = 0.1  # seconds: of one that waits, where the one that was to wake it was interrupted
 BEGUN = 1.0  # seconds: where a signal handler came into threading's own lock, a thread begins after it only
 CALLED_OFF = object()
@@ -125,7 +127,7 @@ def start(work: Callable[..., object], *given: Any, name: str) -> None:
         begin.result()
 
 
-def hand(name: str, hands: set[threading.Thread]) -> SimpleQueue[Callable[[], object] | None]:
+def hand(name: str, hands: set[threading.Thread]) -> Calls:
     """A daemon thread that makes the calls that are put into its queue, one after the other, until None comes.
 
     Args:
@@ -134,7 +136,7 @@ def hand(name: str, hands: set[threading.Thread]) -> SimpleQueue[Callable[[], ob
 
     Raises: what ``start`` raises. The thread ends then, if it came to be: it shares its queue with nobody.
     """
-    calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+    calls: Calls = SimpleQueue()
     try:
         start(_work_off, calls, hands, name=name)
     except BaseException:
@@ -143,7 +145,7 @@ def hand(name: str, hands: set[threading.Thread]) -> SimpleQueue[Callable[[], ob
     return calls
 
 
-def _work_off(calls: SimpleQueue[Callable[[], object] | None], hands: set[threading.Thread]) -> None:
+def _work_off(calls: Calls, hands: set[threading.Thread]) -> None:
     hands.add(threading.current_thread())
     while (call := calls.get()) is not None:
         call()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import operator
 import random
 import signal
@@ -319,7 +318,7 @@ def test_an_error_of_a_task_holds_nothing() -> None:
     caller = Caller("failing")
     try:
         with without_collector():
-            with contextlib.suppress(ValueError):
+            with suppress(ValueError):
                 caller.call(Client().fail, bool, "failing")
             assert becomes_true(lambda: Client.gone)
     finally:
