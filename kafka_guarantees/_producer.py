@@ -88,10 +88,12 @@ class PlainProducer(Handle):
     def meet(self, topic: str) -> None:
         """Wait a moment for a broker to answer, before the first record.
 
-        Else librdkafka asks for the id of an idempotent producer while no connection is up, and again after half a second.
+        librdkafka asks for the id of an idempotent producer whenever a broker answers, and else after half a second. The first
+        answer may be one that makes it close the connection it came by, that of a bootstrap address: then nobody is asked.
         """
         with suppress(KafkaException, TypeError, ValueError):  # what is wrong is said of the record
-            self.raw.list_topics(topic, KNOWING)
+            for _ in ("by its address", "by its id"):
+                self.raw.list_topics(topic, KNOWING)
 
     def produce(self, record: Record) -> Delivery:
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
