@@ -805,6 +805,23 @@ def test_a_record_that_somebody_waits_for_does_not_linger(kafka: RunningKafka, k
         assert len({(one.result().partition, one.result().offset) for one in waiting}) == 64
 
 
+@pytest.mark.broker
+def test_an_idempotent_producer_has_asked_for_its_id_before_the_first_record(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection to a bootstrap address is closed once the broker is known: librdkafka would ask half a second later."""
+    topic = kafka_topic()
+    caplog.set_level(logging.DEBUG, logger="kafka_guarantees")
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap}) as client:
+        client.produce(topic, b"x").result(20)  # from here on the broker can give ids
+    for _ in range(40):
+        caplog.clear()
+        with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "debug": "eos"}) as client:
+            producer = client._made(topic)
+            producer.serve()
+            assert "Acquiring ProducerId" in caplog.text
+
+
 def test_a_report_that_was_lost_is_waited_for_asleep() -> None:
     """With nothing in its queue librdkafka's flush() does not wait at all."""
     with AtLeastOnce(dead()) as client:

@@ -47,6 +47,7 @@ _HEARTBEAT_MS = 3_000  # likewise
 SOCKET_MARGIN_MS = 100  # librdkafka's CONFIGURATION.md: socket.timeout.ms at least this much below transaction.timeout.ms
 MAX_IN_FLIGHT = 5
 _LINGER_MS = 20
+_RUN_LINGER_MS = 100  # as the producers of Kafka Streams have it
 _LEAST_LINGER_MS = 5  # librdkafka's default
 _QUEUE = 100_000  # records, likewise
 
@@ -78,10 +79,18 @@ def _delivery_timeout(given: Known) -> int:
 
 
 def _linger(given: Known) -> int:
+    return _lingering(given, _LINGER_MS)
+
+
+def _linger_in_runs(given: Known) -> int:
+    return _lingering(given, _RUN_LINGER_MS if given.get("group.id") else _LINGER_MS)
+
+
+def _lingering(given: Known, most: int) -> int:
     """Not so long that a small queue is full before, since librdkafka waits for it then as well."""
     timeout = int(given.get("delivery.timeout.ms", _DELIVERY_TIMEOUT_MS)) or _DELIVERY_TIMEOUT_MS  # 0: none
     room = int(given.get("queue.buffering.max.messages", _QUEUE)) or _QUEUE  # likewise
-    return min(_LINGER_MS, max(_LEAST_LINGER_MS, _LINGER_MS * room // _QUEUE), timeout // 2)
+    return min(most, max(_LEAST_LINGER_MS, most * room // _QUEUE), timeout // 2)
 
 
 def _socket_timeout(given: Known) -> int:
@@ -349,12 +358,21 @@ PRESETS = (
         "C15",
     ),
     Preset(
-        ACKED,
+        ALO,
+        "linger.ms",
+        _linger_in_runs,
+        Kind.TUNING,
+        PRODUCER,
+        "fewer and fuller requests; 100 with a group.id, as a run sends at once when it waits. So does who waits for a record",
+        "docs/performance.md",
+    ),
+    Preset(
+        EOS,
         "linger.ms",
         _linger,
         Kind.TUNING,
         PRODUCER,
-        "fewer and fuller requests: replicas have work with each. Whoever waits for a record does not wait for this",
+        "fewer and fuller requests: replicas have work with each. The commit of a transaction does not wait for this",
         "docs/performance.md",
     ),
     Preset(
