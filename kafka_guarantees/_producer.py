@@ -186,6 +186,11 @@ class PlainProducer(Handle):
         self.begin()
         return posted
 
+    def hasten(self) -> None:
+        """Send what lingers, and give it a moment to leave."""
+        if self.raw is not None and len(self.raw):
+            self._call(lambda: self.raw.flush(HURRY))
+
     def wait(self, posted: Posted, give_up: Callable[[], bool]) -> int:
         """Wait for the reports of these only, or until ``give_up()``. Returns how many are missing."""
         self.serve()

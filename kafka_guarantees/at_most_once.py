@@ -241,6 +241,8 @@ class AtMostOnce:
                 size = next_size(len(portion), size, time.monotonic() - started, max_batch)
             if self._stray is not None:
                 return
+            if self._producer is not None and len(batch.messages) < max_batch:
+                self._producer.hasten()  # there was nothing else to handle, so that nothing will come to keep it company
 
     def _committed(self, consumer: GroupConsumer, batch: Batch, portion: Sequence[Message]) -> bool:
         """Commit a portion. True: it is committed, and this member may handle it."""

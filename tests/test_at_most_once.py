@@ -42,6 +42,28 @@ def test_every_message_is_handled_once_when_nothing_fails(
     assert values(read_all(kafka.bootstrap, target)) == sorted(numbers(1000))
 
 
+def test_records_do_not_linger_while_there_is_nothing_else_to_handle(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """What waits for company waits in vain, where no other message is there to be handled."""
+    source, target = kafka_topic(), kafka_topic()
+    fill(kafka.bootstrap, source, numbers(5))
+    with AtMostOnce({**config, "linger.ms": 100_000, "delivery.timeout.ms": 300_000}, start="earliest") as service:
+        running = threading.Thread(
+            target=service.run, args=([source], lambda message: [Record(target, message.value())]), kwargs={"until_idle": 20.0}
+        )
+        running.start()
+        try:
+            until = time.monotonic() + 15
+            while (written := values(read_all(kafka.bootstrap, target))) != [*numbers(5)] and time.monotonic() < until:
+                time.sleep(0.1)
+            assert written == [*numbers(5)]
+            assert running.is_alive()
+        finally:
+            service.stop()
+            running.join()
+
+
 def test_a_message_is_committed_before_it_is_handled(
     config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
 ) -> None:
