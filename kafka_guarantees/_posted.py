@@ -1,8 +1,7 @@
-"""What becomes of records, counted portion by portion. Pure; no I/O."""
+"""What becomes of the records of a portion, which nobody asks about one by one. Pure counting; no I/O."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
@@ -10,65 +9,54 @@ from confluent_kafka import KafkaException
 from .errors import delivery_failure, report_lost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from confluent_kafka import KafkaError, Message
 
     from .errors import KafkaGuaranteesError
 
 
 class Posted:
-    """What becomes of records that were given to librdkafka together: how many are on their way, and which were not written.
+    """What becomes of records that nobody asks about one by one: how many there are, and which were not written.
 
     Attributes:
-        on_way: as long as there are records without a report. A list, since several threads send and serve: ``append()`` and
-            ``pop()`` are atomic, ``+=`` is not.
+        sent: how many were given to librdkafka; counted by the one thread that does.
         failed: whether one was not written, or may not have been. For good: nothing is committed past it.
 
     Args:
-        note: told of each that was not written, or may not have been.
+        failures: to note these in, until somebody has looked at them.
     """
 
-    __slots__ = ("_note", "failed", "on_way")
+    __slots__ = ("_failures", "_known", "failed", "sent")
 
-    def __init__(self, note: Callable[[KafkaGuaranteesError], None]) -> None:
-        self.on_way: list[None] = []
+    def __init__(self, failures: list[KafkaGuaranteesError]) -> None:
+        self.sent = 0
         self.failed = False
-        self._note = note
+        self._failures = failures
+        self._known: list[None] = []  # one for each report: several threads serve them, and append() is atomic, += is not
 
-    def reported(self) -> None:
-        """One is not on its way any more. Never raises, as its callers do not (P12)."""
-        with suppress(IndexError):  # it was given up as lost before
-            self.on_way.pop()
+    @property
+    def unknown(self) -> int:
+        """How many have not been reported on."""
+        return self.sent - len(self._known)
 
     def lose(self) -> None:
         """No report will come: an exception out of a signal handler destroyed it."""
-        lost = len(self.on_way)
-        self.failed = self.failed or lost > 0
-        for _ in range(lost):
-            self._note(report_lost())
-        del self.on_way[:lost]
+        self.failed = self.failed or self.unknown > 0
+        self._failures += [report_lost()] * self.unknown
+        self.sent = len(self._known)
 
     def abandon(self) -> None:
         """The messages that these came from are handled again: what becomes of them is told to nobody."""
-        self._note = _told_to_nobody
+        self._failures = []
 
     def fail(self, failure: KafkaGuaranteesError) -> None:
         """Note one that was not written."""
         self.failed = True
-        self._note(failure)
+        self._failures.append(failure)
 
     def report(self, error: KafkaError | None, message: Message) -> None:
-        """A delivery callback for those that nobody asks about one by one: it never raises (P12)."""
+        """The delivery callback: it never raises (P12)."""
         if error is not None:
             failure = delivery_failure(error, message.topic() or "?", message.partition())
             failure.__cause__ = KafkaException(error)
             self.fail(failure)
-        try:  # noqa: SIM105 - for each record: no more calls than are needed
-            self.on_way.pop()  # last: an exception out of a signal handler leaves it there
-        except IndexError:
-            pass
-
-
-def _told_to_nobody(_failure: KafkaGuaranteesError) -> None:
-    pass
+        self._known.append(None)  # last: an exception out of a signal handler leaves it unknown

@@ -72,12 +72,11 @@ class PlainProducer(Handle):
         self._lifecycle = lifecycle
         self.patience = settings.delivery_timeout
         self._known: set[str] = set()
-        self._topics: set[str] = set()  # that something was produced to
+        self._topics: set[str] = set()  # of what was posted
         self._unserved = 0
         self._served = time.monotonic()
-        self.failed: dict[object, KafkaGuaranteesError] = {}  # what was not written, and not looked at: by its delivery
-        self._portion = Posted(self._note_lost)  # that deliveries are counted in
-        self._portions = [self._portion]  # with those before it that have some on their way
+        self.failed = False  # there may be failures in the next; looking through it at every record would cost too much
+        self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
         self._open: list[Posted] = []  # with reports that have not come
         self.not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
@@ -105,9 +104,8 @@ class PlainProducer(Handle):
         raw = self.raw
         if raw is None:
             raw = self._open_raw()
-        portion = self._portion
-        delivery = Delivery(topic, self, portion)
-        portion.on_way.append(None)  # before it is sent: what is not struck off again was not acknowledged
+        delivery = Delivery(topic, self)
+        self.unacknowledged.add(delivery)  # before it is sent: what is not struck off again was not acknowledged
         try:
             if record is None and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                 try:
@@ -115,7 +113,6 @@ class PlainProducer(Handle):
                 except BufferError:
                     self.send(Record(topic, value, key), delivery)
                 else:
-                    self._topics.add(topic)
                     self._unserved += 1
                     if self._unserved >= SERVE_EVERY:
                         self.serve()
@@ -130,7 +127,7 @@ class PlainProducer(Handle):
             failure.__cause__ = exc
             delivery._fail(failure)
             if not self._lifecycle.in_hand:  # a handler may swallow it, but then its message is not finished
-                self.failed.pop(delivery, None)
+                self.unacknowledged.discard(delivery)
             raise
         return delivery
 
@@ -145,8 +142,9 @@ class PlainProducer(Handle):
         if raw is None:
             raw = self._open_raw()
         plain = record.headers is None and record.partition is None and record.timestamp is None
-        self._topics.add(topic)
-        posted.on_way.append(None)  # before it is sent: what is not reported on was not acknowledged
+        if topic not in self._topics:
+            self._topics.add(topic)
+        posted.sent += 1  # before it is sent: what is not reported on was not acknowledged
         try:
             if plain and value.__class__ is bytes and (key is None or key.__class__ is bytes):
                 try:
@@ -156,10 +154,10 @@ class PlainProducer(Handle):
             else:
                 enqueue(raw, record, self._report, self._patient, self._known, serve=self._callbacks.serve)
         except KafkaException as exc:
-            posted.reported()
+            posted.sent -= 1
             raise self._not_taken(exc, topic) from exc
         except (DeliveryError, TypeError, ValueError):
-            posted.reported()
+            posted.sent -= 1
             raise
         self._unserved += 1
         if self._unserved >= SERVE_EVERY:
@@ -167,9 +165,9 @@ class PlainProducer(Handle):
 
     def begin(self) -> None:
         """Count what is posted from now on by itself, and forget what is acknowledged."""
-        self._posted = Posted(self.not_written.append)
+        self._posted = Posted(self.not_written)
         self._report = self._posted.report  # made once
-        self._open = [*(posted for posted in self._open if posted.on_way), self._posted]
+        self._open = [*(posted for posted in self._open if posted.unknown), self._posted]
 
     def abandon(self) -> None:
         """A run begins: what an interrupted one posted, and nobody knows the fate of, comes again with its messages."""
@@ -181,7 +179,7 @@ class PlainProducer(Handle):
     def portion(self) -> Posted | None:
         """What was posted since this was last asked; None: nothing."""
         posted = self._posted
-        if not posted.on_way and not posted.failed:
+        if not posted.sent and not posted.failed:
             return None
         self.begin()
         return posted
@@ -194,11 +192,11 @@ class PlainProducer(Handle):
     def wait(self, posted: Posted, give_up: Callable[[], bool]) -> int:
         """Wait for the reports of these only, or until ``give_up()``. Returns how many are missing."""
         self.serve()
-        while posted.on_way and len(self.raw) and not give_up():
+        while posted.unknown and len(self.raw) and not give_up():
             self._call(lambda: self.raw.flush(HURRY))  # as poll(), and nothing lingers
-        if posted.on_way and not len(self.raw):
-            self._find_lost(self._open)
-        return len(posted.on_way)
+        if posted.unknown and not len(self.raw):
+            self._find_lost(set())
+        return posted.unknown
 
     def note(self, failure: KafkaGuaranteesError) -> None:
         """Have a record that was not taken among the failures."""
@@ -215,7 +213,6 @@ class PlainProducer(Handle):
             enqueue(self._open_raw(), record, callback, self._patient, self._known, serve=self._callbacks.serve)
         except KafkaException as exc:
             raise self._not_taken(exc, record.topic) from exc
-        self._topics.add(record.topic)
         self._unserved += 1
         if self._unserved >= SERVE_EVERY:
             self.serve()
@@ -269,41 +266,24 @@ class PlainProducer(Handle):
 
     def flush(self, give_up: Callable[[], bool]) -> int:
         """Wait until everything queued is settled, or ``give_up()``. Returns how many records are not."""
-        earlier = self._so_far()
+        waiting = set(self.unacknowledged)
         while (left := self._call(lambda: self.raw.flush(SLICE))) and not give_up():
             self._served = time.monotonic()
         if not left:
-            self._find_lost(earlier)
+            self._find_lost(waiting)
         return left
 
-    def _so_far(self) -> list[Posted]:
-        """What is on its way now, in portions that other threads add nothing to any more."""
-        for portion in self._portions[:]:
-            if not portion.on_way and portion is not self._portion:
-                with suppress(ValueError):  # another thread was faster
-                    self._portions.remove(portion)
-        if self._portion.on_way:
-            fresh = Posted(self._note_lost)
-            self._portions.append(fresh)  # first: where two threads do this, what is counted in either is looked for
-            self._portion = fresh
-        return [*(portion for portion in self._portions if portion is not self._portion), *self._open]
-
-    def _find_lost(self, earlier: list[Posted]) -> None:
+    def _find_lost(self, waiting: set[Delivery]) -> None:
         """Nothing is on its way any more, so every report was served. One that did not arrive never will."""
         deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet, or be in a callback
-        while any(posted.on_way for posted in earlier):
+        earlier = self._open
+        while (lost := [delivery for delivery in waiting if not delivery.done]) or any(posted.unknown for posted in earlier):
             if time.monotonic() > deadline:
+                for delivery in lost:
+                    delivery._lost()
                 for posted in earlier:
                     posted.lose()
             self.serve(SLICE / 10)
-
-    def _note_lost(self, failure: KafkaGuaranteesError) -> None:
-        self.failed[object()] = failure  # nobody knows which delivery it is, but itself, when it is asked
-
-    @property
-    def outstanding(self) -> bool:
-        """Whether a record with a delivery is on its way, or was not written and nobody has looked."""
-        return bool(self.failed) or any(portion.on_way for portion in self._portions[:])
 
     def _call(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
@@ -313,8 +293,9 @@ class PlainProducer(Handle):
         try:
             return self._callbacks.serve(serve)
         except KafkaException as exc:
+            topics = self._topics | {delivery.topic for delivery in list(self.unacknowledged)}
             safe = "The producer cannot go on: make a new client."
-            raise broker_failure(kafka_error(exc), "producing", safe, output=self._topics) from exc
+            raise broker_failure(kafka_error(exc), "producing", safe, output=topics) from exc
         finally:
             self._callbacks.raise_interrupt()
 
@@ -333,19 +314,22 @@ class PlainProducer(Handle):
 
         Those of records that were posted do so only with ``posted`` as well.
         """
-        failed, not_written = self.failed.copy(), self.not_written[:]
+        if forget:
+            self.failed = False  # before they are listed: one that comes meanwhile sets it again
+        failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None]
+        found = [delivery._failure for delivery in failed if delivery._failure is not None]
+        not_written = self.not_written[:]
         if forget and posted:
             del self.not_written[: len(not_written)]
         if forget:
-            for key in failed:
-                self.failed.pop(key, None)
-        return [*failed.values(), *not_written]
+            self.unacknowledged.difference_update(failed)
+        return found + not_written
 
     def forgive(self, error: Exception) -> None:
         """What was refused with this exception counts as looked at."""
-        for delivery, failure in self.failed.copy().items():
-            if failure.__cause__ is error:
-                self.failed.pop(delivery, None)
+        if self.failed:
+            refused = [d for d in list(self.unacknowledged) if d._failure is not None and d._failure.__cause__ is error]
+            self.unacknowledged.difference_update(refused)
 
     def close(self, timeout: float) -> int:
         """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""

@@ -66,7 +66,7 @@ class Portion:
     @property
     def acknowledged(self) -> bool:
         """Whether every record that was produced for it is written."""
-        return self.posted is None or not (self.posted.on_way or self.posted.failed)
+        return self.posted is None or not (self.posted.unknown or self.posted.failed)
 
 
 class Trail:
@@ -306,7 +306,7 @@ class Trail:
 
     def _wait(self, portion: Portion, deadline: float) -> None:
         producer = self._producer()
-        if portion.posted is not None and portion.posted.on_way and producer is not None:
+        if portion.posted is not None and portion.posted.unknown and producer is not None:
             producer.wait(portion.posted, lambda: time.monotonic() > deadline or self._lifecycle.out_of_patience)
 
     def _ready(self) -> int:

@@ -556,7 +556,7 @@ class AtLeastOnce:
         """
         behind = to_the_end and handled == len(work.fresh) and work.problem is None and self._soon(batch)
         producer, posted = self._producer, None
-        if behind and self._claims is None and (producer is None or not producer.outstanding):
+        if behind and self._claims is None and (producer is None or not (producer.unacknowledged or producer.failed)):
             posted = None if producer is None else producer.portion()
         else:
             self._acknowledged()

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
     from typing_extensions import Self
 
-    from ._posted import Posted
     from .errors import KafkaGuaranteesError
 
 log = logging.getLogger("kafka_guarantees")
@@ -179,9 +178,10 @@ class RecordRefused(Exception):
 
 
 class _Server(Protocol):
-    """Waits for delivery reports, and keeps what was not written. ``PlainProducer`` is one."""
+    """Waits for delivery reports, and keeps what is not acknowledged. ``PlainProducer`` is one."""
 
-    failed: dict[object, KafkaGuaranteesError]
+    failed: bool
+    unacknowledged: set[Delivery]
     patience: float
 
     def wait_for(self, delivery: Delivery, timeout: float) -> None: ...
@@ -200,16 +200,15 @@ class Delivery:
         done: True once the outcome is known.
     """
 
-    __slots__ = ("_failure", "_portion", "_producer", "done", "offset", "partition", "topic")
+    __slots__ = ("_failure", "_producer", "done", "offset", "partition", "topic")
 
-    def __init__(self, topic: str, producer: _Server, portion: Posted) -> None:
+    def __init__(self, topic: str, producer: _Server) -> None:
         self.topic = topic
         self.partition: int | None = None
         self.offset: int | None = None
         self.done = False
         self._failure: KafkaGuaranteesError | None = None
         self._producer = producer
-        self._portion = portion  # that it is counted in
 
     def result(self, timeout: float | None = None) -> Self:
         """Wait until the record is acknowledged by the brokers, and return this delivery. Meanwhile nothing lingers.
@@ -227,7 +226,7 @@ class Delivery:
         deadline = started + (timeout if timeout is not None else self._producer.patience + LOST)
         while not self.done:
             left = min(0.05, deadline - time.monotonic())
-            if self._portion.failed or (left <= 0 and timeout is None):
+            if left <= 0 and timeout is None:
                 self._lost()
                 break
             if left <= 0:
@@ -236,7 +235,7 @@ class Delivery:
                 )
             self._producer.wait_for(self, left)
         if self._failure is not None:
-            self._producer.failed.pop(self, None)  # looked at
+            self._producer.unacknowledged.discard(self)  # looked at
             raise self._failure
         return self
 
@@ -246,10 +245,7 @@ class Delivery:
             self.partition = message.partition()
             self.offset = message.offset()
             self.done = True
-            try:  # noqa: SIM105 - for each record: no more calls than are needed
-                self._portion.on_way.pop()  # last: an exception out of a signal handler leaves it there
-            except IndexError:
-                pass
+            self._producer.unacknowledged.discard(self)  # last: an exception out of a signal handler leaves it there
         else:
             failure = delivery_failure(error, self.topic, message.partition())
             failure.__cause__ = KafkaException(error)
@@ -257,9 +253,8 @@ class Delivery:
 
     def _fail(self, failure: KafkaGuaranteesError) -> None:
         self._failure = failure
-        self._producer.failed[self] = failure
+        self._producer.failed = True
         self.done = True
-        self._portion.reported()
 
     def _lost(self) -> None:
         """No report will come: an exception out of a signal handler destroyed it."""

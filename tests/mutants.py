@@ -376,7 +376,7 @@ def alo_says_acknowledged_at_once() -> None:
 
     @instead(PlainProducer, "deliver")
     def _(_original: Any, self: Any, topic: Any, value: Any, key: Any, record: Any) -> Delivery:
-        delivery = Delivery(topic, self, self._portion)
+        delivery = Delivery(topic, self)
         self.send(Record(topic, value, key) if record is None else record)
         delivery.done = True
         return delivery

@@ -103,18 +103,11 @@ class Asked(Group):
         return self._group.committed_(places, timeout)
 
 
-def on_way(count: int, failures: list[KafkaGuaranteesError] | None = None) -> Posted:
-    """So many records of a portion, without a report so far."""
-    posted = Posted((failures if failures is not None else []).append)
-    posted.on_way += [None] * count
-    return posted
-
-
 class Reports:
     """Stands for the producer: everything is reported on as soon as somebody waits for it."""
 
     def wait(self, posted: Posted, _give_up: Callable[[], bool]) -> int:
-        while posted.on_way:
+        while posted.unknown:
             posted.report(None, None)  # type: ignore[arg-type] # of a success nothing is looked at
         return 0
 
@@ -219,7 +212,8 @@ def test_a_missing_right_ends_the_run(scene: Scene) -> None:
 
 def test_nothing_is_sent_for_a_membership_that_has_ended(scene: Scene) -> None:
     """C09, X02: the brokers would take it, also from a member that was thrown out and has joined again."""
-    posted = on_way(1)
+    posted = Posted([])
+    posted.sent = 1
     scene.handled((T0, 10), posted=posted)
     scene.group.member = Membership(3, "me, again")
     posted.report(None, None)  # type: ignore[arg-type] # as above
@@ -230,7 +224,8 @@ def test_nothing_is_sent_for_a_membership_that_has_ended(scene: Scene) -> None:
 
 def test_offsets_wait_for_the_records_of_their_portion_only(scene: Scene) -> None:
     """P01: a portion is committed once its own records are acknowledged; and not before those in front of it."""
-    first, second = on_way(2), on_way(2)
+    first, second = Posted([]), Posted([])
+    first.sent = second.sent = 2
     scene.handled((T0, 10), posted=first)
     scene.handled((T0, 20), posted=second)
     assert scene.group.sent == []
@@ -246,7 +241,8 @@ def test_offsets_wait_for_the_records_of_their_portion_only(scene: Scene) -> Non
 @pytest.mark.parametrize("end", ["follow", "idle", "settle"])
 def test_nothing_is_committed_past_a_record_that_was_not_written(scene: Scene, end: str) -> None:
     """P01, L03: also when everybody has been told of it; what came before is committed as the run ends."""
-    good, bad = on_way(1), on_way(1, scene.failures)
+    good, bad = Posted([]), Posted(scene.failures)
+    good.sent = bad.sent = 1
     scene.handled((T0, 10), posted=good)
     scene.handled((T0, 20), posted=bad)
     bad.fail(DeliveryError("too large"))
@@ -270,7 +266,8 @@ def test_what_is_given_away_is_committed_before(scene: Scene) -> None:
 
 def test_nothing_is_committed_of_what_was_lost(scene: Scene) -> None:
     """C07: it is somebody else's by now; the rest is committed."""
-    posted = on_way(1)
+    posted = Posted([])
+    posted.sent = 1
     scene.handled((T0, 10), (T1, 5), posted=posted)
     scene.trail.lost({T0})
     scene.trail.follow(scene.group.member)
@@ -383,7 +380,7 @@ def test_who_is_no_member_sets_nothing_right(scene: Scene, how: str) -> None:
 
 def test_a_commit_of_a_rebalance_that_arrives_late_is_noticed(scene: Scene) -> None:
     """A partition is given away, another is kept."""
-    scene.handled((T0, 10), (T1, 5), posted=on_way(0))
+    scene.handled((T0, 10), (T1, 5), posted=Posted([]))
     scene.group.answer(-1)
     scene.handled((T0, 20), (T1, 6))
     scene.trail._arrived = lambda count: False  # type: ignore[method-assign] # nobody knows
@@ -705,7 +702,7 @@ def test_records_that_are_acknowledged_are_not_remembered(
         monkeypatch.setattr(client, "_soon", lambda _batch: False)
         client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
         assert client._producer is not None
-        assert sum(len(posted.on_way) for posted in client._producer._open) <= 5
+        assert sum(len(posted._known) for posted in client._producer._open) <= 5
 
 
 @pytest.mark.broker

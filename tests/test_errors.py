@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 import kafka_guarantees
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, dedup, errors
-from kafka_guarantees._posted import Posted
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._transaction_state import NEVER, Verdict, judge
 from kafka_guarantees.errors import (
@@ -366,13 +365,14 @@ def refused_and_waited_for() -> BaseException:
 
 def refused_by_the_report() -> BaseException:
     class Server:
-        failed: dict[object, KafkaGuaranteesError] = {}  # noqa: RUF012 - one server, one dict
+        unacknowledged: set[Delivery] = set()  # noqa: RUF012 - one server, one set
+        failed = False
         patience = 1.0
 
         def wait_for(self, delivery: Delivery, timeout: float) -> None:
             """Nothing comes."""
 
-    delivery = Delivery("t", Server(), Posted(lambda _failure: None))
+    delivery = Delivery("t", Server())
     delivery(KafkaError(E._MSG_TIMED_OUT), Message(topic="t"))
     with pytest.raises(DeliveryUnknown) as caught:
         delivery.result()

@@ -830,7 +830,7 @@ def test_a_report_that_was_lost_is_waited_for_asleep() -> None:
         serve = producer._hasten
         producer._hasten = lambda *given: looks.append(0) or serve(*given)  # type: ignore[func-returns-value,method-assign]
         with pytest.raises(TimeoutError):
-            Delivery("t", producer, producer._portion).result(0.5)
+            Delivery("t", producer).result(0.5)
     assert 0 < len(looks) < 1000
 
 

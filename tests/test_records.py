@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record, _turns
 from kafka_guarantees._enqueue import _headers, _payload
 from kafka_guarantees._failures import GaveUp, handler_error
-from kafka_guarantees._posted import Posted
 from kafka_guarantees._turns import TURN, Turns
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown
 from kafka_guarantees.records import records_in
@@ -29,7 +28,6 @@ from kafka_guarantees.records import records_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kafka_guarantees.errors import KafkaGuaranteesError
     from kafka_guarantees.records import Headers, Payload
     from kafka_guarantees.testing import RunningKafka
 
@@ -181,8 +179,8 @@ class Server:
     """Stands for the producer: settles a delivery at the n-th look."""
 
     def __init__(self, settle_at: int = 0, settle: Callable[[], None] | None = None) -> None:
-        self.failed: dict[object, KafkaGuaranteesError] = {}
-        self.portion = Posted(lambda _failure: None)
+        self.failed = False
+        self.unacknowledged: set[Delivery] = set()
         self.patience = 30.0
         self.looks = 0
         self._settle_at = settle_at
@@ -199,28 +197,22 @@ class Server:
             time.sleep(timeout)
 
 
-def sent(server: Server) -> Delivery:
-    """Of a record that is on its way."""
-    server.portion.on_way.append(None)
-    return Delivery("t", server, server.portion)
-
-
 def test_result_waits_until_the_report_comes() -> None:
     """It serves the producer meanwhile, in slices, and returns the delivery itself."""
     server = Server(3, lambda: delivery(None, Message(topic="t", partition=4, offset=9)))
-    delivery = sent(server)
+    delivery = Delivery("t", server)
     assert not delivery.done
     assert delivery.result() is delivery
     assert (delivery.done, delivery.topic, delivery.partition, delivery.offset) == (True, "t", 4, 9)
     assert server.looks == 3
     assert 0 < server.longest <= 0.1
-    assert not server.portion.on_way
+    assert not server.unacknowledged
 
 
 def test_result_does_not_wait_for_what_is_known() -> None:
     """Once done, always done: no look at the producer, not even with a timeout of 0."""
     server = Server()
-    delivery = sent(server)
+    delivery = Delivery("t", server)
     delivery(None, Message(topic="t", partition=0, offset=1))
     assert delivery.result(0) is delivery
     assert server.looks == 0
@@ -228,7 +220,7 @@ def test_result_does_not_wait_for_what_is_known() -> None:
 
 def test_a_delivery_without_an_offset_is_a_success() -> None:
     """P13: the broker had the record already from an earlier try, and names no offset."""
-    delivery = sent(Server())
+    delivery = Delivery("t", Server())
     delivery(None, Message(topic="t", partition=0))
     assert delivery.result().done
 
@@ -237,13 +229,13 @@ def test_a_delivery_without_an_offset_is_a_success() -> None:
 def test_result_gives_up_after_its_timeout_and_can_be_asked_again(timeout: float) -> None:
     """TimeoutError is not a failure: the record is on its way, and its outcome is told later."""
     server = Server()
-    delivery = sent(server)
+    delivery = Delivery("t", server)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match="still on its way"):
         delivery.result(timeout)
     assert timeout <= time.monotonic() - started < timeout + 1
     assert not delivery.done
-    assert len(server.portion.on_way) == 1
+    assert not server.unacknowledged
     delivery(None, Message(topic="t", partition=0, offset=1))
     assert delivery.result(0).offset == 1
 
@@ -253,7 +245,7 @@ def test_a_report_that_never_comes_is_not_waited_for_longer_than_its_record() ->
     server = Server()
     server.patience = -0.9
     with pytest.raises(DeliveryUnknown, match="was lost"):
-        sent(server).result()
+        Delivery("t", server).result()
     assert server.looks
 
 
@@ -285,21 +277,21 @@ def test_a_report_that_comes_after_all_does_not_raise() -> None:
 def test_a_failure_is_kept_for_others_and_raised_by_every_result(code: int, kind: type[Exception]) -> None:
     """P01: a failure stays with what is not acknowledged until result() has raised it, which it does each time."""
     server = Server()
-    delivery = sent(server)
+    delivery = Delivery("t", server)
+    server.unacknowledged.add(delivery)
     delivery(KafkaError(code), Message(topic="t"))
-    assert list(server.failed) == [delivery]
+    assert server.unacknowledged == {delivery}
     assert delivery.done
-    assert not server.portion.on_way
     for _ in range(2):
         with pytest.raises(kind):
             delivery.result()
-    assert not server.failed
+    assert not server.unacknowledged
     assert delivery.offset is None
 
 
 def test_a_delivery_shows_its_state() -> None:
     """Its repr is for logs: topic and state, never the payload."""
-    one, two = sent(Server()), sent(Server())
+    one, two = Delivery("t", Server()), Delivery("t", Server())
     assert repr(one) == "<Delivery to 't': on its way>"
     one(None, Message(topic="t", partition=0, offset=1))
     two(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
@@ -326,7 +318,7 @@ def test_who_serves_tells_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look brings the report of one of ten threads, whoever looks: all return, and as a rule one looks at a time."""
     monkeypatch.setattr(_turns, "TURN", 60)
     turns = Turns()
-    deliveries = [sent(Server()) for _ in range(10)]
+    deliveries = [Delivery("t", Server()) for _ in range(10)]
     at_work: set[int] = set()
     together: list[int] = []
     left = deque(deliveries)
@@ -344,7 +336,7 @@ def test_who_serves_tells_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_thread_that_gives_up_leaves_the_turn_to_another() -> None:
     """Whose timeout has passed serves no longer, and who waited for it does."""
-    turns, mine, others = Turns(), sent(Server()), sent(Server())
+    turns, mine, others = Turns(), Delivery("t", Server()), Delivery("t", Server())
     other_waits = threading.Event()
 
     def serve() -> None:
@@ -364,7 +356,7 @@ def test_a_thread_that_gives_up_leaves_the_turn_to_another() -> None:
 
 def test_a_turn_that_was_not_given_back_ends_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception out of a signal handler, between two instructions: the next thread waits a moment, and then serves."""
-    turns, delivery = Turns(), sent(Server())
+    turns, delivery = Turns(), Delivery("t", Server())
     monkeypatch.setattr(turns, "_until", time.monotonic() + TURN)
     looks = []
     for _ in range(1000):
@@ -376,7 +368,7 @@ def test_a_turn_that_was_not_given_back_ends_by_itself(monkeypatch: pytest.Monke
 
 def test_an_error_while_serving_is_raised_where_it_comes_up_and_the_next_serves() -> None:
     """A fatal error of librdkafka ends one ``result()``; the turn is free."""
-    turns, delivery = Turns(), sent(Server())
+    turns, delivery = Turns(), Delivery("t", Server())
 
     def fails() -> None:
         raise ZeroDivisionError
