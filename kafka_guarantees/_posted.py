@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 
-from .errors import delivery_failure, report_lost
+from .errors import delivery_failure
+from .records import report_lost
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message

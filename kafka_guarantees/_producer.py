@@ -276,7 +276,8 @@ class PlainProducer(Handle):
     def _find_lost(self, waiting: set[Delivery]) -> None:
         """Nothing is on its way any more, so every report was served. One that did not arrive never will."""
         deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet, or be in a callback
-        earlier = self._open
+        in_another_thread = self._lifecycle.in_run and not self._lifecycle.in_hand
+        earlier = [posted for posted in self._open if posted is not self._posted or not in_another_thread]  # else it grows
         while (lost := [delivery for delivery in waiting if not delivery.done]) or any(posted.unknown for posted in earlier):
             if time.monotonic() > deadline:
                 for delivery in lost:

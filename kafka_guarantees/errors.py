@@ -295,12 +295,6 @@ def delivery_failure(error: KafkaError, topic: str, partition: int | None = None
     )
 
 
-def report_lost(topic: str | None = None) -> DeliveryUnknown:
-    """What is known of a record whose report was destroyed."""
-    where = "" if topic is None else f" for topic {topic!r}"
-    return DeliveryUnknown(f"the report on a record{where} was lost: it may or may not be written.")
-
-
 def broker_failure(error: KafkaError, doing: str, safe: str, **names: str | Collection[str] | None) -> KafkaGuaranteesError:
     """The error for a request other than a produce.
 

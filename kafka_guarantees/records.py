@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 from confluent_kafka import KafkaException
 
-from .errors import delivery_failure, report_lost
+from .errors import DeliveryUnknown, delivery_failure
 
 if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Message
@@ -175,6 +175,12 @@ class RecordRefused(Exception):
     def __init__(self, failure: KafkaGuaranteesError) -> None:
         super().__init__(str(failure))
         self.failure = failure
+
+
+def report_lost(topic: str | None = None) -> DeliveryUnknown:
+    """What is known of a record whose report was destroyed."""
+    where = "" if topic is None else f" for topic {topic!r}"
+    return DeliveryUnknown(f"the report on a record{where} was lost: it may or may not be written.")
 
 
 class _Server(Protocol):

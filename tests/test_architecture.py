@@ -29,11 +29,10 @@ EXTRAS = {"kafka_guarantees.dedup.postgres": POSTGRES, "kafka_guarantees.dedup.p
 # The rooms, lowest first. A room is a module or a folder; one may use only what is below it. A new room is placed here.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"_posted", "_collector", "_threads"},
-    {"records"},
+    {"records", "_collector", "_threads"},
     {"dedup", "_dead_letters"},
     {"_settings"},
-    {"_lifecycle", "_enqueue", "_client", "_offsets", "_transaction_state", "_pace", "_serialization", "_turns"},
+    {"_lifecycle", "_enqueue", "_posted", "_client", "_offsets", "_transaction_state", "_pace", "_serialization", "_turns"},
     {"_apart", "_producer", "_consumer"},
     {"_failures", "_trail"},
     {"_transactional", "_recognition", "_preflight"},

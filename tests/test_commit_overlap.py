@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -703,6 +704,32 @@ def test_records_that_are_acknowledged_are_not_remembered(
         client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
         assert client._producer is not None
         assert sum(len(posted._known) for posted in client._producer._open) <= 5
+
+
+@pytest.mark.broker
+def test_what_a_run_goes_on_sending_is_not_lost_for_another_thread_that_flushes(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """It found an instant in which nothing was on its way, and from then on there is always something."""
+    topic, target = kafka_topic(), kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(1))
+    under_way = threading.Event()
+
+    def handler(message: Message) -> Iterator[Record]:
+        for _ in range(3000):
+            yield Record(target, message.value())
+            under_way.set()
+            time.sleep(0.0005)
+
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}
+    with ThreadPoolExecutor() as pool, AtLeastOnce(config) as client:
+        run = pool.submit(client.run, [topic], handler, until_idle=IDLE)
+        assert under_way.wait(30)
+        assert client._producer is not None
+        client._producer._find_lost(set())
+        client.flush()
+        run.result()
+    assert len(read_all(kafka.bootstrap, target)) == 3000
 
 
 @pytest.mark.broker

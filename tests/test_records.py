@@ -249,28 +249,6 @@ def test_a_report_that_never_comes_is_not_waited_for_longer_than_its_record() ->
     assert server.looks
 
 
-def test_a_record_whose_portion_was_given_up_as_lost_is_not_waited_for() -> None:
-    """Nothing is on its way to the brokers any more, so its report was destroyed; whose it was only the delivery knows."""
-    server = Server()
-    lost = sent(server)
-    server.portion.lose()
-    with pytest.raises(DeliveryUnknown, match=r"for topic 't' was lost"):
-        lost.result()
-    assert server.looks == 0
-    assert not server.failed
-
-
-def test_a_report_that_comes_after_all_does_not_raise() -> None:
-    """P12: a thread that stood still between noting a record and sending it, while another gave that up as lost."""
-    server = Server()
-    lost, posted = sent(server), server.portion
-    posted.lose()
-    lost(None, Message(topic="t", partition=0, offset=1))
-    posted.report(None, Message(topic="t", partition=0, offset=1))
-    lost(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
-    assert not posted.on_way
-
-
 @pytest.mark.parametrize(
     ("code", "kind"), [(KafkaError._MSG_TIMED_OUT, DeliveryUnknown), (KafkaError.MSG_SIZE_TOO_LARGE, DeliveryError)]
 )
