@@ -163,6 +163,7 @@ class GroupConsumer(Handle):
 
     Attributes:
         trail: hears of their answers, and of what happens meanwhile.
+        idle: is called before a message is waited for, without a trail.
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class GroupConsumer(Handle):
         trailing: bool = False,
     ) -> None:
         self.trail: Trailing | None = None
+        self.idle: Callable[[], None] | None = None
         self._settings = settings
         self._stored = stored
         self._in_flight = in_flight
@@ -267,7 +269,7 @@ class GroupConsumer(Handle):
         if self._in_flight is not None and self._in_flight.failed:
             self._find_places()
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
-        fetched, before, metadata = self._take(max_batch, WAIT, self.trail)
+        fetched, before, metadata = self._take(max_batch, WAIT, self.idle if self.trail is None else self.trail.idle)
         messages = self._without_events(fetched)
         if self._rebalances != before:
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
@@ -286,14 +288,16 @@ class GroupConsumer(Handle):
             self.trail.follow(batch.member)
         return batch
 
-    def _take(self, max_batch: int, wait: float, trail: Trailing | None = None) -> tuple[list[Message], int, bytes | None]:
+    def _take(
+        self, max_batch: int, wait: float, idle: Callable[[], None] | None = None
+    ) -> tuple[list[Message], int, bytes | None]:
         """What librdkafka has, how many rebalances had been when the first of it was taken, and the membership, if known."""
         metadata: bytes | None = None
         try:
-            first = None if trail is None else self.raw.poll(0)
+            first = None if idle is None else self.raw.poll(0)
             if first is None:
-                if trail is not None:
-                    trail.idle()
+                if idle is not None:
+                    idle()
                     metadata = self.raw.consumer_group_metadata()  # now, since a message would wait for it for 0.1 ms
                 before, began = self._rebalances, time.monotonic()
                 first = self.raw.poll(wait)

@@ -216,6 +216,7 @@ class AtMostOnce:
                 self._stray = None
                 member = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
                 also = []  # one that is lost later costs the dead letters, not the run
+                member.idle = self._hasten
                 with closing(member) as consumer:
                     yield from self._portions_of(consumer, max_batch, until_idle)
                 if self._stray is None or self._lifecycle.stopping:
@@ -241,8 +242,6 @@ class AtMostOnce:
                 size = next_size(len(portion), size, time.monotonic() - started, max_batch)
             if self._stray is not None:
                 return
-            if self._producer is not None and len(batch.messages) < max_batch:
-                self._producer.hasten()  # there was nothing else to handle, so that nothing will come to keep it company
 
     def _committed(self, consumer: GroupConsumer, batch: Batch, portion: Sequence[Message]) -> bool:
         """Commit a portion. True: it is committed, and this member may handle it."""
@@ -321,6 +320,11 @@ class AtMostOnce:
     def _send(self, record: Record) -> None:
         self._lifecycle.check()
         (self._producer or self._made()).send(record)
+
+    def _hasten(self) -> None:
+        """There is nothing to handle: no other record will come to keep those company that linger."""
+        if self._producer is not None:
+            self._producer.hasten()
 
     def _made(self) -> PlainProducer:
         """The producer, made when it is needed first."""

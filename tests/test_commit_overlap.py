@@ -417,9 +417,8 @@ def test_the_membership_is_asked_for_before_a_message_is_waited_for(monkeypatch:
             return ME
 
     stub.raw = Raw()
-    trail = SimpleNamespace(idle=lambda: calls.append("idle"))
     monkeypatch.setattr("kafka_guarantees._consumer.time", SimpleNamespace(monotonic=lambda: now[0]))
-    taken = GroupConsumer._take(stub, 10, 0.1, trail)  # type: ignore[arg-type]
+    taken = GroupConsumer._take(stub, 10, 0.1, lambda: calls.append("idle"))  # type: ignore[arg-type]
     assert taken == ([message] * 2, stub._rebalances, ME if meanwhile == "nothing" else None)
     assert calls == ["poll", "idle", "asked", "poll"]
 
