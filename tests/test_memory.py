@@ -75,6 +75,15 @@ def client(kind: str, config: dict[str, Any], folder: Path, resting: list[bool])
         yield opened.enter_context(service)
 
 
+@pytest.fixture(autouse=True)
+def others_rest() -> Iterator[None]:
+    """What earlier tests have left is not looked through, for each message: in a long session that takes most of a minute."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def alive(kind: type) -> int:
     return sum(type(thing) is kind for thing in gc.get_objects())
 
