@@ -140,7 +140,6 @@ class Trailing(Protocol):
     """Commits that trail behind the handling of messages. ``Trail`` is one."""
 
     def follow(self, member: Membership) -> None: ...
-    def idle(self) -> None: ...
     def settle(self) -> None: ...
     def answered(self, error: KafkaError | None, places: Iterable[TopicPartition]) -> None: ...
     def revoked(self, gone: AbstractSet[Partition]) -> None: ...
@@ -163,7 +162,7 @@ class GroupConsumer(Handle):
 
     Attributes:
         trail: hears of their answers, and of what happens meanwhile.
-        idle: is called before a message is waited for, without a trail.
+        idle: is called before a message is waited for.
     """
 
     def __init__(
@@ -269,7 +268,7 @@ class GroupConsumer(Handle):
         if self._in_flight is not None and self._in_flight.failed:
             self._find_places()
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
-        fetched, before, metadata = self._take(max_batch, WAIT, self.idle if self.trail is None else self.trail.idle)
+        fetched, before, metadata = self._take(max_batch, WAIT, self.idle)
         messages = self._without_events(fetched)
         if self._rebalances != before:
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over

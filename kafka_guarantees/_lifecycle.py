@@ -96,6 +96,11 @@ class Lifecycle:
         here = threading.current_thread()
         return self._runner is not None and (here is self._runner or here in self.hands)
 
+    @property
+    def in_other_hands(self) -> bool:
+        """True while a run of this client is on that this thread has no part in."""
+        return self.in_run and not self.in_hand
+
     @contextmanager
     def running(self, iteration: Itself | None = None) -> Iterator[None]:
         """One run: owned by this thread, and ended by ``stop()``.

@@ -184,7 +184,7 @@ class PlainProducer(Handle):
         self.begin()
         return posted
 
-    def hasten(self) -> None:
+    def send_lingering(self) -> None:
         """Send what lingers, and give it a moment to leave."""
         if self.raw is not None and len(self.raw):
             self._call(lambda: self.raw.flush(HURRY))
@@ -276,8 +276,9 @@ class PlainProducer(Handle):
     def _find_lost(self, waiting: set[Delivery]) -> None:
         """Nothing is on its way any more, so every report was served. One that did not arrive never will."""
         deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet, or be in a callback
-        in_another_thread = self._lifecycle.in_run and not self._lifecycle.in_hand
-        earlier = [posted for posted in self._open if posted is not self._posted or not in_another_thread]  # else it grows
+        earlier = self._open
+        if self._lifecycle.in_other_hands:
+            earlier = [posted for posted in earlier if posted is not self._posted]  # to which that run adds
         while (lost := [delivery for delivery in waiting if not delivery.done]) or any(posted.unknown for posted in earlier):
             if time.monotonic() > deadline:
                 for delivery in lost:

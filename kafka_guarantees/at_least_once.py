@@ -658,6 +658,7 @@ class AtLeastOnce:
                 acknowledged=self._acknowledged,
                 failed=lambda: self._raise_failures(0, _NOT_PAST, ends_run=True),
             )
+            consumer.idle = self._trail.idle
             try:
                 yield consumer
                 self._trail.end()
@@ -751,7 +752,7 @@ class AtLeastOnce:
         if self._producer is None:
             return
         # in a run only the run forgets them: it must not commit past them, whoever saw them
-        forget = self._lifecycle.in_hand or not self._lifecycle.in_run
+        forget = not self._lifecycle.in_other_hands
         posted = ends_run or not self._lifecycle.in_run  # also a handler that flushes: these may be of an earlier batch
         raise_failures(self._producer.failures(forget=forget, posted=posted), left, safe)
 

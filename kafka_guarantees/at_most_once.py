@@ -216,7 +216,7 @@ class AtMostOnce:
                 self._stray = None
                 member = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
                 also = []  # one that is lost later costs the dead letters, not the run
-                member.idle = self._hasten
+                member.idle = self._send_lingering
                 with closing(member) as consumer:
                     yield from self._portions_of(consumer, max_batch, until_idle)
                 if self._stray is None or self._lifecycle.stopping:
@@ -321,10 +321,10 @@ class AtMostOnce:
         self._lifecycle.check()
         (self._producer or self._made()).send(record)
 
-    def _hasten(self) -> None:
+    def _send_lingering(self) -> None:
         """There is nothing to handle: no other record will come to keep those company that linger."""
         if self._producer is not None:
-            self._producer.hasten()
+            self._producer.send_lingering()
 
     def _made(self) -> PlainProducer:
         """The producer, made when it is needed first."""

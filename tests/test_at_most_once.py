@@ -17,6 +17,7 @@ from kafka_guarantees.prove.proxy import API, Proxy
 
 from .conftest import committed, fill, read_all, values
 from .test_at_least_once import IDLE, PROTOCOLS, config, numbers
+from .world import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,10 +55,7 @@ def test_records_do_not_linger_while_there_is_nothing_else_to_handle(
         )
         running.start()
         try:
-            until = time.monotonic() + 15
-            while (written := values(read_all(kafka.bootstrap, target))) != [*numbers(5)] and time.monotonic() < until:
-                time.sleep(0.1)
-            assert written == [*numbers(5)]
+            until(lambda: values(read_all(kafka.bootstrap, target)) == [*numbers(5)], "all are written", timeout=15)
             assert running.is_alive()
         finally:
             service.stop()
