@@ -64,7 +64,7 @@ class Mutant:
         lie: what it does wrong, with the hazard.
         patch: makes this process lie.
         faults: by their names in ``test_prove_mutants.py``, which bring it to light.
-        caught_by: names of checks: at least one must have found an anomaly.
+        caught_by: names of checks: at least one must complain.
         failing: the share of handlings that raise.
         plan: more of the plan of its proof.
     """
@@ -291,7 +291,7 @@ def amo_tries_again() -> None:
             left.clear()
 
 
-@mutant(AMO, "drained", patience=4.0)
+@mutant(AMO, "activity", patience=4.0)
 def amo_does_nothing() -> None:
     """Nothing is ever handled, and so nothing is handled twice (H10)."""
 
@@ -302,7 +302,7 @@ def amo_does_nothing() -> None:
         yield from ()
 
 
-@mutant(AMO, "drained")
+@mutant(AMO, "activity", "calm loss")
 def amo_drops_half() -> None:
     """Every other portion is committed, and not handled (H10, M07)."""
 

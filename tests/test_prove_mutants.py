@@ -298,13 +298,17 @@ HONEST: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+def complaining(proof: Proof) -> set[str]:
+    """The checks that found an anomaly, or too little to let the run pass."""
+    return {verdict.check for verdict in proof.verdicts if verdict.anomalies or verdict.lacking}
+
+
 # -- the campaign -----------------------------------------------------------------------------------------------------------
 
 
 def settled(name: str, proof: Proof) -> bool:
     """Whether a run says something: a liar was caught; of the honest, that enough happened to say so."""
-    found = {verdict.check for verdict in proof.verdicts if verdict.anomalies}
-    return bool(found & MUTANTS[name].caught_by) if name in MUTANTS else found != {"drained"}
+    return bool(complaining(proof) & MUTANTS[name].caught_by) if name in MUTANTS else proof.outcome != "inconclusive"
 
 
 def carry_out(name: str, bootstrap: str, make: Callable[[str], Path], seed: int) -> Proof:
@@ -363,12 +367,12 @@ def campaign(
 
 def told(proof: Proof) -> str:
     """What is known of a proof, for whoever looks for the reason."""
-    found = {verdict.check: verdict.anomalies[:3] for verdict in proof.verdicts if verdict.anomalies}
+    found = {verdict.check: [*verdict.anomalies[:3], *verdict.lacking] for verdict in proof.verdicts}
     return json.dumps(
         {
             "seed": proof.setting["seed"],
             "folder": proof.kept_in,
-            "found": found,
+            "found": {check: sentences for check, sentences in found.items() if sentences},
             "figures": proof.figures,
             "faults": [fault_line(fault) for fault in proof.faults],
             "troubles": proof.troubles,
@@ -384,14 +388,14 @@ def of_campaign(names: Iterable[str]) -> list[Any]:
 @pytest.mark.parametrize("name", of_campaign(MUTANTS))
 def test_is_caught(name: str, campaign: Mapping[str, Future[Proof]]) -> None:
     proof = campaign[name].result()
-    caught = {verdict.check for verdict in proof.verdicts if verdict.anomalies}
-    assert caught & MUTANTS[name].caught_by, f"{MUTANTS[name].lie}\n{told(proof)}"
+    assert proof.outcome != "held"
+    assert complaining(proof) & MUTANTS[name].caught_by, f"{MUTANTS[name].lie}\n{told(proof)}"
 
 
 @pytest.mark.parametrize("name", of_campaign(HONEST))
 def test_is_honest(name: str, campaign: Mapping[str, Future[Proof]]) -> None:
     proof = campaign[name].result()
-    assert proof.held, told(proof)
+    assert proof.outcome == "held", told(proof)
 
 
 EACH_PATCHES = """

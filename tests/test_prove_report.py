@@ -20,7 +20,7 @@ pytest.importorskip("jinja2", reason="the report needs the extra `prove`")
 pytest.importorskip("matplotlib", reason="the report needs the extra `prove`")
 
 from kafka_guarantees.prove.page import WIDTH
-from kafka_guarantees.prove.report import as_html, as_json, as_text, outcome
+from kafka_guarantees.prove.report import as_html, as_json, as_text
 from kafka_guarantees.prove.screen import PLAIN, Progress, Screen, printable
 
 if TYPE_CHECKING:
@@ -67,6 +67,12 @@ def broken() -> Proof:
     )
 
 
+def short() -> Proof:
+    """Nothing was wrong, and hardly anything happened."""
+    lacking = ("12 records are in the input topic: fewer than 100 prove nothing",)
+    return replace(held(), verdicts=[*held().verdicts, Verdict("activity", "enough has happened", 12, lacking=lacking)])
+
+
 def nasty() -> Proof:
     """Every text in it tries to be something else."""
     return Proof(
@@ -77,7 +83,11 @@ def nasty() -> Proof:
         seconds=3.0,
         setting={NASTY: NASTY, "seed": NASTY},
         figures={NASTY: 1},
-        verdicts=[Verdict(NASTY, NASTY, 1, [NASTY] * 30), Verdict(NASTY, NASTY, 1, [NASTY]), Verdict(NASTY, NASTY, 0)],
+        verdicts=[
+            Verdict(NASTY, NASTY, 1, [NASTY] * 30),
+            Verdict(NASTY, NASTY, 1, [NASTY], lacking=[NASTY]),
+            Verdict(NASTY, NASTY, 0),
+        ],
         faults=[Fault(NASTY, NASTY, 0.5, 0.5, NASTY), Fault(NASTY, NASTY, 1, 2, NASTY)],
         rates=[(0.0, 1, 1, 1)],
         lag=[(0.0, 1)],
@@ -121,8 +131,8 @@ class Page(HTMLParser):
             self.text += data
 
 
-ALL = [held(), broken(), nasty(), bare(), held(3600, 1000), replace(held(), faults=[]), replace(held(), rates=[])]
-IDS = ["held", "broken", "nasty", "bare", "long", "no faults", "no rates"]
+ALL = [held(), broken(), short(), nasty(), bare(), held(3600, 1000), replace(held(), faults=[]), replace(held(), rates=[])]
+IDS = ["held", "broken", "short", "nasty", "bare", "long", "no faults", "no rates"]
 each_proof = pytest.mark.parametrize("proof", ALL, ids=IDS)
 
 
@@ -142,12 +152,12 @@ def test_the_json_has_all_of_the_proof(proof: Proof) -> None:
         troubles=told["troubles"],
     )
     assert again == replace(proof, troubles=list(proof.troubles), verdicts=[lists(each) for each in proof.verdicts])
-    assert told["held"] is proof.held
-    assert told["outcome"] == outcome(proof)
+    assert told["held"] is (proof.outcome == "held")
+    assert told["outcome"] == proof.outcome
 
 
 def lists(verdict: Verdict) -> Verdict:
-    return replace(verdict, anomalies=list(verdict.anomalies))
+    return replace(verdict, anomalies=list(verdict.anomalies), lacking=list(verdict.lacking))
 
 
 def test_the_keys_of_the_json_stay() -> None:
@@ -159,7 +169,7 @@ def test_the_keys_of_the_json_stay() -> None:
         *("verdicts", "troubles", "faults", "rates", "lag"),
     }
     assert [verdict["result"] for verdict in told["verdicts"]] == ["broken", "broken", "kept"]
-    assert set(told["verdicts"][0]) == {"check", "result", "meaning", "examined", "anomalies", "more"}
+    assert set(told["verdicts"][0]) == {"check", "result", "meaning", "examined", "anomalies", "more", "lacking"}
 
 
 @pytest.mark.parametrize(
@@ -167,17 +177,34 @@ def test_the_keys_of_the_json_stay() -> None:
     [
         (held(), "held"),
         (broken(), "broken"),
-        (bare(), "empty"),
-        (replace(held(), verdicts=held().verdicts[1:]), "empty"),
+        (bare(), "inconclusive"),
+        (replace(held(), verdicts=held().verdicts[1:]), "inconclusive"),
+        (short(), "inconclusive"),
+        (replace(short(), verdicts=[*short().verdicts, *broken().verdicts]), "broken"),
         (replace(held(), troubles=["x"]), "broken"),
     ],
-    ids=["held", "broken", "no checks", "no check exercised", "only a trouble"],
+    ids=["held", "broken", "no checks", "no check exercised", "too little", "too little, and broken", "only a trouble"],
 )
-def test_a_run_that_examined_nothing_is_not_shown_as_held(proof: Proof, expected: str) -> None:
-    """Silence is no evidence; a trouble alone breaks the proof."""
-    assert outcome(proof) == expected
+def test_a_run_that_examined_too_little_is_shown_neither_as_held_nor_as_broken(proof: Proof, expected: str) -> None:
+    """Silence is no evidence, of anything; a trouble alone breaks the proof."""
+    assert proof.outcome == expected
     assert ("✓ held" in as_html(proof)) is (expected == "held")
-    assert as_text(proof).splitlines()[-1].split()[0] == {"held": "kept", "broken": "BROKEN", "empty": "EMPTY"}[expected]
+    assert ("✗ BROKEN" in as_html(proof)) is (expected == "broken")
+    first = {"held": "kept", "broken": "BROKEN", "inconclusive": "INCONCLUSIVE"}[expected]
+    assert as_text(proof).splitlines()[-1].split()[0] == first
+
+
+def test_what_there_was_too_little_of_is_said_everywhere() -> None:
+    """Whoever sees it knows what to do: a longer run."""
+    proof, why = short(), "12 records are in the input topic"
+    text, html = as_text(proof), as_html(proof)
+    assert why in text.splitlines()[-1]
+    assert why in "".join(text.splitlines()[:-1])
+    assert why in Page(html).text
+    assert "too little" in text
+    assert "too little</span>" in html
+    assert json.loads(as_json(proof))["verdicts"][-1]["result"] == "too little"
+    assert json.loads(as_json(proof))["verdicts"][-1]["lacking"] == list(proof.verdicts[-1].lacking)
 
 
 # --- the page ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from kafka_guarantees import DurabilityWarning
 from kafka_guarantees.demo.topics import shortest_session
 
 from .faults import Fault, fault, possible
-from .report import as_html, as_json, as_text, outcome
+from .report import as_html, as_json, as_text
 from .run import Plan, prove
 from .screen import Screen
 from .worker import CLASSES
@@ -87,7 +87,7 @@ def run_proof(asked: Asked) -> bool:
         asked.report.write_text(as_html(proof), encoding="utf-8")
         asked.report.with_suffix(".json").write_text(as_json(proof), encoding="utf-8")
     print(f"{as_text(proof)}\nThe report: {asked.report}. Histories, logs and dumps: {folder}")  # noqa: T201 - a command prints
-    return outcome(proof) == "held"
+    return proof.outcome == "held"
 
 
 def _faults(asked: Asked) -> list[Fault]:

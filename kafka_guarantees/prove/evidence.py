@@ -13,7 +13,7 @@ Words.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -158,6 +158,7 @@ class Verdict:
         examined: how many things it looked at. With none, it says nothing.
         anomalies: a sentence each, with ids and places; none where the law was kept.
         more: how many anomalies there are besides, where they are too many to be told.
+        lacking: what there was too little of for the run to say anything, a sentence each. That is no anomaly.
     """
 
     check: str
@@ -165,6 +166,7 @@ class Verdict:
     examined: int
     anomalies: Sequence[str] = ()
     more: int = 0
+    lacking: Sequence[str] = ()
 
     @property
     def found(self) -> int:
@@ -225,6 +227,9 @@ class Proof:
     kept_in: str = ""
 
     @property
-    def held(self) -> bool:
-        """Whether every check held, and nothing else went wrong."""
-        return not self.troubles and not any(verdict.found for verdict in self.verdicts)
+    def outcome(self) -> Literal["held", "broken", "inconclusive"]:
+        """What it says: ``inconclusive`` where nothing went wrong, and too little happened, or was looked at, to say so."""
+        if self.troubles or any(verdict.found for verdict in self.verdicts):
+            return "broken"
+        enough = not any(verdict.lacking for verdict in self.verdicts) and any(verdict.examined for verdict in self.verdicts)
+        return "held" if enough else "inconclusive"

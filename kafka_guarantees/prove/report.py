@@ -1,7 +1,7 @@
 """A proof, shown: as JSON for programs, as text for a terminal, as one HTML page for people.
 
-Rules. Those of ``page``. A check that examined nothing is neither kept nor broken: it was not exercised; and where that is
-all of them, the run says nothing.
+Rules. Those of ``page``. A check that examined nothing, or too little, is neither kept nor broken; and a run in which that is
+all of them, or in which too little happened, says nothing.
 
 This file needs the extra ``prove`` (rich, jinja2, matplotlib).
 """
@@ -34,32 +34,28 @@ FORMAT = 1  # of the JSON: counts up when a key changes its meaning or goes
 KEPT: Final = "kept"
 BROKEN: Final = "broken"
 NOT_EXERCISED: Final = "not exercised"
+TOO_LITTLE: Final = "too little"
 _IN_TEXT = 5  # anomalies of a check that the terminal shows
 _AT_ONCE = 25  # anomalies of a check that the page shows unfolded
 _ON_PAGE = 2_000  # anomalies of a check that the page shows; the JSON has all
 
 
-def result(verdict: Verdict) -> Literal["kept", "broken", "not exercised"]:
+def result(verdict: Verdict) -> Literal["kept", "broken", "too little", "not exercised"]:
     """What a check says. One that examined nothing says nothing."""
     if verdict.anomalies:
         return BROKEN
+    if verdict.lacking:
+        return TOO_LITTLE
     return KEPT if verdict.examined else NOT_EXERCISED
-
-
-def outcome(proof: Proof) -> Literal["held", "broken", "empty"]:
-    """What a proof says: it is ``empty`` where nothing went wrong and no check had anything to look at."""
-    if not proof.held:
-        return "broken"
-    return "held" if any(verdict.examined for verdict in proof.verdicts) else "empty"
 
 
 def why(proof: Proof) -> str:
     """The reason for the outcome, in a sentence."""
     exercised = [verdict for verdict in proof.verdicts if verdict.examined]
     faults = many(len(proof.faults), "fault") if proof.faults else "no fault at all"
-    if outcome(proof) == "empty":
-        return "No check had anything to examine: this run says nothing about the guarantee."
-    if proof.held:
+    if proof.outcome == "inconclusive":
+        return f"Nothing wrong was found, but this run says nothing about the guarantee: {_lacking(proof)}."
+    if proof.outcome == "held":
         idle = len(proof.verdicts) - len(exercised)
         rest = f" {many(idle, 'check')} had nothing to examine." if idle else ""
         examined = sum(verdict.examined for verdict in exercised)
@@ -68,6 +64,11 @@ def why(proof: Proof) -> str:
     if proof.troubles:
         parts.append(f"{many(len(proof.troubles), 'trouble')} that no fault explains")
     return f"Under {faults}: {'; '.join(parts)}."
+
+
+def _lacking(proof: Proof) -> str:
+    sentences = [sentence for verdict in proof.verdicts for sentence in verdict.lacking]
+    return "; ".join(sentences) if sentences else "no check had anything to examine"
 
 
 def _broken(proof: Proof) -> list[Verdict]:
@@ -89,14 +90,14 @@ def as_json(proof: Proof) -> str:
     ===================================  ====================================================================================
     format                               1; counts up when a key changes its meaning or goes
     guarantee                            "at-most-once", "at-least-once" or "exactly-once"
-    held                                 whether every check held, and nothing else went wrong
-    outcome                              "held", "broken", or "empty": held, but no check had anything to examine
+    held                                 whether every check held, nothing else went wrong, and enough happened to say so
+    outcome                              "held", "broken", or "inconclusive": nothing was wrong, and too little happened
     version, command, began, kept_in     strings, as in Proof
     seconds                              a number
     setting                              name -> string
     figures                              name -> number
     verdicts                             list of {check, meaning, examined, anomalies: list of strings, more, result: "kept",
-                                         "broken" or "not exercised"}
+                                         "broken", "too little" or "not exercised", lacking: list of strings}
     faults                               list of {name, target, began, ended, detail}, in the order of time
     rates                                list of {at, sent, handled, visible}
     lag                                  list of {at, lag}
@@ -107,8 +108,8 @@ def as_json(proof: Proof) -> str:
         {
             "format": FORMAT,
             "guarantee": proof.guarantee,
-            "held": proof.held,
-            "outcome": outcome(proof),
+            "held": proof.outcome == "held",
+            "outcome": proof.outcome,
             "version": proof.version,
             "command": proof.command,
             "began": proof.began,
@@ -124,6 +125,7 @@ def as_json(proof: Proof) -> str:
                     "examined": verdict.examined,
                     "anomalies": list(verdict.anomalies),
                     "more": verdict.more,
+                    "lacking": list(verdict.lacking),
                 }
                 for verdict in proof.verdicts
             ],
@@ -178,6 +180,7 @@ def _wrong(proof: Proof) -> Iterator[RenderableType]:
     lists = [(verdict.check, _anomalies(verdict), verdict.anomalies) for verdict in _broken(proof)]
     if proof.troubles:
         lists.append(("troubles", "no fault explains them", proof.troubles))
+    lists += [(verdict.check, "too little to say anything", verdict.lacking) for verdict in proof.verdicts if verdict.lacking]
     for name, count, sentences in lists:
         yield Text(printable(f"{name}: {count}"))
         shown = Table.grid(padding=(0, 1))
@@ -198,10 +201,9 @@ def _shortened(line: str) -> str:
 
 
 def _closing(proof: Proof) -> str:
-    found = outcome(proof)
-    if found == "empty":
-        return f"EMPTY  {proof.guarantee}: no check had anything to examine"
-    if found == "held":
+    if proof.outcome == "inconclusive":
+        return f"INCONCLUSIVE  {proof.guarantee}: this run says nothing ({_on_a_line(_lacking(proof))})"
+    if proof.outcome == "held":
         return _fitting(f"kept  {proof.guarantee}: ", [f"{value:,} {name}" for name, value in proof.figures.items()])
     broken = _broken(proof)
     if not broken:
@@ -227,7 +229,6 @@ def as_html(proof: Proof) -> str:
     return page.rendered(
         (resources.files(__package__) / "report.html.jinja").read_text(encoding="utf-8"),
         proof=proof,
-        outcome=outcome(proof),
         why=why(proof),
         head=_head(proof),
         verdicts=[(verdict, result(verdict)) for verdict in proof.verdicts],

@@ -203,7 +203,7 @@ class _Run:
             troubles=[*self._troubles(), *_promises(events)],
         )
         proof = self._proof(evidence, repeat)
-        if self._kafka is not None and not proof.held:
+        if self._kafka is not None and proof.outcome == "broken":
             dump([self._kafka.data_dir], [self._topics.source, self._topics.sink], self._plan.folder)
         return proof
 

@@ -18,7 +18,7 @@ from .contents import altered_record
 from .figures import count
 from .handling import handled_more_than_once, non_monotonic_poll, poll_skip, precommitted_read, unseen
 from .law import Check
-from .offsets import drained, offset_regression
+from .offsets import activity, drained, offset_regression
 from .story import tell
 from .writes import aborted_read, duplicate, inconsistent_offset, lost_output, lost_write, order_per_key, torn_transaction
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LAWS", "Check", "figures", "judge", "verdict_and_figures"]
 
-_ALL = (altered_record, aborted_read, inconsistent_offset, drained)
+_ALL = (altered_record, aborted_read, inconsistent_offset, drained, activity)
 # a commit that arrives late may set a group back: at-least-once handles again then, as it may
 _FORWARD = (offset_regression, non_monotonic_poll)
 

@@ -19,10 +19,11 @@ SHOWN = 200  # anomalies of one check that are told
 
 
 class Found(NamedTuple):
-    """How many things were looked at, and a sentence for each that is wrong."""
+    """How many things were looked at, a sentence for each that is wrong, and one for each that there was too little of."""
 
     examined: int
     anomalies: Sequence[str]
+    lacking: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,9 @@ class Check:
 
     def on(self, story: Story) -> Verdict:
         """Judge a story that is told already."""
-        examined, anomalies = self.look(story)
-        return Verdict(self.name, self.meaning, examined, tuple(anomalies[:SHOWN]), max(0, len(anomalies) - SHOWN))
+        examined, anomalies, lacking = self.look(story)
+        more = max(0, len(anomalies) - SHOWN)
+        return Verdict(self.name, self.meaning, examined, tuple(anomalies[:SHOWN]), more, tuple(lacking))
 
 
 def check(name: str) -> Callable[[Callable[[Story], Found]], Check]:
