@@ -456,7 +456,7 @@ def test_stop_from_another_thread_ends_the_run_soon(kafka_client: Client, topic:
         assert becomes_true(lambda: len(seen) == 3)
         started = time.monotonic()
         kafka_client.stop()
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 1
         thread.join(3)
         assert not thread.is_alive()
 
