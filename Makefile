@@ -46,7 +46,7 @@ $(STAMP): pyproject.toml requirements-dev.lock
 	touch $@
 
 # Kafka runs on Java 17 or newer, and its jars come by Maven. As root on Debian both are installed where they are missing, and
-# so are Redis and PostgreSQL; elsewhere the tests on those are skipped. policy-rc.d (101: forbidden) keeps them from being
+# so are Redis, PostgreSQL and PgBouncer; elsewhere the tests on those are skipped. policy-rc.d (101: forbidden) keeps them from being
 # started as services of the machine.
 needs:
 	@command -v java >/dev/null && command -v mvn >/dev/null || { \
@@ -57,6 +57,7 @@ needs:
 	@missing=; \
 	command -v redis-server >/dev/null || missing="redis-server"; \
 	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing="$$missing postgresql"; \
+	command -v pgbouncer >/dev/null || [ -x /usr/sbin/pgbouncer ] || missing="$$missing pgbouncer"; \
 	[ -z "$$missing" ] || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    [ -e /usr/sbin/policy-rc.d ] || { \

@@ -39,6 +39,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._pooler import pooled
 from .contract import Capabilities, Outcome
 from .ids import KEY_SIZE
 
@@ -368,7 +369,7 @@ class PostgresDedupStore:
         try:
             if not self._ready:
                 self._open()
-            with self._pool.connection(_CONNECTION_WAIT) as connection, _Autocommit(connection):
+            with self._pool.connection(_CONNECTION_WAIT) as connection, _OfOurs(connection):
                 for last in (*[False] * (_ATTEMPTS - 1), True):
                     try:
                         return self._transaction(connection, statements, arguments)
@@ -417,7 +418,7 @@ class PostgresDedupStore:
                 return
             if self._own:
                 self._pool.open()
-            with self._pool.connection(_CONNECTION_WAIT) as connection, _Autocommit(connection):
+            with self._pool.connection(_CONNECTION_WAIT) as connection, _OfOurs(connection):
                 if self._comment(connection) is None:
                     with connection.transaction():
                         cursor = _cursor(connection)
@@ -446,19 +447,22 @@ class PostgresDedupStore:
         return found[0].decode(errors="replace") if isinstance(found[0], bytes) else str(found[0])  # bytes from SQL_ASCII
 
 
-class _Autocommit:
-    """A connection begins no transaction by itself for a while: whatever the pool has set, ``BEGIN`` is ours."""
+class _OfOurs:
+    """A connection is as we need it for a while, whatever the pool has set: ``BEGIN`` is ours, and see ``_pooler.py``."""
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
-        self._usual = connection.autocommit
+        self._autocommit, self._threshold = connection.autocommit, connection.prepare_threshold
 
     def __enter__(self) -> None:
         self._connection.autocommit = True
+        if pooled(self._connection):
+            self._connection.prepare_threshold = None
 
     def __exit__(self, *_: object) -> None:
+        self._connection.prepare_threshold = self._threshold
         if not self._connection.closed:
-            self._connection.autocommit = self._usual
+            self._connection.autocommit = self._autocommit
 
 
 def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ...]]:

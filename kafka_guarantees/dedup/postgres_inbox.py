@@ -25,6 +25,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._pooler import pooled
 from ._progress import Advance, advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
 from .ids import KEY_SIZE
 
@@ -550,13 +551,17 @@ def _configure(connection: Connection) -> None:
 def _read_committed(connection: Connection) -> Iterator[None]:
     """Begin transactions only where it is asked for, with READ COMMITTED; afterwards the connection is as its owner had it."""
     before = connection.autocommit, connection.isolation_level
+    threshold = connection.prepare_threshold
     if before[1] is not IsolationLevel.READ_COMMITTED:
         connection.isolation_level = IsolationLevel.READ_COMMITTED
     if not before[0]:
         connection.autocommit = True
     try:
+        if pooled(connection):
+            connection.prepare_threshold = None  # also for what the handler executes
         yield
     finally:
+        connection.prepare_threshold = threshold
         # no COMMIT was executed: something before it failed, or an interrupt came
         if connection.info.transaction_status in (TransactionStatus.INERROR, TransactionStatus.INTRANS):
             with suppress(psycopg.Error):
