@@ -37,7 +37,7 @@ class Posted:
     @property
     def unknown(self) -> int:
         """How many have not been reported on."""
-        return self.sent - len(self._known)
+        return max(0, self.sent - len(self._known))  # a report may come although it was taken for lost
 
     def lose(self) -> None:
         """No report will come: an exception out of a signal handler destroyed it."""

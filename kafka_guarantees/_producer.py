@@ -38,7 +38,7 @@ from .records import LOST, Delivery, Record
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from confluent_kafka import Message
 
@@ -186,17 +186,14 @@ class PlainProducer(Handle):
 
     def send_lingering(self) -> None:
         """Send what lingers, and give it a moment to leave."""
+        self._lifecycle.check_fork()
         if self.raw is not None and len(self.raw):
             self._call(lambda: self.raw.flush(HURRY))
 
     def wait(self, posted: Posted, give_up: Callable[[], bool]) -> int:
         """Wait for the reports of these only, or until ``give_up()``. Returns how many are missing."""
         self.serve()
-        while posted.unknown and len(self.raw) and not give_up():
-            self._call(lambda: self.raw.flush(HURRY))  # as poll(), and nothing lingers
-        if posted.unknown and not len(self.raw):
-            self._find_lost(set())
-        return posted.unknown
+        return self._settled([], [posted], give_up)
 
     def note(self, failure: KafkaGuaranteesError) -> None:
         """Have a record that was not taken among the failures."""
@@ -264,28 +261,46 @@ class PlainProducer(Handle):
             raw.poll(timeout)  # its report was lost: flush() does not wait where nothing is on its way
         return left
 
-    def flush(self, give_up: Callable[[], bool]) -> int:
-        """Wait until everything queued is settled, or ``give_up()``. Returns how many records are not."""
-        waiting = set(self.unacknowledged)
+    def drain(self, give_up: Callable[[], bool]) -> int:
+        """Wait until nothing is queued, nor what is produced meanwhile, or ``give_up()``. Returns how many records are."""
         while (left := self._call(lambda: self.raw.flush(SLICE))) and not give_up():
             self._served = time.monotonic()
-        if not left:
-            self._find_lost(waiting)
         return left
 
-    def _find_lost(self, waiting: set[Delivery]) -> None:
-        """Nothing is on its way any more, so every report was served. One that did not arrive never will."""
-        deadline = time.monotonic() + LOST  # another thread may have noted a record and not sent it yet, or be in a callback
-        earlier = self._open
-        if self._lifecycle.in_other_hands:
-            earlier = [posted for posted in earlier if posted is not self._posted]  # to which that run adds
-        while (lost := [delivery for delivery in waiting if not delivery.done]) or any(posted.unknown for posted in earlier):
-            if time.monotonic() > deadline:
-                for delivery in lost:
-                    delivery._lost()
-                for posted in earlier:
-                    posted.lose()
-            self.serve(SLICE / 10)
+    def flush(self, give_up: Callable[[], bool]) -> int:
+        """Wait until what was produced before is settled, or ``give_up()``. Returns how many records are not.
+
+        What others produce meanwhile is not waited for: they may never pause. What a run posts, the run itself waits for.
+        """
+        posted = [] if self._lifecycle.in_other_hands else self._open
+        return self._settled(list(self.unacknowledged), posted, give_up)
+
+    def _settled(self, waiting: list[Delivery], posted: Sequence[Posted], give_up: Callable[[], bool]) -> int:
+        """Wait for these reports, or until ``give_up()``. Returns how many are missing. One that cannot come any more is lost.
+
+        It cannot where nothing was on its way for a while. Not at once: another thread may have noted a record and not sent it
+        yet, or be in the callback. And where others always produce, it cannot once its record must have been settled.
+        """
+        began = not_empty = now = time.monotonic()
+        while True:
+            # as poll(), and nothing lingers; it ends before its time only where nothing is left of others, either
+            pause = min(SLICE, max(HURRY, (now - began) / 8))
+            left = self._call(lambda: self.raw.flush(pause))  # noqa: B023 - it is called at once
+            now = self._served = time.monotonic()
+            while waiting and waiting[-1].done:
+                waiting.pop()
+            posted = [each for each in posted if each.unknown]
+            if not (waiting or posted):
+                return 0
+            if left:
+                not_empty = now
+            if now - not_empty > LOST or now - began > self.patience + LOST:
+                _lose(waiting, posted)
+                return 0
+            if give_up():
+                return sum(not delivery.done for delivery in waiting) + sum(each.unknown for each in posted)
+            if not left:
+                self.serve(SLICE / 10)
 
     def _call(self, serve: Callable[[], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
@@ -337,11 +352,12 @@ class PlainProducer(Handle):
         """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""
         deadline = time.monotonic() + timeout
         self._closing.set()
-        left = self.flush(lambda: time.monotonic() >= deadline)
+        left = self.drain(lambda: time.monotonic() >= deadline) or self.flush(lambda: time.monotonic() >= deadline)
         if left:
             self.raw.purge(in_queue=True, in_flight=True, blocking=False)
             # the reports of what was purged (P14): every delivery is settled
             self._callbacks.serve(partial(self.raw.flush, SLICE))
+            _lose(list(self.unacknowledged), [])
         self.closed()
         self.let_go()
         return left
@@ -379,6 +395,15 @@ def first_producer(owner: _Owner, settings: Settings, lifecycle: Lifecycle, meet
                 made.closed()
                 made.let_go()
         return owner._producer
+
+
+def _lose(waiting: Iterable[Delivery], posted: Iterable[Posted]) -> None:
+    """No report on these will come."""
+    for delivery in waiting:
+        if not delivery.done:
+            delivery._lost()
+    for each in posted:
+        each.lose()
 
 
 def _note_refused(refused: deque[KafkaGuaranteesError], error: KafkaError | None, message: Message) -> None:

@@ -658,7 +658,7 @@ class AtLeastOnce:
                 acknowledged=self._acknowledged,
                 failed=lambda: self._raise_failures(0, _NOT_PAST, ends_run=True),
             )
-            consumer.idle = self._trail.idle
+            consumer.idle = self._idle
             try:
                 yield consumer
                 self._trail.end()
@@ -667,6 +667,12 @@ class AtLeastOnce:
                 raise
             finally:
                 consumer.close()
+
+    def _idle(self) -> None:
+        """There is nothing to handle: what trails behind is finished, and what other threads have produced need not linger."""
+        self._trail.idle()
+        if self._producer is not None:
+            self._producer.send_lingering()
 
     def _pace(self, max_batch: int, first: int | None) -> Pace:
         return Pace(max_batch, self._settings.max_poll_interval / 2, first)
@@ -733,7 +739,7 @@ class AtLeastOnce:
         return first_producer(self, self._settings, self._lifecycle, meet=topic)
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until every record is acknowledged.
+        """Wait until every record that was produced before is acknowledged. What a run sends it waits for by itself.
 
         Args:
             timeout: seconds; None waits as long as ``delivery.timeout.ms`` allows each record.

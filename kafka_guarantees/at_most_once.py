@@ -341,7 +341,7 @@ class AtMostOnce:
         if self._producer is None:
             return 0
         deadline = time.monotonic() + timeout
-        left = self._producer.flush(lambda: time.monotonic() >= deadline)
+        left = self._producer.drain(lambda: time.monotonic() >= deadline)
         self._producer.raise_refused()
         return left
 

@@ -25,7 +25,7 @@ log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
 
-LOST = 1.0  # seconds after which a report that should have come counts as lost
+LOST = 2.0  # seconds after which a report that should have come counts as lost; a record may be noted for 1 s and not sent
 
 Payload = Union[bytes, bytearray, memoryview, str, None]  # noqa: UP007 - an alias is evaluated, also in 3.10
 Headers = Union["Mapping[str, Payload]", "Sequence[tuple[str, Payload]]", None]

@@ -26,6 +26,7 @@ from kafka_guarantees._offsets import Membership
 from kafka_guarantees._posted import Posted
 from kafka_guarantees._trail import AGAIN, BEHIND, Portion, Trail
 from kafka_guarantees.prove.proxy import API, Proxy
+from kafka_guarantees.records import LOST
 
 from .conftest import committed, fill, read_all, values
 
@@ -706,29 +707,84 @@ def test_records_that_are_acknowledged_are_not_remembered(
 
 
 @pytest.mark.broker
-def test_what_a_run_goes_on_sending_is_not_lost_for_another_thread_that_flushes(
+def test_flush_does_not_wait_for_what_a_run_goes_on_sending(
     kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
 ) -> None:
-    """It found an instant in which nothing was on its way, and from then on there is always something."""
+    """Nor does it take that for lost, although acknowledgements take longer than a lost report is waited for."""
     topic, target = kafka_topic(), kafka_topic()
     fill(kafka.bootstrap, topic, numbers(1))
-    under_way = threading.Event()
+    under_way, over = threading.Event(), threading.Event()
 
     def handler(message: Message) -> Iterator[Record]:
-        for _ in range(3000):
+        while not over.is_set():
             yield Record(target, message.value())
             under_way.set()
-            time.sleep(0.0005)
+            time.sleep(0.002)
 
-    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}
-    with ThreadPoolExecutor() as pool, AtLeastOnce(config) as client:
+    group = {"group.id": fresh("group")}
+    with (
+        ThreadPoolExecutor() as pool,
+        Proxy(kafka.bootstrap) as proxy,
+        AtLeastOnce({"bootstrap.servers": proxy.bootstrap, **group}) as client,
+    ):
         run = pool.submit(client.run, [topic], handler, until_idle=IDLE)
-        assert under_way.wait(30)
-        assert client._producer is not None
-        client._producer._find_lost(set())
-        client.flush()
+        try:
+            assert under_way.wait(30)
+            with proxy.delay(LOST / 2 + 0.2):
+                mine, began = client.produce(target, b"mine"), time.monotonic()
+                client.flush()
+                assert mine.done
+                assert time.monotonic() - began < 3 * LOST
+                for _ in range(10):  # at once: nothing of this thread is on its way
+                    client.flush(0.1)
+        finally:
+            over.set()
         run.result()
-    assert len(read_all(kafka.bootstrap, target)) == 3000
+
+
+@pytest.mark.broker
+def test_a_run_goes_on_beside_a_thread_that_always_produces(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """It waits for what was produced by the end of a batch, and not for an instant in which nothing is on its way."""
+    topic, target, side = kafka_topic(), kafka_topic(), kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(40))
+    over = threading.Event()
+    with Proxy(kafka.bootstrap) as proxy, AtLeastOnce({"bootstrap.servers": proxy.bootstrap, "group.id": fresh("g")}) as client:
+
+        def produce() -> int:
+            sent = 0
+            while not over.wait(0.002):
+                client.produce(side, b"x")
+                sent += 1
+            return sent
+
+        with ThreadPoolExecutor() as pool:
+            client.produce(side, b"first").result()
+            with proxy.delay(0.05):
+                producing, began = pool.submit(produce), time.monotonic()
+                try:
+                    client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
+                    client.flush(5)
+                    took = time.monotonic() - began
+                finally:
+                    over.set()
+            assert producing.result() > 100 * took  # there always was something on its way
+    assert took < 20
+    assert len(read_all(kafka.bootstrap, target)) == 40
+
+
+@pytest.mark.broker
+def test_a_record_that_is_not_sent_yet_is_not_lost(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """Its thread asks the brokers about the partition first, for a second at most."""
+    known, unknown = kafka_topic(), kafka_topic()
+    with Proxy(kafka.bootstrap) as proxy, AtLeastOnce({"bootstrap.servers": proxy.bootstrap}) as client:
+        client.produce(known, b"x").result()
+        with proxy.delay(0.6), ThreadPoolExecutor() as pool:
+            producing = pool.submit(client.produce, unknown, b"x", partition=0)
+            time.sleep(0.1)
+            client.flush()
+            assert producing.result().offset == 0
 
 
 @pytest.mark.broker

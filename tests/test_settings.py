@@ -223,6 +223,11 @@ def test_the_clients_get_exactly_this(guarantee: Guarantee) -> None:
         ({"queue.buffering.max.messages": 1_000}, 5),
         ({"queue.buffering.max.messages": 1_000_000}, 100),
         ({"queue.buffering.max.messages": 1_000, "delivery.timeout.ms": 6}, 3),
+        ({"queue.buffering.max.kbytes": 16_384}, 25),
+        ({"queue.buffering.max.kbytes": 512}, 5),
+        ({"queue.buffering.max.kbytes": 1_048_576}, 100),
+        ({"queue.buffering.max.kbytes": 32_768, "queue.buffering.max.messages": 10_000}, 10),
+        ({"queue.buffering.max.kbytes": 2_048, "group.id": None}, 5),
     ],
 )
 def test_records_linger_less_where_that_would_hold_them_up(given: dict[str, Any], linger: int) -> None:

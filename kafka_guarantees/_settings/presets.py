@@ -50,6 +50,7 @@ _LINGER_MS = 20
 _RUN_LINGER_MS = 100  # as the producers of Kafka Streams have it
 _LEAST_LINGER_MS = 5  # librdkafka's default
 _QUEUE = 100_000  # records, likewise
+_QUEUE_KBYTES = 65_536  # of records, which leave room for all that Python can produce while they linger longest
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ def _lingering(given: Known, most: int) -> int:
     """Not so long that a small queue is full before, since librdkafka waits for it then as well."""
     timeout = int(given.get("delivery.timeout.ms", _DELIVERY_TIMEOUT_MS)) or _DELIVERY_TIMEOUT_MS  # 0: none
     room = int(given.get("queue.buffering.max.messages", _QUEUE)) or _QUEUE  # likewise
-    return min(most, max(_LEAST_LINGER_MS, most * room // _QUEUE), timeout // 2)
+    kbytes = int(given.get("queue.buffering.max.kbytes", _QUEUE_KBYTES))
+    wanted = min(most * room // _QUEUE, most * kbytes // _QUEUE_KBYTES)
+    return min(most, max(_LEAST_LINGER_MS, wanted), timeout // 2)
 
 
 def _socket_timeout(given: Known) -> int:
