@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import threading
 import time
 import warnings
@@ -109,9 +111,18 @@ class Rights:
             time.sleep(0.02)
 
 
+OAUTH = {  # beside SCRAM; a token need not be signed here
+    "sasl.enabled.mechanisms": "SCRAM-SHA-512,OAUTHBEARER",
+    "listener.name.sasl_ssl.oauthbearer.sasl.jaas.config": (
+        'org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";'
+    ),
+    "listener.name.sasl_ssl.oauthbearer.connections.max.reauth.ms": "10000",
+}
+
+
 @pytest.fixture(scope="module")
 def secure() -> Iterator[LocalKafka]:
-    with LocalKafka(security="sasl_ssl") as kafka:
+    with LocalKafka(security="sasl_ssl", config=OAUTH) as kafka:
         yield kafka
 
 
@@ -133,6 +144,29 @@ def config(secure: LocalKafka, names: dict[str, str]) -> dict[str, str]:
 @pytest.fixture
 def rights(secure: LocalKafka, names: dict[str, str]) -> Rights:
     return Rights(secure, names)
+
+
+class Tokens:
+    """Of a user, for ``oauth_cb``. They are soon over."""
+
+    SECONDS = 2.0
+
+    def __init__(self, user: str) -> None:
+        self._user = user
+        self.made = 0
+
+    def __call__(self, _config: str) -> tuple[str, float]:
+        self.made += 1
+        now = time.time()
+        over = now + self.SECONDS
+        parts = ({"alg": "none"}, {"sub": self._user, "iat": now, "exp": over})
+        encoded = [base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts]
+        return ".".join([*encoded, ""]), over
+
+
+def with_tokens(config: dict[str, str], oauth_cb: Callable[[str], tuple[str, float]]) -> dict[str, Any]:
+    without = {name: value for name, value in config.items() if name not in {"sasl.username", "sasl.password"}}
+    return {**without, "sasl.mechanism": "OAUTHBEARER", "oauth_cb": oauth_cb}
 
 
 # -- each row of the table in docs/security.md ------------------------------------------------------------------------------
@@ -286,6 +320,28 @@ def test_as_many_transactions_are_in_flight_as_acls_allow(  # noqa: PLR0917 - fi
     assert values(read_all(secure.bootstrap, names["target"])) == TEN
     said = [record.getMessage() for record in caplog.records if "transactions in flight" in record.getMessage()]
     assert [line.startswith(f"{ids} of 3 ") and f"-in-flight-{ids}'" in line for line in said] == [True] * (ids < 3)
+
+
+@pytest.mark.parametrize("guarantee", [AtMostOnce, AtLeastOnce, ExactlyOnce])
+def test_tokens_are_renewed_while_a_run_goes_on(
+    guarantee: type[Client], secure: LocalKafka, names: dict[str, str], config: dict[str, str], rights: Rights
+) -> None:
+    """``oauth_cb`` is asked by every client that is made for a guarantee, and again before a token is over."""
+    fill(secure.bootstrap, names["source"], TEN)
+    rights.grant([*CONSUME, WRITE_TARGET, WRITE_ID])
+    tokens, seen, first = Tokens(names["user"]), list[bytes | None](), list[int]()
+
+    def handler(message: Message) -> list[Record]:
+        first[1:] or first.append(tokens.made)
+        seen.append(message.value())
+        time.sleep(2 * Tokens.SECONDS / len(TEN))
+        return [Record(names["target"], message.value())]
+
+    with client(guarantee, with_tokens(config, tokens), names) as service:
+        run(service, names, handler)
+    assert seen == TEN
+    assert values(read_all(secure.bootstrap, names["target"])) == TEN
+    assert tokens.made > first[0]
 
 
 def test_at_most_once_says_that_it_may_not_write(names: dict[str, str], config: dict[str, str], rights: Rights) -> None:
