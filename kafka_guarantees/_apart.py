@@ -78,13 +78,18 @@ class Apart:
             calls.put(None)
 
 
-def apart_or_here(apart: Apart | None, handler: Callable[..., Any]) -> Callable[..., Any]:
+def apart_or_here(apart: Apart | None, handler: Callable[..., Any], *, arguments: int = 1) -> Callable[..., Any]:
     """The handler as a run calls it: itself, or on the thread for handlers.
+
+    Args:
+        apart: the thread for handlers, if there is one.
+        handler: of the user.
+        arguments: how many it is called with.
 
     Raises:
         TypeError: it can handle no message at all.
     """
-    check_handler(handler)
+    check_handler(handler, arguments)
     return handler if apart is None else partial(apart.call, handler)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 import weakref
 from contextlib import suppress
@@ -66,7 +67,9 @@ def check_start(start: object) -> None:
         raise ValueError(f"start is one of {', '.join(map(repr, get_args(Start)))}, not {start!r}")
 
 
-def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], max_batch: int) -> None:
+def check_run(
+    settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], max_batch: int, *, dead_letter: str | None = None
+) -> None:
     """Refuse a run that cannot be, before anything is connected."""
     lifecycle.check()
     if settings.group_id is None:
@@ -78,8 +81,24 @@ def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], m
         )
     if isinstance(topics, str) or not topics or not all(isinstance(topic, str) and topic for topic in topics):
         raise TypeError(f"topics must be a list of topic names that is not empty, not {topics!r}")
+    if dead_letter is not None and any(_includes(topic, dead_letter) for topic in topics):
+        raise UnsafeConfigError(
+            "dead_letter",
+            dead_letter,
+            f"it is among the topics of this run, {', '.join(topics)}: what is set aside would come again, for ever",
+            "choose another topic for dead letters, or leave it out of what is consumed",
+        )
     if max_batch < 1:
         raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
+
+
+def _includes(topic: str, name: str) -> bool:
+    """Whether a name of a topic, or a pattern of librdkafka, which is close enough to one of Python, is for this topic."""
+    if not topic.startswith("^"):
+        return topic == name
+    with suppress(re.error):
+        return re.search(topic, name) is not None
+    return False
 
 
 class Batch:

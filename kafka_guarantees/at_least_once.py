@@ -55,7 +55,7 @@ from .errors import AuthorizationError, BrokerError, DeliveryError, DeliveryUnkn
 from .records import Record, RecordRefused, leave, pairs, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from ._settings import Explanation
     from .dedup.contract import DedupStore, Inbox, Takeover
     from .dedup.ids import IdOf
-    from .records import BatchHandler, Delivery, Handler, Headers, InboxBatchHandler, InboxHandler, Payload
+    from .records import BatchHandler, Delivery, Handler, Headers, InboxBatchHandler, InboxHandler, Payload, Records
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -210,7 +210,7 @@ class AtLeastOnce:
                 came before is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        self._run(topics, partial(self._handle, apart_or_here(self._apart, handler)), max_batch, until_idle, None)
+        self._run(topics, partial(self._handle, self._apart_or_here(handler)), max_batch, until_idle, None)
 
     def _handle(self, handler: Handler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
         """Handle messages until the portion is full, the client is to stop, or one fails. Returns how many are finished."""
@@ -243,7 +243,7 @@ class AtLeastOnce:
         Where it raises, nothing of the batch is committed, and the batch is tried again. With a dead letter topic its messages
         are then handled one by one, and those that fail are set aside.
         """
-        self._run(topics, partial(self._handle_all, apart_or_here(self._apart, handler)), max_batch, until_idle, FIRST_BATCH)
+        self._run(topics, partial(self._handle_all, self._apart_or_here(handler)), max_batch, until_idle, FIRST_BATCH)
 
     def _handle_all(self, handler: BatchHandler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
         """Handle messages in one call, unless there are none, up to one that cannot be read. All are finished, or none."""
@@ -257,10 +257,13 @@ class AtLeastOnce:
                 return 0, Failed(len(messages), error)
         return len(messages), None
 
+    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
+        return apart_or_here(self._apart, handler, arguments=1 if self._recognition.inbox is None else 2)
+
     def _run(
         self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None
     ) -> None:
-        check_run(self._settings, self._lifecycle, topics, max_batch)
+        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
         pace = self._pace(max_batch, first)
         if self._recognition.inbox is not None:
             self._run_inbox(self._recognition.inbox, topics, handle, pace, until_idle)
@@ -306,7 +309,7 @@ class AtLeastOnce:
             raise TypeError("an inbox needs to know where a transaction ends: use run() or run_batches(), not messages()")
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
-        check_run(self._settings, self._lifecycle, topics, max_batch)
+        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
         return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
 
     def _messages(
@@ -598,7 +601,7 @@ class AtLeastOnce:
         consumer.rewind(batch.messages)
         return False
 
-    def _send_all(self, records: Iterable[Record] | None) -> None:
+    def _send_all(self, records: Records) -> None:
         """Send what a handler returned.
 
         Raises:

@@ -38,7 +38,7 @@ from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfig
 from .records import Record, leave, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
-    from .records import BatchHandler, Handler, Headers, Payload
+    from .records import BatchHandler, Handler, Headers, Payload, Records
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -184,7 +184,7 @@ class AtMostOnce:
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
-        check_run(self._settings, self._lifecycle, topics, max_batch)
+        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
         return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
 
     def _messages(
@@ -208,7 +208,7 @@ class AtMostOnce:
         self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself | None = None
     ) -> Generator[Sequence[Message], None, None]:
         """The loop: as a member of the group, fetch, commit a portion, and hand it out if it is still ours."""
-        check_run(self._settings, self._lifecycle, topics, max_batch)
+        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             also = self._failures.topics
@@ -283,7 +283,7 @@ class AtMostOnce:
                 except Exception:
                     log.exception("a dead letter was not sent")
 
-    def _send_all(self, records: Iterable[Record] | None) -> None:
+    def _send_all(self, records: Records) -> None:
         try:
             for record in records_in(records):
                 self._send(self._writing.serialize(record))

@@ -47,7 +47,7 @@ from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuarantees
 from .records import Record, RecordRefused, leave, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message, TopicPartition
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
-    from .records import BatchHandler, Handler, Headers, Payload
+    from .records import BatchHandler, Handler, Headers, Payload, Records
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -422,7 +422,7 @@ class ExactlyOnce:
         consumer.unplace(again)
         return not again
 
-    def _keep(self, records: list[Record], result: Iterable[Record] | None) -> None:
+    def _keep(self, records: list[Record], result: Records) -> None:
         """Add what a handler returned, as it is produced."""
         new = records_in(result)
         try:
@@ -444,7 +444,7 @@ class ExactlyOnce:
 
     @contextmanager
     def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        check_run(self._settings, self._lifecycle, topics, max_batch)
+        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             consumer = None
@@ -495,7 +495,7 @@ class ExactlyOnce:
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not transactions()")
-        check_run(self._settings, self._lifecycle, topics, max_batch)
+        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
         return self._lifecycle.iterate(lambda itself: self._transactions(topics, max_batch, until_idle, itself))
 
     def _transactions(

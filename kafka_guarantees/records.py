@@ -102,10 +102,11 @@ def _subclassed(cls: type[T], parts: tuple[object, ...]) -> T:
     return record
 
 
-Handler = Callable[["Message"], Iterable[Record] | None]
-BatchHandler = Callable[["Sequence[Message]"], Iterable[Record] | None]
-InboxHandler = Callable[["Message", Any], Iterable[Record] | None]  # with the connection of the inbox
-InboxBatchHandler = Callable[["Sequence[Message]", Any], Iterable[Record] | None]
+Records = Iterable[Record] | Record | None
+Handler = Callable[["Message"], Records]
+BatchHandler = Callable[["Sequence[Message]"], Records]
+InboxHandler = Callable[["Message", Any], Records]  # with the connection of the inbox
+InboxBatchHandler = Callable[["Sequence[Message]", Any], Records]
 
 
 def pairs(headers: Headers) -> list[tuple[str, Payload]]:
@@ -113,23 +114,37 @@ def pairs(headers: Headers) -> list[tuple[str, Payload]]:
     return list(headers.items() if isinstance(headers, Mapping) else headers or ())
 
 
-def check_handler(handler: object) -> None:
+def check_handler(handler: object, arguments: int) -> None:
     """Refuse what can handle no message at all: else each of them would be dropped, or set aside.
 
+    Args:
+        handler: what the user gave.
+        arguments: how many it is called with: a message or several, and with an inbox its connection.
+
     Raises:
-        TypeError: it is no plain function.
+        TypeError: it is no plain function, or not one of so many arguments.
     """
     if not callable(handler):
         raise TypeError(f"the handler is called with messages: give a function, not {handler!r}")
-    if inspect.iscoroutinefunction(handler) or inspect.isasyncgenfunction(handler):
-        raise TypeError("the handler is a coroutine function: handlers are plain functions")
+    for called in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - of an object the method
+        if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+            raise TypeError("the handler is a coroutine function: handlers are plain functions")
+    try:
+        signature = inspect.signature(handler)
+    except (TypeError, ValueError):  # of some functions in C nobody knows it
+        return
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError as exc:
+        given = "a message, or a list of them" + (", and the connection of the inbox" if arguments > 1 else "")
+        raise TypeError(f"the handler is called with {given}, and takes {signature}: {exc}. Nothing was consumed.") from None
 
 
-def records_in(result: Iterable[Record] | None) -> Iterable[Record]:
+def records_in(result: Records) -> Iterable[Record]:
     """What a handler returned, to walk over: what is not records is refused, of a generator when its turn comes.
 
     Raises:
-        TypeError: it is not an iterable of ``Record``.
+        TypeError: it is neither a ``Record`` nor an iterable of them.
     """
     if result.__class__ is list or result.__class__ is tuple:  # the usual ones need no generator around them
         for record in result:
@@ -139,13 +154,15 @@ def records_in(result: Iterable[Record] | None) -> Iterable[Record]:
             return result
     if result is None:
         return ()
+    if result.__class__ is Record:
+        return (result,)
     if result.__class__ is GeneratorType:  # for these, too, the question below takes longer than all the rest
         return _checked(result)
-    if isinstance(result, (Record, str, bytes, dict)) or not isinstance(result, Iterable):
+    if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
         if inspect.iscoroutine(result):
             result.close()
             raise TypeError("the handler is a coroutine function: handlers are plain functions")
-        raise TypeError(f"the handler returned {type(result).__name__}: return an iterable of Record, yield Records, or None")
+        raise TypeError(f"the handler returned {type(result).__name__}: return Records, yield them, or return None")
     return _checked(result)
 
 

@@ -457,6 +457,14 @@ def test_what_is_no_retrying_is_refused(kind: str, nonsense: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", [*TWO, "at-most-once"])
+@pytest.mark.parametrize("topics", [["dead"], ["offers", "dead"], ["^de.*"], ["^[invalid", "^.*ad$"]])
+def test_a_run_that_would_consume_its_own_dead_letters_is_refused(kind: str, topics: list[str]) -> None:
+    """L05: a message that cannot be handled would be set aside for ever, and fill the topic."""
+    with made(kind, dead_letter="dead") as client, pytest.raises(UnsafeConfigError, match="would come again, for ever"):
+        client.run(topics, lambda _message: None)
+
+
+@pytest.mark.parametrize("kind", [*TWO, "at-most-once"])
 @pytest.mark.parametrize("nonsense", ["", 3, b"dead", ["dead"]])
 def test_what_is_no_topic_is_refused(kind: str, nonsense: Any) -> None:
     """Nothing is connected."""
@@ -470,10 +478,12 @@ def test_at_most_once_does_not_try_again() -> None:
         made("at-most-once", retry=QUICK)
 
 
-def made(kind: str, **options: Any) -> None:
+def made(kind: str, **options: Any) -> Any:
     config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "transactional.id": "t"}
     kinds: dict[str, Any] = {"at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce, "at-most-once": AtMostOnce}
-    kinds[kind](config if kind == "exactly-once" else {k: config[k] for k in ("bootstrap.servers", "group.id")}, **options)
+    return kinds[kind](
+        config if kind == "exactly-once" else {k: config[k] for k in ("bootstrap.servers", "group.id")}, **options
+    )
 
 
 # -- tried again ---------------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from kafka_guarantees._enqueue import _headers, _payload
 from kafka_guarantees._failures import GaveUp, handler_error
 from kafka_guarantees._turns import TURN, Turns
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown
-from kafka_guarantees.records import records_in
+from kafka_guarantees.records import check_handler, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -104,6 +104,11 @@ def test_any_iterable_of_records_is_taken(result: Iterable[Record]) -> None:
     assert list(records_in(result)) == [A, B]
 
 
+def test_one_record_need_not_be_in_a_list() -> None:
+    """``return Record(...)`` is what most write first."""
+    assert list(records_in(A)) == [A]
+
+
 @pytest.mark.parametrize("result", [None, [], ()])
 def test_nothing_is_no_records(result: Iterable[Record] | None) -> None:
     """A handler without output returns None, or an empty iterable."""
@@ -117,7 +122,6 @@ def test_nothing_is_no_records(result: Iterable[Record] | None) -> None:
         (b"text", "returned bytes"),
         ({}, "returned dict"),
         ({"a": A}, "returned dict"),
-        (A, "returned Record"),
         (0, "returned int"),
         (7, "returned int"),
         (False, "returned bool"),
@@ -130,9 +134,48 @@ def test_nothing_is_no_records(result: Iterable[Record] | None) -> None:
     ],
 )
 def test_what_is_not_records_is_refused_by_name(result: Any, named: str) -> None:
-    """A bare Record, a str (an iterable of str), a falsy mistake: none is silently taken for "no output"."""
+    """A str (an iterable of str), a falsy mistake: none is silently taken for "no output"."""
     with pytest.raises(TypeError, match=named):
         list(records_in(result))
+
+
+class Asynchronous:
+    async def __call__(self, _message: Message) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "arguments", "said"),
+    [
+        (Asynchronous(), 1, "coroutine function"),
+        (lambda: None, 1, "called with a message, or a list of them, and takes"),
+        (lambda _message, _connection: None, 1, r"missing a required argument: '_connection'"),
+        (lambda _message: None, 2, r"and the connection of the inbox, and takes \(_message\): too many"),
+        (partial(lambda _message, *, price: price, "offer"), 0, "price"),
+    ],
+)
+def test_a_handler_that_can_take_no_message_is_refused(handler: Any, arguments: int, said: str) -> None:
+    """Else each message would fail, and be dropped or set aside, to the end of the topic."""
+    with pytest.raises(TypeError, match=said):
+        check_handler(handler, arguments)
+
+
+@pytest.mark.parametrize(
+    ("handler", "arguments"),
+    [
+        (lambda _message: None, 1),
+        (lambda _message, _connection: None, 2),
+        (lambda _message, factor=2: factor, 1),
+        (lambda *parts: parts, 2),
+        (partial(lambda _offer, _message: None, "offer"), 1),
+        ([].append, 1),
+        (print, 2),
+        (str, 1),
+        (max, 1),
+    ],
+)
+def test_a_handler_of_any_other_kind_is_taken(handler: Any, arguments: int) -> None:
+    """Functions, methods, partials, classes, functions in C of which nobody knows what they take."""
+    check_handler(handler, arguments)
 
 
 def test_a_coroutine_function_as_handler_is_refused_and_its_coroutine_closed() -> None:

@@ -332,7 +332,7 @@ def test_tokens_are_renewed_while_a_run_goes_on(
     tokens, seen, first = Tokens(names["user"]), list[bytes | None](), list[int]()
 
     def handler(message: Message) -> list[Record]:
-        first[1:] or first.append(tokens.made)
+        first.append(tokens.made)
         seen.append(message.value())
         time.sleep(2 * Tokens.SECONDS / len(TEN))
         return [Record(names["target"], message.value())]

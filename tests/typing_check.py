@@ -187,7 +187,7 @@ def at_most_once() -> None:
         assert_type(kafka.flush(), int)
         kafka.stop()
         kafka.close(timeout=3)
-        kafka.run(["in"], may_return)  # type: ignore[arg-type]  # a bare Record is not records
+        kafka.run(["in"], may_return)
         kafka.run(["in"], batch_of_nothing)  # type: ignore[arg-type]
         kafka.produce("t", message_id="1")  # type: ignore[call-arg]  # for a reader who cannot see repeats, it has no use
     AtMostOnce(ONLY_TEXT)

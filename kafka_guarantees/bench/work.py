@@ -41,13 +41,15 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition, libversion
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, Record, __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable
+    from collections.abc import Generator
 
     from confluent_kafka import Message
 
+    from kafka_guarantees.records import Records
+
     Job = dict[str, Any]
     Result = dict[str, Any]
-    Handling = Generator[Iterable[Record] | None, Message, None]
+    Handling = Generator[Records, Message, None]
 
 CLASSES: dict[str, Any] = {"at-most-once": AtMostOnce, "at-least-once": AtLeastOnce, "exactly-once": ExactlyOnce}
 BEGAN = time.monotonic() - time.process_time()  # of the process: what was imported until here counts
