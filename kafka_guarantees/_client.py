@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 # What to look at where no connection comes about. Neither passes by itself.
 SHUT_OUT = {
-    KafkaError._AUTHENTICATION: "Check sasl.username, sasl.password, and sasl.mechanism.",
+    KafkaError._AUTHENTICATION: "Check sasl.username and sasl.password, or the token, and sasl.mechanism.",
     KafkaError._SSL: (
         "Check that ssl.ca.location has the authority of the brokers' certificates, that these are for the host names in "
         "bootstrap.servers, and that the port is one for TLS."
@@ -203,6 +203,35 @@ class _Forked:
         raise ForkedClientError(FORKED)
 
 
+class _Tokens:
+    """The user's ``oauth_cb``, which librdkafka asks on a thread of its own. Remembers why it gave none."""
+
+    def __init__(self, oauth_cb: Callable[[str], tuple[Any, ...]]) -> None:
+        self._ask = oauth_cb
+        self._problem: Exception | None = None
+
+    def __call__(self, config: str) -> tuple[Any, ...]:
+        try:
+            given = self._ask(config)
+        except Exception as error:
+            self._problem = error
+            log.exception("oauth_cb raised; it is asked again after 10 s, and the token before serves until it is over")
+            raise
+        self._problem = None
+        return given
+
+    def missing(self, error: Exception) -> BrokerError | None:
+        """What to raise where this is why a client could not be made: confluent-kafka says its limit, or a SystemError."""
+        if not isinstance(error, SystemError) and "OAuth token not set" not in str(error):
+            return None
+        why = "what it returned was refused: that is the token, and the time.time() when it is over"
+        if self._problem is not None:
+            why = type(self._problem).__name__
+        failure = BrokerError(f"oauth_cb gave no token within 10 s ({why}). No client was made. Begin again once it gives one.")
+        failure.__cause__ = self._problem
+        return failure
+
+
 class Handle:
     """Owner of one C client: makes it, knows the fork rule, and lets it go without waiting for the brokers."""
 
@@ -221,16 +250,25 @@ class Handle:
             self.finalizer.detach()
 
     def make(self, client: type, config: dict[str, Any]) -> None:
-        """Make the C client. Raises UnsafeConfigError, without a secret, where librdkafka cannot.
+        """Make the C client.
 
         Not in the main thread: an exception out of a signal handler, as Ctrl-C is, would come as a TypeError about the
         configuration there.
+
+        Raises:
+            UnsafeConfigError: librdkafka cannot. It has no secret in it.
+            BrokerError: ``oauth_cb`` gave no token.
         """
-        failure = None
+        failure: Exception | None = None
+        tokens = _Tokens(config["oauth_cb"]) if "oauth_cb" in config else None
+        if tokens is not None:
+            config = {**config, "oauth_cb": tokens}
         try:
             self.raw = _maker.call(lambda: client(config), lambda: False, "making a client")
+        except SystemError as error:
+            failure = error if tokens is None else tokens.missing(error)
         except (KafkaException, TypeError, ValueError) as error:  # its text may echo a secret
-            failure = creation_failure(error, config)
+            failure = (tokens and tokens.missing(error)) or creation_failure(error, config)
         if failure is not None:
             raise failure
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
     AclBinding,
     AclBindingFilter,
@@ -33,6 +34,7 @@ from kafka_guarantees import (
     SecurityWarning,
     TransactionAborted,
 )
+from kafka_guarantees._client import Handle
 from kafka_guarantees.testing import LocalKafka
 
 from .conftest import fill, read_all, values
@@ -527,6 +529,38 @@ def test_weak_transport_is_a_security_warning_at_the_users_line(guarantee: type[
         warnings.simplefilter("always")
         guarantee({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", **ids, **weak}).close()
     assert [(warning.category, warning.filename) for warning in caught] == [(SecurityWarning, __file__)]
+
+
+@pytest.mark.parametrize("guarantee", [AtLeastOnce, ExactlyOnce])
+def test_a_provider_of_tokens_that_is_down_is_named(guarantee: type[Client], caplog: pytest.LogCaptureFixture) -> None:
+    """And not a setting that would be wrong. What ``oauth_cb`` raised is the cause; its text may hold anything (S01)."""
+
+    def down(_config: str) -> tuple[str, float]:
+        raise ConnectionError("no route to the provider")
+
+    config = with_tokens({"bootstrap.servers": "127.0.0.1:1", "security.protocol": "SASL_SSL"}, down)
+    ids = {"transactional.id": "t"} if guarantee is ExactlyOnce else {}
+    expected = pytest.raises(BrokerError, match=r"oauth_cb gave .* \(ConnectionError\)")
+    with guarantee({**config, **ids}) as service, expected as caught:
+        if isinstance(service, ExactlyOnce):
+            with service.transaction():
+                pass
+        else:
+            service.produce("topic", b"x")
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert "oauth_cb raised" in caplog.text
+
+
+@pytest.mark.parametrize("reason", [SystemError("returned NULL"), KafkaException("OAuth token not set")])
+def test_a_token_that_is_refused_is_named(reason: Exception) -> None:
+    """One that is over, or no token at all: librdkafka takes it for none."""
+
+    def refuses(config: dict[str, Any]) -> None:
+        config["oauth_cb"]("")
+        raise reason
+
+    with pytest.raises(BrokerError, match="what it returned was refused"):
+        Handle().make(refuses, {"oauth_cb": lambda _config: ("token", 0.0)})  # type: ignore[arg-type] # called like one
 
 
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-512"])
