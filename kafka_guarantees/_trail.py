@@ -165,6 +165,8 @@ class Trail:
                 self._pass(offsets)
         except KafkaGuaranteesError as error:
             log.warning("what was handled last may be handled again: %s", error)
+        finally:
+            self._pop(len(self._portions))  # what is not committed the error tells of, and no rebalance took it away
 
     # -- with the commit of somebody else ------------------------------------------------------------------------------
 
