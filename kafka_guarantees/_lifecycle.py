@@ -3,7 +3,8 @@
 Rules.
 * ``stop()`` only sets a flag, so it is safe in threads and signal handlers. One that comes before a run ends the next one.
 * One thread at a time runs a client (X26, Y01).
-* A signal handler of ours never raises: an exception out of a C call destroys the messages it had fetched (C01, Y03).
+* A signal handler of ours never raises: an exception out of a C call destroys the messages it had fetched (C01, Y03). But a
+  second Ctrl-C is for whoever had it before, since the handler of a message may never return.
 * After a fork every call raises in the child (Y04). A run that was forked in its handler ends there with that error, once the
   handler returns; it commits, closes and aborts nothing, and signals are the child's own again.
 """
@@ -33,6 +34,7 @@ Itself = Callable[[], "Generator[Any, None, None] | None"]  # the iteration that
 
 STOP_GRACE = 1.3  # seconds that a stopping client still waits for brokers that do not answer
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECOND_THOUGHTS = 1.0  # seconds after which another SIGINT is one: a terminal and a wrapper may both pass on the first
 
 
 class Lifecycle:
@@ -191,14 +193,18 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM call ``stop`` while the block runs in the main thread; then the old handlers are back."""
+    """SIGINT and SIGTERM call ``stop`` while the block runs in the main thread; then the old handlers are back.
+
+    From the second on a SIGINT is also what it was before: KeyboardInterrupt, mostly.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     process = os.getpid()
+    interrupted: list[float] = []
 
-    def on_signal(number: int, _frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:  # a child that was just forked, and has not got its own handlers back yet
             _restore(before)
             os.kill(os.getpid(), number)
@@ -208,6 +214,11 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         except BaseException:  # out of another signal's handler, in the middle of this one
             stop()
             raise
+        if number == signal.SIGINT:
+            interrupted.append(time.monotonic())
+            earlier = before[signal.SIGINT]
+            if interrupted[-1] - interrupted[0] > SECOND_THOUGHTS and callable(earlier):
+                earlier(number, frame)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

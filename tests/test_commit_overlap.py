@@ -244,7 +244,7 @@ def test_offsets_wait_for_the_records_of_their_portion_only(scene: Scene) -> Non
 def test_nothing_is_committed_past_a_record_that_was_not_written(
     scene: Scene, end: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P01, L03: also when everybody has been told of it; what came before is committed as the run ends. No rebalance is blamed."""
+    """P01, L03: also when everybody was told; what came before is committed as the run ends, and no rebalance is blamed."""
     good, bad = Posted([]), Posted(scene.failures)
     good.sent = bad.sent = 1
     scene.handled((T0, 10), posted=good)

@@ -24,7 +24,7 @@ from confluent_kafka.admin import AdminClient
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, _lifecycle
 from kafka_guarantees._client import Callbacks, Caller
 from kafka_guarantees._consumer import GroupConsumer
-from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._lifecycle import SECOND_THOUGHTS, Lifecycle
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._threads import Flag
 from kafka_guarantees.errors import BrokerError, ForkedClientError, HandlerError, KafkaGuaranteesError
@@ -200,6 +200,22 @@ def test_a_signal_only_asks_the_run_to_stop(number: signal.Signals) -> None:
         assert becomes_true(lambda: calls == [number])
     finally:
         signal.signal(number, before)
+
+
+def test_a_second_ctrl_c_interrupts_and_an_echo_of_the_first_does_not() -> None:
+    """A handler may never return. A terminal sends SIGINT to the whole group, and a wrapper passes its own on as well."""
+    life = Lifecycle("Client")
+    with life.running():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+        assert life.stopping
+        time.sleep(SECOND_THOUGHTS)
+        os.kill(os.getpid(), signal.SIGTERM)  # asks once more, and no more than that
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - where it comes
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
 
 
 def test_handlers_are_put_back_after_an_exception() -> None:
@@ -446,6 +462,27 @@ def test_a_signal_ends_the_run_cleanly(kafka_client: Client, topic: str, number:
         assert len(seen) == 2
     kafka_client.run([topic], lambda message: seen.append(message.value()), until_idle=0.3)
     assert seen == [b"1", b"2", b"3"]
+
+
+@pytest.mark.broker
+def test_a_second_ctrl_c_leaves_a_handler_that_hangs(kafka_client: Client, topic: str) -> None:
+    """What was not committed comes again, but for at-most-once."""
+    seen: list[bytes | None] = []
+
+    def handler(message: Message) -> None:
+        seen.append(message.value())
+        if len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Timer(SECOND_THOUGHTS + 0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            time.sleep(30)
+
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        kafka_client.run([topic], handler, max_batch=10)
+    assert time.monotonic() - started < 25
+    for _ in ("ended by the signal, which was answered with an error", "to the end"):
+        kafka_client.run([topic], lambda message: seen.append(message.value()), until_idle=0.3)
+    assert seen == ([b"1", b"2"] if isinstance(kafka_client, AtMostOnce) else [b"1", b"2", b"1", b"2", b"3"])
 
 
 @pytest.mark.broker
