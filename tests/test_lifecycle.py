@@ -667,8 +667,8 @@ print("child", status, time.monotonic() - started < 5, flush=True)
 if not {eos}:
     assert not kafka._lifecycle.forked
     kafka.produce("t", b"of the parent")
-    # flush() counts events that wait to be served as well, so it is asked until they are
-    assert any(kafka._producer.flush(lambda: True) == 2 for _ in range(20)), "the parent's queue is as it was"
+    # drain() counts events that wait to be served as well, so it is asked until they are
+    assert any(kafka._producer.drain(lambda: True) == 2 for _ in range(20)), "the parent's queue is as it was"
     try:
         kafka.close(0.2)
     except KafkaGuaranteesError as error:
