@@ -53,7 +53,8 @@ class UnsafeConfigError(KafkaGuaranteesError, ValueError):
     """
 
     def __init__(self, setting: str, value: object, breaks: str, instead: str) -> None:
-        super().__init__(f"{setting}={value!r} is refused: {breaks}. Instead: {instead}.")
+        stop = "" if instead.endswith("?") else "."
+        super().__init__(f"{setting}={value!r} is refused: {breaks}. Instead: {instead}{stop}")
         self.setting = setting
         self.value = value
         self.breaks = breaks

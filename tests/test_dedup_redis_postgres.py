@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import threading
 import time
 import traceback
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool
 
+from kafka_guarantees import dedup
 from kafka_guarantees.dedup import Item, Outcome
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.redis import RedisDedupStore
@@ -406,6 +408,22 @@ def test_what_is_no_error_of_redis_passes(client: redis.Redis) -> None:
 
     with pytest.raises(ZeroDivisionError):
         RedisDedupStore(Broken()).claim(SCOPE, items(1), token=OURS, lease=LONG)
+
+
+def test_an_address_is_no_client_of_redis() -> None:
+    """It would be noticed with the first message only."""
+    with pytest.raises(TypeError, match=r"redis\.Redis\.from_url"):
+        RedisDedupStore("redis://127.0.0.1:1")  # type: ignore[arg-type] # that is the point
+
+
+@pytest.mark.parametrize(("name", "module"), [("PostgresInbox", "postgres_inbox"), ("PostgresDedupStore", "postgres")])
+def test_what_is_not_installed_is_named_with_how_to_install_it(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only as a module that is missing."""
+    monkeypatch.delitem(sys.modules, f"kafka_guarantees.dedup.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(ModuleNotFoundError, match=rf"{name} needs psycopg.* 'kafka-guarantees\[postgres\]'") as caught:
+        getattr(dedup, name)
+    assert caught.value.name == "psycopg"
 
 
 @given(prefix=st.text())

@@ -667,6 +667,8 @@ def test_a_connection_that_is_lost_under_the_handler_is_not_its_failure(
         ({"dedup": MemoryDedupStore(), "scope": ""}, ValueError, "scope"),
         ({"dedup": MemoryDedupStore(), "inbox": object()}, ValueError, "one of them"),
         ({"inbox": object(), "on_store_error": "process"}, UnsafeConfigError, "inbox"),
+        ({"dedup": "ids.db"}, TypeError, "such as SqliteDedupStore"),
+        ({"inbox": "postgresql://somewhere"}, TypeError, "such as SqliteInbox"),
         ({"dedup": MemoryDedupStore(retention=timedelta(seconds=2)), "message_id": json_field("id")}, DurabilityWarning, "day"),
     ],
 )

@@ -468,6 +468,20 @@ def test_a_name_that_nobody_knows_is_refused_with_the_nearest(name: str, says: s
     assert MARKER not in str(error)
 
 
+def test_a_question_ends_with_its_mark() -> None:
+    """As any sentence does."""
+    assert str(refused(ALO, minimal(ALO) | {"group_id": "g"})).endswith("did you mean 'group.id'?")
+
+
+def test_without_a_mechanism_for_sasl_it_is_asked_for_by_name() -> None:
+    """Librdkafka's default is GSSAPI, which it was not built with. The name of a logger is no secret, and hides no words."""
+    failure = KafkaException("No provider for SASL mechanism GSSAPI: recompile librdkafka with libsasl2")
+    error = librdkafka.creation_failure(failure, {"security.protocol": "SASL_SSL", "logger": logging.getLogger("a.librdkafka")})
+    assert error.setting == "sasl.mechanism"
+    assert "recompile librdkafka with libsasl2" in str(error)
+    assert "SCRAM-SHA-512" in str(error)
+
+
 def test_java_names_point_at_names_that_exist() -> None:
     """The advice "use x" is worth something only if x is a property."""
     for name, advice in FOREIGN_NAMES.items():

@@ -78,6 +78,10 @@ class Recognition:
                 "the inbox is the handler's own database: without it nothing can be handled",
                 'leave on_store_error at "wait"',
             )
+        if dedup is not None and not hasattr(dedup, "claim"):
+            raise TypeError(f"dedup is a store, such as SqliteDedupStore('ids.db'), not a {type(dedup).__name__}")
+        if inbox is not None and not hasattr(inbox, "transaction"):
+            raise TypeError(f"inbox is one, such as SqliteInbox('app.db'), not a {type(inbox).__name__}")
         memory = dedup if inbox is None else inbox
         if memory is not None and memory.retention < SHORT and message_id is not None:
             warnings.warn(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from tenacity import Retrying, before_sleep_log, retry_if_exception_type, wait_random_exponential
+from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
 from ..errors import BrokerError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tenacity import RetryCallState
 
     from .._consumer import Batch, GroupConsumer
 
@@ -32,6 +34,12 @@ def patiently(call: Callable[[], T], consumer: GroupConsumer, batch: Batch, give
         wait=wait_random_exponential(multiplier=0.1, max=LONGEST),
         stop=lambda _state: give_up(),
         sleep=lambda seconds: consumer.keep_alive(batch, seconds),
-        before_sleep=before_sleep_log(log, logging.WARNING),
+        before_sleep=_log_call,
         reraise=True,
     )(call)
+
+
+def _log_call(state: RetryCallState) -> None:
+    failure = None if state.outcome is None else state.outcome.exception()
+    number, pause = state.attempt_number, state.upcoming_sleep
+    log.warning("%s It is asked again in %.1f s; nothing is handled meanwhile (call %d)", failure, pause, number)

@@ -62,11 +62,11 @@ def creation_failure(error: Exception, config: Mapping[str, object]) -> UnsafeCo
     """
     text = _scrubbed(_text(error), config)
     named = max((name for name in config if name in text), key=len, default="config")
+    instead = "correct the setting; docs: librdkafka's CONFIGURATION.md"
+    if "No provider for SASL mechanism" in text:  # librdkafka's default is GSSAPI, which few builds have
+        named, instead = "sasl.mechanism", "give the mechanism of your brokers, such as SCRAM-SHA-512, PLAIN or OAUTHBEARER"
     return UnsafeConfigError(
-        named,
-        shown_raw(named, config.get(named)),
-        f"librdkafka cannot make a client with it ({text.strip()})",
-        "correct the setting; docs: librdkafka's CONFIGURATION.md",
+        named, shown_raw(named, config.get(named)), f"librdkafka cannot make a client with it ({text.strip()})", instead
     )
 
 
@@ -111,7 +111,8 @@ def _refusal(name: str, value: object, complaint: str) -> UnsafeConfigError:
 
 
 def _scrubbed(text: str, config: Mapping[str, object]) -> str:
-    hidden = [str(value) for name, value in config.items() if not callable(value) and shown(name, value) == HIDDEN]
+    given = [(name, value) for name, value in config.items() if not callable(value) and name != "logger"]
+    hidden = [str(value) for name, value in given if shown(name, value) == HIDDEN]
 
     def scrub(word: re.Match[str]) -> str:
         secret = any(word[0] == value or (len(word[0]) >= _SHORT and word[0] in value) for value in hidden)

@@ -144,11 +144,14 @@ class RedisDedupStore:
 
     Raises:
         ValueError: the prefix or the retention cannot be.
+        TypeError: that is no client.
     """
 
     def __init__(self, client: Client, *, retention: timedelta = timedelta(hours=24), prefix: str = "kg") -> None:
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
             raise ValueError(f"prefix={prefix!r}: up to 64 letters, digits and _ . : - are allowed")
+        if not hasattr(client, "evalsha"):
+            raise TypeError(f"client is one of redis-py, such as redis.Redis.from_url(...), not a {type(client).__name__}")
         if retention < timedelta(milliseconds=1):
             raise ValueError(f"retention={retention!r}: at least a millisecond")
         self._client = client
