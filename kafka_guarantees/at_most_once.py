@@ -374,7 +374,7 @@ class AtMostOnce:
             except DeliveryError as exc:
                 log.warning("%s", exc)
             if left:
-                log.warning("%d records were not sent: the brokers did not take them within %.1f s", left, timeout)
+                log.warning("%d records were not sent within %.1f s: the brokers do not take them, or have no such topic", left, timeout)
 
     def __enter__(self) -> Self:
         self._lifecycle.check()
