@@ -374,7 +374,8 @@ class AtMostOnce:
             except DeliveryError as exc:
                 log.warning("%s", exc)
             if left:
-                log.warning("%d records were not sent within %.1f s: the brokers do not take them, or have no such topic", left, timeout)
+                why = "the brokers do not take them, or have no such topic"
+                log.warning("%d records were not sent within %.1f s: %s", left, timeout, why)
 
     def __enter__(self) -> Self:
         self._lifecycle.check()

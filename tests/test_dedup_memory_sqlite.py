@@ -552,15 +552,6 @@ def test_lengths_are_kept(path: str, wrong: Item) -> None:
         claim(store, wrong)
 
 
-def test_a_file_that_is_damaged_is_unavailable(tmp_path: Path) -> None:
-    """D16: what cannot be read is no reason to take ids for new."""
-    (tmp_path / "text").write_text("no database " * 500)
-    (tmp_path / "folder").mkdir()
-    for name in ("text", "folder", "no/such/folder"):
-        with pytest.raises(StoreUnavailable, match="did not answer"):
-            SqliteDedupStore(tmp_path / name)
-
-
 def test_files_of_others_are_refused(path: str) -> None:
     """D19: neither a later version's file nor another application's is touched."""
     SqliteDedupStore(path).close()

@@ -33,6 +33,7 @@ from kafka_guarantees.dedup import _progress, postgres_inbox, sqlite_inbox
 from kafka_guarantees.dedup.contract import Entry, Inbox, Source
 from kafka_guarantees.dedup.ids import key_of
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox, PostgresInboxTransaction
+from kafka_guarantees.dedup.sqlite import SqliteDedupStore
 from kafka_guarantees.dedup.sqlite_inbox import SqliteInbox
 from kafka_guarantees.errors import (
     ForkedClientError,
@@ -40,6 +41,7 @@ from kafka_guarantees.errors import (
     PartitionFenced,
     StoreUnavailable,
     TopicRecreated,
+    UnsafeConfigError,
 )
 
 if TYPE_CHECKING:
@@ -770,14 +772,19 @@ def test_a_locked_file_is_unavailable(lite: Place, monkeypatch: pytest.MonkeyPat
         assert list(tx.fresh) == [0]
 
 
-def test_what_is_no_database_is_unavailable(tmp_path: Path) -> None:
-    """D16: a file that SQLite cannot read raises, and no connection stays open."""
+@pytest.mark.parametrize("kind", [SqliteInbox, SqliteDedupStore])
+def test_where_no_database_can_be_the_path_is_refused(kind: Any, tmp_path: Path) -> None:
+    """D16: it will not answer later either, and no connection stays open. A file that may not be read may be mended."""
     path = tmp_path / "text.db"
     path.write_bytes(b"this is not a database" * 100)
-    with pytest.raises(StoreUnavailable, match="not a database"):
-        SqliteInbox(path)
+    with pytest.raises(UnsafeConfigError, match="not written by SQLite"):
+        kind(path)
+    with pytest.raises(UnsafeConfigError, match=rf"there is no folder {tmp_path}/no\b"):
+        kind(tmp_path / "no" / "folder.db")
+    with pytest.raises(UnsafeConfigError, match="it is a folder"):
+        kind(tmp_path)
     with pytest.raises(StoreUnavailable, match="unable to open"):
-        SqliteInbox(tmp_path / "no" / "folder.db")
+        kind(f"{tmp_path}/{'long' * 100}")
 
 
 def test_one_transaction_at_a_time(lite: Place) -> None:

@@ -25,6 +25,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
+from ._place import refuse
 from .contract import Capabilities, Outcome
 from .ids import FINGERPRINT_SIZE, KEY_SIZE
 
@@ -104,7 +105,7 @@ class SqliteDedupStore:
         clock: seconds since whenever, the same for all who share the file.
 
     Raises:
-        UnsafeConfigError: the file is not one of this store, or of a later version.
+        UnsafeConfigError: the file is not one of this store, or of a later version; or none can be there.
         StoreUnavailable: the file cannot be opened.
     """
 
@@ -129,8 +130,12 @@ class SqliteDedupStore:
         self._connection: sqlite3.Connection | None = None
         with _forking:
             _open_stores.add(self)
-        with self._lock, self._answering():
-            self._connection = self._open()
+        try:
+            with self._lock, self._answering():
+                self._connection = self._open()
+        except StoreUnavailable as exc:
+            refuse(self._path, exc.__cause__)
+            raise
 
     @property
     def capabilities(self) -> Capabilities:

@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._place import refuse
 from ._progress import advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class SqliteInbox:
 
         Raises:
             StoreUnavailable: the file cannot be opened, or is locked.
+            UnsafeConfigError: none can be there.
         """
         if retention <= timedelta(0):
             raise ValueError(f"retention is a time longer than 0, not {retention}")
@@ -128,7 +130,11 @@ class SqliteInbox:
         self._purged = _START  # up to which id purge() came
         self._in_hands = False  # of a handler, which must not end the transaction
         self._refused = False
-        self._connection = self._connect()
+        try:
+            self._connection = self._connect()
+        except StoreUnavailable as exc:
+            refuse(self._path, exc.__cause__)
+            raise
         _inboxes.add(self)
 
     @property

@@ -1,0 +1,29 @@
+"""Where no file of SQLite can be: said as a path that is refused, since the same call would never go well."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import UnsafeConfigError
+
+
+def refuse(path: str, error: BaseException | None) -> None:
+    """Look at why a file could not be opened, and raise where that does not pass by itself.
+
+    Args:
+        path: of the file.
+        error: of SQLite.
+
+    Raises:
+        UnsafeConfigError: the path is the reason.
+    """
+    folder = Path(path).parent
+    with suppress(OSError):  # of a name that the system cannot look at
+        if Path(path).is_dir():
+            raise UnsafeConfigError("path", path, "it is a folder", "give the path of a file in it") from error
+        if not folder.is_dir():
+            raise UnsafeConfigError("path", path, f"there is no folder {folder}", "make it, or give another path") from error
+    if str(error) == "file is not a database":
+        why, instead = "what is there was not written by SQLite", "give a file that is not there yet"
+        raise UnsafeConfigError("path", path, why, instead) from error
