@@ -12,6 +12,7 @@ import ctypes
 import logging
 import os
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,7 @@ log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
 
+QUIET = 10.0  # seconds in which an error of the same kind is not logged again
 
 # What to look at where no connection comes about. Neither passes by itself.
 SHUT_OUT = {
@@ -153,7 +155,7 @@ class Callbacks:
             name: self.shim(name, given[name]) for name in ("error_cb", "stats_cb", "throttle_cb") if name in given
         }
         self._shut_out = None  # what kept an earlier client out may have passed
-        found["error_cb"] = self._noting(found.get("error_cb") or self.shim("error_cb", _log_error))
+        found["error_cb"] = self._noting(found.get("error_cb") or self.shim("error_cb", _ErrorLog()))
         found["logger"] = given.get("logger", logging.getLogger("kafka_guarantees.librdkafka"))
         return found
 
@@ -186,8 +188,17 @@ class Callbacks:
             raise interrupt
 
 
-def _log_error(error: KafkaError) -> None:
-    log.warning("%s", describe(error))
+class _ErrorLog:
+    """What stands for ``error_cb`` where the user gave none. librdkafka tries several times a second, and logs it as well."""
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[int, float] = {}  # by code
+
+    def __call__(self, error: KafkaError) -> None:
+        now = time.monotonic()
+        if now >= self._quiet_until.get(error.code(), 0.0):
+            self._quiet_until[error.code()] = now + QUIET
+            log.warning("%s", describe(error))
 
 
 FORKED = (

@@ -416,6 +416,23 @@ def test_a_callback_hears_what_librdkafka_says() -> None:
     assert set(Callbacks().of({})) == {"error_cb", "logger"}
 
 
+def test_an_error_that_comes_all_the_time_is_not_logged_all_the_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Brokers that are down are tried several times a second: that is said once in a while, and another error at once."""
+    error_cb = Callbacks().of({})["error_cb"]
+    now = time.monotonic()
+    for later, code in (
+        (0, KafkaError._TRANSPORT),
+        (1, KafkaError._TRANSPORT),
+        (2, KafkaError._SSL),
+        (10, KafkaError._TRANSPORT),
+    ):
+        monkeypatch.setattr(time, "monotonic", lambda moment=now + later: moment)
+        error_cb(KafkaError(code, "what happened"))
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == ["_TRANSPORT", "_SSL", "_TRANSPORT"]
+
+
 # --- the three classes: running, stopping, closing -----------------------------------------------------------------------
 
 
