@@ -178,7 +178,9 @@ class _Run:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and not issubclass(kind, Exception):
+            self._screen.say("Interrupted, so there is no report. Workers end, and what was made for this run is removed ...")
         self._stack.close()
 
     def whole(self, repeat: Sequence[str]) -> Proof:
