@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from ._settings import Explanation
     from .dedup.contract import DedupStore, Inbox, Takeover
     from .dedup.ids import IdOf
-    from .records import BatchHandler, Delivery, Handler, Headers, InboxBatchHandler, InboxHandler, Payload, Records
+    from .records import BatchHandler, Delivery, Handler, Headers, InboxBatchHandler, InboxHandler, Records
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -695,8 +695,8 @@ class AtLeastOnce:
     def produce(
         self,
         topic: str,
-        value: Payload = None,
-        key: Payload = None,
+        value: Any = None,
+        key: Any = None,
         *,
         headers: Headers = None,
         partition: int | None = None,

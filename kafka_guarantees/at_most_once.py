@@ -22,7 +22,7 @@ import time
 from collections import deque
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart, apart_or_here, ended_after
 from ._consumer import GroupConsumer, check_run, check_start
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
-    from .records import BatchHandler, Handler, Headers, Payload, Records
+    from .records import BatchHandler, Handler, Headers, Records
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -296,8 +296,8 @@ class AtMostOnce:
     def produce(
         self,
         topic: str,
-        value: Payload = None,
-        key: Payload = None,
+        value: Any = None,
+        key: Any = None,
         *,
         headers: Headers = None,
         partition: int | None = None,

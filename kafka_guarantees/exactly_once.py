@@ -29,7 +29,7 @@ from bisect import bisect_left
 from contextlib import contextmanager
 from functools import partial
 from operator import length_hint
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._apart import Apart, apart_or_here, ended_after
 from ._client import Abandoned
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
-    from .records import BatchHandler, Handler, Headers, Payload, Records
+    from .records import BatchHandler, Handler, Headers, Records
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -610,8 +610,8 @@ class Transaction:
     def produce(
         self,
         topic: str,
-        value: Payload = None,
-        key: Payload = None,
+        value: Any = None,
+        key: Any = None,
         *,
         headers: Headers = None,
         partition: int | None = None,

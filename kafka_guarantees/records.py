@@ -37,8 +37,8 @@ class _Unfrozen:
     __slots__ = ("headers", "key", "partition", "timestamp", "topic", "value")
 
     topic: str
-    value: Payload
-    key: Payload
+    value: Any
+    key: Any
     headers: Headers
     partition: int | None
     timestamp: int | None
@@ -50,8 +50,9 @@ class Record(_Unfrozen):
 
     Args:
         topic: where to. The topic must exist: none is created on the way (P19).
-        value: payload; ``None`` is a tombstone. ``str`` is encoded as UTF-8.
-        key: decides the partition (murmur2, as in the Java client) when ``partition`` is not given.
+        value: ``bytes``, ``bytearray``, ``memoryview``, or ``str``, which is encoded as UTF-8; ``None`` is a tombstone. Where
+            the client has a ``value_serializer``, whatever that takes.
+        key: likewise; decides the partition (murmur2, as in the Java client) when ``partition`` is not given.
         headers: pairs, or a dict, of name and value.
         partition: number of the partition; ``None`` lets the key decide.
         timestamp: milliseconds since the epoch, above 0; ``None`` is the time of producing.
@@ -60,8 +61,8 @@ class Record(_Unfrozen):
     __slots__ = ()
 
     topic: str
-    value: Payload
-    key: Payload
+    value: Any
+    key: Any
     headers: Headers
     partition: int | None
     timestamp: int | None
@@ -69,8 +70,8 @@ class Record(_Unfrozen):
     def __new__(
         cls,
         topic: str,
-        value: Payload = None,
-        key: Payload = None,
+        value: Any = None,
+        key: Any = None,
         *,
         headers: Headers = None,
         partition: int | None = None,

@@ -245,8 +245,8 @@ def put(bootstrap: str, records: Sequence[Record], **config: Any) -> None:
         more: dict[str, Any] = {} if record.partition is None else {"partition": record.partition}
         client.produce(
             record.topic,
-            record.value,  # type: ignore[arg-type] # bytes in these tests
-            record.key,  # type: ignore[arg-type]
+            record.value,
+            record.key,
             headers=record.headers,  # type: ignore[arg-type]
             timestamp=record.timestamp or 0,
             on_delivery=lambda error, _message: failures.append(error) if error is not None else None,

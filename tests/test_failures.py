@@ -1006,7 +1006,7 @@ def test_a_message_without_an_id_waits_for_those_before_it(world: World, kind: s
 
 REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "too large": (lambda target: [Record(target, b"x" * 2_000_000)], "MSG_SIZE_TOO_LARGE"),
-    "no bytes": (lambda target: [Record(target, 42)], "TypeError"),  # type: ignore[arg-type]
+    "no bytes": (lambda target: [Record(target, 42)], "TypeError"),
     "no record": (lambda target: ["x"], "TypeError"),
     "no partition": (lambda target: [Record(target, b"x", partition=99)], "UNKNOWN_PARTITION"),
     "no time": (lambda target: [Record(target, b"x", timestamp=-1)], "ValueError"),

@@ -275,7 +275,7 @@ def test_a_closed_client_warns_of_nothing(make: type[AtMostOnce | AtLeastOnce]) 
     """Neither does one that never connected."""
     used: list[AtMostOnce | AtLeastOnce] = [make(dead())]
     with pytest.raises(TypeError):
-        used[0].produce("orders", 5)  # type: ignore[arg-type]
+        used[0].produce("orders", 5)
     used[0].close(0)
     assert warned(used.clear) == []
     unused: list[AtMostOnce | AtLeastOnce] = [make(dead())]

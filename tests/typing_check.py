@@ -165,7 +165,7 @@ def records() -> None:
     Record("t", None, bytearray(b"k"), headers=[("a", memoryview(b"x"))])
     Record(topic="t", value="v", key=None)
     Record("t", b"v", b"k", {"a": b"1"})  # type: ignore[call-arg]  # headers are given by name
-    Record("t", 5)  # type: ignore[arg-type]
+    Record("t", {"price": 5}, 7)  # for the serializers of the client; without them it is refused when it is produced
     Record("t", headers={1: b"x"})  # type: ignore[dict-item]
     record.topic = "u"  # type: ignore[misc]
 
