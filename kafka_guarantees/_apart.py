@@ -37,6 +37,7 @@ class Apart:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
+        lifecycle.interruptible = False
         self._calls: Calls | None = None  # of its thread, once there is one
         self._serve: Callable[[], object] = _nothing
         self._resume: Callable[[], object] = _nothing

@@ -45,6 +45,7 @@ class Lifecycle:
         self.closed = False
         self.forked = False
         self.stopping = False  # a stop was asked for; read once per message, so no property
+        self.interruptible = True  # handlers are called in the thread that runs
         self._give_up_at: float | None = None
         self._closing = False  # until a moment that does not move
         self._runner: threading.Thread | None = None
@@ -124,7 +125,7 @@ class Lifecycle:
                 self._over, self._runner, self._iteration = over, threading.current_thread(), iteration
                 if self.stopping:
                     self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
-            with _stop_on_signal(self.stop) if iteration is None else _nothing():
+            with _stop_on_signal(self.stop, lambda: self.interruptible) if iteration is None else _nothing():
                 yield
             self.check_fork()  # the handler returned in a child: not as if all was done
             honoured = True
@@ -192,10 +193,10 @@ def _nothing() -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
+def _stop_on_signal(stop: Callable[[], None], interruptible: Callable[[], bool]) -> Iterator[None]:
     """SIGINT and SIGTERM call ``stop`` while the block runs in the main thread; then the old handlers are back.
 
-    From the second on a SIGINT is also what it was before: KeyboardInterrupt, mostly.
+    From the second on a SIGINT is also what it was before, KeyboardInterrupt mostly, where that would interrupt the handler.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -217,8 +218,11 @@ def _stop_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         if number == signal.SIGINT:
             interrupted.append(time.monotonic())
             earlier = before[signal.SIGINT]
-            if interrupted[-1] - interrupted[0] > SECOND_THOUGHTS and callable(earlier):
-                earlier(number, frame)
+            if interrupted[-1] - interrupted[0] > SECOND_THOUGHTS and callable(earlier) and interruptible():
+                try:
+                    earlier(number, frame)
+                except BaseException:  # noqa: TRY203 - it has a value then; without one confluent-kafka loses it (Python 3.11)
+                    raise
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:

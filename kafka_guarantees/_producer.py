@@ -51,6 +51,7 @@ log = logging.getLogger("kafka_guarantees")
 
 HURRY = 0.002  # seconds at a time, where only some of the records are waited for
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
+LOOKS = 10  # by which nothing was on its way, until a report counts as lost
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
 
 
@@ -282,6 +283,7 @@ class PlainProducer(Handle):
         yet, or be in the callback. And where others always produce, it cannot once its record must have been settled.
         """
         began = not_empty = now = time.monotonic()
+        looks = 0  # that found nothing on its way: a process that stood still has not looked
         while True:
             # as poll(), and nothing lingers; it ends before its time only where nothing is left of others, either
             pause = min(SLICE, max(HURRY, (now - began) / 8))
@@ -292,9 +294,10 @@ class PlainProducer(Handle):
             posted = [each for each in posted if each.unknown]
             if not (waiting or posted):
                 return 0
+            looks += 1
             if left:
-                not_empty = now
-            if now - not_empty > LOST or now - began > self.patience + LOST:
+                not_empty, looks = now, 0
+            if (now - not_empty > LOST and looks > LOOKS) or now - began > self.patience + LOST:
                 _lose(waiting, posted)
                 return 0
             if give_up():

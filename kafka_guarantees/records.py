@@ -131,8 +131,8 @@ def check_handler(handler: object, arguments: int) -> None:
         if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
             raise TypeError("the handler is a coroutine function: handlers are plain functions")
     try:
-        signature = inspect.signature(handler)
-    except (TypeError, ValueError):  # of some functions in C nobody knows it
+        signature = inspect.signature(handler, follow_wrapped=False)  # what is called, and not what a decorator has wrapped
+    except Exception:  # noqa: BLE001 - of some functions in C nobody knows it, nor where an annotation cannot be evaluated
         return
     try:
         signature.bind(*[None] * arguments)
@@ -155,10 +155,10 @@ def records_in(result: Records) -> Iterable[Record]:
             return result
     if result is None:
         return ()
-    if result.__class__ is Record:
-        return (result,)
-    if result.__class__ is GeneratorType:  # for these, too, the question below takes longer than all the rest
+    if result.__class__ is GeneratorType:  # for these, too, the questions below take longer than all the rest
         return _checked(result)
+    if isinstance(result, Record):
+        return (result,)
     if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
         if inspect.iscoroutine(result):
             result.close()

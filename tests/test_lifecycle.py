@@ -218,6 +218,17 @@ def test_a_second_ctrl_c_interrupts_and_an_echo_of_the_first_does_not() -> None:
             time.sleep(5)
 
 
+def test_a_second_ctrl_c_changes_nothing_where_handlers_have_a_thread() -> None:
+    """It cannot interrupt them, and the thread that serves the group meanwhile must go on."""
+    config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}
+    with AtLeastOnce(config, keep_alive=True) as client, client._lifecycle.running():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(SECOND_THOUGHTS + 0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert client._lifecycle.stopping
+
+
 def test_handlers_are_put_back_after_an_exception() -> None:
     """Whatever ends a run, Ctrl-C works afterwards as it did before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -16,7 +16,7 @@ import pytest
 from psycopg_pool import ConnectionPool
 
 import kafka_guarantees.dedup._pooler as poolers
-from kafka_guarantees.dedup import PostgresDedupStore, PostgresInbox
+from kafka_guarantees.dedup import PostgresDedupStore, PostgresInbox, postgres
 from kafka_guarantees.dedup.contract import Entry, Item, Outcome, Source
 from kafka_guarantees.testing.local_kafka import _free_ports
 from kafka_guarantees.testing.pytest_plugin import _installed
@@ -160,6 +160,21 @@ def test_what_the_user_has_set_for_a_connection_is_as_before(pgbouncer: LocalPgB
         with pool.connection() as connection:
             assert connection.prepare_threshold == 7
             assert not connection.autocommit
+
+
+def test_a_connection_of_the_user_is_as_before_when_asking_fails(
+    postgres_server: LocalPostgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of it: a connection that commits each statement by itself would go back to the user's pool."""
+
+    def interrupted(_connection: object) -> bool:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(postgres, "pooled", interrupted)
+    with psycopg.connect(postgres_server.dsn) as connection:
+        with pytest.raises(KeyboardInterrupt), postgres._OfOurs(connection):
+            pass
+        assert not connection.autocommit
 
 
 def test_without_a_pooler_statements_are_prepared(postgres_server: LocalPostgres) -> None:

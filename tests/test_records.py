@@ -10,8 +10,9 @@ import time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
@@ -105,8 +106,10 @@ def test_any_iterable_of_records_is_taken(result: Iterable[Record]) -> None:
 
 
 def test_one_record_need_not_be_in_a_list() -> None:
-    """``return Record(...)`` is what most write first."""
+    """``return Record(...)`` is what most write first, also with a kind of their own."""
+    own = Priced("t", b"v")
     assert list(records_in(A)) == [A]
+    assert list(records_in(own)) == [own]
 
 
 @pytest.mark.parametrize("result", [None, [], ()])
@@ -159,10 +162,27 @@ def test_a_handler_that_can_take_no_message_is_refused(handler: Any, arguments: 
         check_handler(handler, arguments)
 
 
+@wraps(lambda _message, _connection, _price: None)
+def decorated(_message: Message) -> None: ...
+
+
+class Unevaluated:
+    """What it takes cannot be found out: in Python 3.14 that asks for annotations, which may be of nothing that is there."""
+
+    @property
+    def __signature__(self) -> Any:
+        raise NameError("Message")
+
+    def __call__(self, _message: Message) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("handler", "arguments"),
     [
         (lambda _message: None, 1),
+        (decorated, 1),
+        (Unevaluated(), 1),
+        (Mock(), 2),
         (lambda _message, _connection: None, 2),
         (lambda _message, factor=2: factor, 1),
         (lambda *parts: parts, 2),

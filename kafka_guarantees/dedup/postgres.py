@@ -456,8 +456,12 @@ class _OfOurs:
 
     def __enter__(self) -> None:
         self._connection.autocommit = True
-        if pooled(self._connection):
-            self._connection.prepare_threshold = None
+        try:
+            if pooled(self._connection):
+                self._connection.prepare_threshold = None
+        except BaseException:
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self._connection.prepare_threshold = self._threshold
