@@ -357,7 +357,7 @@ def test_handlers_that_return_no_records_are_errors(
     topic = kafka_topic()
     fill(kafka.bootstrap, topic, numbers(1))
 
-    handlers: list[Any] = [lambda m: "text", lambda m: Record(topic), lambda m: [m], lambda m: 1]
+    handlers: list[Any] = [lambda m: "text", lambda m: [m], lambda m: 1]
     for handler in handlers:
         with AtLeastOnce(config) as service, pytest.raises(HandlerError) as caught:
             service.run([topic], handler, until_idle=IDLE)
