@@ -243,7 +243,7 @@ AT_ONCE = """
 import os, signal, time
 os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))  # before that of the library
 from kafka_guarantees._lifecycle import _stop_on_signal
-with _stop_on_signal(lambda: None):
+with _stop_on_signal(lambda: None, lambda: True):
     child = os.fork()
     if child == 0:
         time.sleep(5)
