@@ -717,11 +717,12 @@ def test_flush_does_not_wait_for_what_a_run_goes_on_sending(
     """Nor does it take that for lost, although acknowledgements take longer than a lost report is waited for."""
     topic, target = kafka_topic(), kafka_topic()
     fill(kafka.bootstrap, topic, numbers(1))
-    under_way, over = threading.Event(), threading.Event()
+    under_way, over, sent = threading.Event(), threading.Event(), list[None]()
 
     def handler(message: Message) -> Iterator[Record]:
         while not over.is_set():
             yield Record(target, message.value())
+            sent.append(None)
             under_way.set()
             time.sleep(0.002)
 
@@ -744,6 +745,7 @@ def test_flush_does_not_wait_for_what_a_run_goes_on_sending(
         finally:
             over.set()
         run.result()
+    assert len(read_all(kafka.bootstrap, target)) == len(sent) + 1
 
 
 @pytest.mark.broker
