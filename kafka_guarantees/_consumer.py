@@ -6,8 +6,7 @@ Rules.
   (C03, C09): the broker itself does not check who owns the partition whose offset is committed (X02).
 * A rebalance while messages are taken drops them, and the brokers say where to go on.
 * After anything unusual the position is what the *group has committed*, asked of the brokers; never a memory of ours, never
-  ``position()``. Where the group has none, ``start`` decides, and the decision is committed at once (M05).
-* Where offsets are stored elsewhere, beside the effects, that place is asked instead of the group.
+  ``position()``. See ``Places``.
 * A consumer lives for one run. Whatever ends the run closes it, and with it every doubt about positions (C01).
 """
 
@@ -19,9 +18,9 @@ import re
 import time
 import weakref
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, get_args
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ._client import Callbacks, Caller, Handle
 from ._collector import collector_rests
@@ -29,7 +28,6 @@ from ._offsets import Membership, Partition, membership, next_offsets
 from .errors import (
     NO_TOPIC,
     BrokerError,
-    OffsetBeyondEnd,
     OffsetsLost,
     StoreUnavailable,
     UnsafeConfigError,
@@ -40,31 +38,27 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from collections.abc import Set as AbstractSet
 
     from ._lifecycle import Lifecycle
     from ._pace import Pace
+    from ._places import Places
     from ._serialization import Reading
     from ._settings import Settings
     from .errors import KafkaGuaranteesError
 
 log = logging.getLogger("kafka_guarantees")
+T = TypeVar("T")
 
-Start = Literal["earliest", "latest"]
-
+WITHIN = 1.0  # seconds that a question about offsets may take at first
+LONGEST = 8.0  # seconds that it may take after it got no answer several times
 WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 CLOSING = 10.0  # seconds that leaving the group may take
 GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no broker
 UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
 _SAFE = "Nothing was committed that was not handled."
-
-
-def check_start(start: object) -> None:
-    """Refuse a start that is none: anything else would be taken for one of them."""
-    if start not in get_args(Start):
-        raise ValueError(f"start is one of {', '.join(map(repr, get_args(Start)))}, not {start!r}")
 
 
 def check_run(
@@ -124,19 +118,6 @@ class Batch:
         return set(next_offsets(self.messages, self.topic))
 
 
-class Stored(NamedTuple):
-    """Offsets that are stored elsewhere than with the group.
-
-    Attributes:
-        offsets: asks for them; gives those of partitions that have one there. May raise StoreUnavailable, BrokerError.
-        mark: the metadata of what was committed to the group for show. Where the group has that and nothing is stored, the
-            store has lost it.
-    """
-
-    offsets: Callable[[Iterable[Partition]], Mapping[Partition, int]]
-    mark: str
-
-
 class InFlight(Protocol):
     """What was handled, and is committed while the loop goes on. Nothing of it may be fetched again before its end is known."""
 
@@ -172,10 +153,8 @@ class GroupConsumer(Handle):
         settings: the resolved settings of the guarantee.
         lifecycle: of the client that runs.
         topics: names, or patterns that begin with ``^``.
-        start: where a group without committed offsets begins.
-        seen: partitions that had a committed offset before in this process; shared by the runs of one client.
+        places: where it goes on.
         also: other topics that must exist.
-        stored: where offsets are, if not with the group.
         in_flight: what is committed beside the loop.
         trailing: there will be commits that nobody waits for: see ``send_commit``.
 
@@ -189,23 +168,20 @@ class GroupConsumer(Handle):
         settings: Settings,
         lifecycle: Lifecycle,
         topics: Sequence[str],
-        start: Start,
-        seen: set[Partition],
+        places: Places,
         *,
         also: Sequence[str] = (),
-        stored: Stored | None = None,
         in_flight: InFlight | None = None,
         trailing: bool = False,
     ) -> None:
         self.trail: Trailing | None = None
         self.idle: Callable[[], None] | None = None
         self._settings = settings
-        self._stored = stored
         self._in_flight = in_flight
         self._lifecycle = lifecycle
         self._topic = topics[0] if len(topics) == 1 and not topics[0].startswith("^") else None
-        self._start = start
-        self._seen = seen
+        self._places = places
+        self._within = WITHIN
         self._callbacks = Callbacks()
         self._caller = Caller("kafka-guarantees-consumer", lifecycle.hands)
         self._owned: set[Partition] = set()
@@ -358,11 +334,10 @@ class GroupConsumer(Handle):
             self._ends[event.topic() or "", event.partition() or 0] = event.offset() or 0
             return
         if code == KafkaError._AUTO_OFFSET_RESET:
-            how = f"with kafka-consumer-groups.sh --group {self._settings.group_id} --reset-offsets"
             raise OffsetsLost(
                 f"{where}: {error.str()}. The group's position is not in the log any more: records were deleted before they "
                 "were handled, or the topic was made anew. Nothing was committed. Decide where to go on, and set it "
-                f"{how if self._stored is None else 'in the offset table of the inbox'}."
+                f"{self._places.how_to_set}."
             )
         if code in NO_TOPIC:
             self._require([event.topic() or ""])
@@ -571,7 +546,7 @@ class GroupConsumer(Handle):
         for partition in answer:
             if partition.error is not None:
                 raise KafkaException(partition.error)
-        self._seen.update((partition.topic, partition.partition) for partition in answer)
+        self._places.note(answer)
 
     def _given_up(self) -> bool:
         return self._lifecycle.out_of_patience
@@ -606,8 +581,9 @@ class GroupConsumer(Handle):
         try:
             if self._waiting:
                 self._fetch_waiting()
-            for place in self._places(self._unplaced & self._owned):
+            for place in self._places.of(self._unplaced & self._owned, self._asked, self._commit):
                 self.raw.seek(place)
+            self._within = WITHIN
             self._forget(moved)
             self._unplaced.clear()
         except KafkaException as exc:
@@ -622,79 +598,24 @@ class GroupConsumer(Handle):
 
     def _fetch_waiting(self) -> None:
         if self._incremental:
-            self.raw.incremental_assign(self._places(self._waiting))
+            self.raw.incremental_assign(self._places.of(self._waiting, self._asked, self._commit))
         else:
-            self.raw.assign(self._places(self._owned))
+            self.raw.assign(self._places.of(self._owned, self._asked, self._commit))
             self._unplaced.clear()
         self._waiting.clear()
 
-    def _places(self, partitions: Iterable[Partition]) -> list[TopicPartition]:
-        """Where to read these partitions from: what the group has committed, else what ``start`` says."""
-        wanted = [TopicPartition(*partition) for partition in partitions]
-        if not wanted:
-            return []
-        places = self._committed(wanted)
-        self._choose_starts([place for place in places if place.offset < 0])
-        return places
+    def _asked(self, question: Callable[[Consumer, float], T]) -> T:
+        """What the brokers answer. The limit grows while they do not: they may be far away, or have much to do."""
+        within = self._within
+        try:
+            return self._caller.call(lambda: question(self.raw, within), self._given_up, "asking where to go on")
+        except KafkaException:
+            self._within = min(2 * within, LONGEST)
+            raise
 
-    def _committed(self, partitions: list[TopicPartition]) -> list[TopicPartition]:
-        committed: list[TopicPartition] = self.raw.committed(partitions, 1)
-        for partition in committed:
-            if partition.error is not None:
-                raise KafkaException(partition.error)
-        self._seen.update((p.topic, p.partition) for p in committed if p.offset >= 0)
-        return committed if self._stored is None else self._stored_or(committed, self._stored)
-
-    def _stored_or(self, committed: list[TopicPartition], stored: Stored) -> list[TopicPartition]:
-        """The offsets that are stored beside the effects, and the group's where nothing was ever stored."""
-        offsets = stored.offsets((place.topic, place.partition) for place in committed)
-        return [self._at(place, offsets.get((place.topic, place.partition)), stored.mark) for place in committed]
-
-    def _at(self, place: TopicPartition, offset: int | None, mark: str) -> TopicPartition:
-        where = f"topic {place.topic!r} partition {place.partition}"
-        if offset is None:
-            if place.metadata == mark and place.offset >= 0:
-                raise OffsetsLost(
-                    f"the group has come to offset {place.offset} of {where} with an inbox, and this inbox knows nothing of "
-                    "it: it is another database, or an older state of it, without the effects. Nothing was handled. Give the "
-                    "right database; or say where to go on, with kafka-consumer-groups.sh --group "
-                    f"{self._settings.group_id} --reset-offsets."
-                )
-            return place
-        _, end = self.raw.get_watermark_offsets(place, timeout=1)
-        if offset > end:
-            raise OffsetBeyondEnd(
-                f"the inbox is at offset {offset} of {where}, which ends at {end}. Records that were handled are not in the "
-                "topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find out what was lost; "
-                "then set the offset in the inbox's table."
-            )
-        return TopicPartition(place.topic, place.partition, offset)
-
-    def _choose_starts(self, fresh: list[TopicPartition]) -> None:
-        """Fill in where partitions begin that the group has no committed offset of."""
-        if not fresh:
-            return
-        for partition in fresh:
-            if (partition.topic, partition.partition) in self._seen:
-                raise OffsetsLost(
-                    f"the group's committed offset of topic {partition.topic!r} partition {partition.partition} is gone: it "
-                    "expired or was deleted while this process ran. Nothing was committed. Going on from the start would "
-                    "repeat messages, from the end lose them: decide, and set it with kafka-consumer-groups.sh."
-                )
-            low, high = self.raw.get_watermark_offsets(partition, timeout=1)
-            latest = self._start == "latest" and not self._group_knows(partition.topic)
-            partition.offset = high if latest else low
-        # M05: a start is a decision. Written down at once, so that a crash does not take it again with another result
-        self._commit(fresh)
-
-    def _group_knows(self, topic: str) -> bool:
-        """Whether the group has read this topic before.
-
-        Then a partition without an offset was added since, and its first messages must not be skipped (C11).
-        """
-        numbers = self.raw.list_topics(topic, timeout=1).topics[topic].partitions
-        committed = self._committed([TopicPartition(topic, number) for number in numbers])
-        return any(partition.offset != OFFSET_INVALID for partition in committed)
+    def _asked_in_callback(self, question: Callable[[Consumer, float], T]) -> T:
+        """The same where no other thread may be waited for. Whoever gets no answer asks again with the next fetch."""
+        return question(self.raw, WITHIN)
 
     # -- rebalances: never raise in a callback (C08) -------------------------------------------------------------------
 
@@ -718,7 +639,7 @@ class GroupConsumer(Handle):
         would wait for the end of this callback.
         """
         try:
-            committed = self._committed([TopicPartition(*partition) for partition in partitions]) if partitions else []
+            committed = self._places.committed(partitions, self._asked_in_callback)
         except KafkaException as exc:
             log.info("where to begin is not known yet: %s", describe(kafka_error(exc)))
             committed = []

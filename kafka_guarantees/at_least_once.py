@@ -35,11 +35,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart, apart_or_here, ended_after
-from ._consumer import GroupConsumer, check_run, check_start
+from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
 from ._pace import Pace
+from ._places import Places
 from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer, raise_failures
 from ._recognition.claims import Work
@@ -62,10 +63,10 @@ if TYPE_CHECKING:
     from tenacity import Retrying
     from typing_extensions import Self
 
-    from ._consumer import Batch, Start
+    from ._consumer import Batch
     from ._failures import Handling
     from ._lifecycle import Itself
-    from ._offsets import Partition
+    from ._places import Start
     from ._preflight import AtStart, PreflightReport
     from ._recognition.claims import Claims, OnStoreError
     from ._recognition.message_ids import OnMissingId, Problem
@@ -152,12 +153,10 @@ class AtLeastOnce:
         fingerprint: bool = True,
     ) -> None:
         self._settings = resolve(Guarantee.AT_LEAST_ONCE, config)
-        check_start(start)
-        self._start = start
+        self._places = Places(self._settings.group_id, start)
         self._lifecycle = Lifecycle("AtLeastOnce")
         self._producer: PlainProducer | None = None
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
-        self._seen: set[Partition] = set()
         self._claims: Claims | None = None  # of the run
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
@@ -642,15 +641,14 @@ class AtLeastOnce:
                 self._producer.abandon()
             self._preflight.start(topics)
             self._topic_ids = topic_id
+            self._places.stored = self._recognition.stored(topic_id)
             self._claims, self._ids = self._recognition.claims(topic_id), self._recognition.ids(topic_id)
             consumer = GroupConsumer(
                 self._settings,
                 self._lifecycle,
                 topics,
-                self._start,
-                self._seen,
+                self._places,
                 also=self._failures.topics,
-                stored=self._recognition.stored(topic_id),
                 trailing=True,
             )
             self._trail = consumer.trail = Trail(

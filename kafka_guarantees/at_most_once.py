@@ -25,11 +25,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart, apart_or_here, ended_after
-from ._consumer import GroupConsumer, check_run, check_start
+from ._consumer import GroupConsumer, check_run
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets, not_before
 from ._pace import Pace
+from ._places import Places
 from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
@@ -44,9 +45,10 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
     from typing_extensions import Self
 
-    from ._consumer import Batch, Start
+    from ._consumer import Batch
     from ._lifecycle import Itself
     from ._offsets import Partition
+    from ._places import Start
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
@@ -108,8 +110,7 @@ class AtMostOnce:
                 "on_error or dead_letter tell of the message; AtLeastOnce tries again",
             )
         self._settings = resolve(Guarantee.AT_MOST_ONCE, config)
-        check_start(start)
-        self._start = start
+        self._places = Places(self._settings.group_id, start)
         if not (on_error is None or callable(on_error)):
             raise TypeError(f"on_error is called with a message and its error: give a function, not {on_error!r}")
         self._on_error = on_error or _log_dropped
@@ -117,7 +118,6 @@ class AtMostOnce:
         self._producer: PlainProducer | None = None
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
-        self._seen: set[Partition] = set()
         self._stray: str | None = None  # why a commit of this member may still be on its way
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
@@ -214,7 +214,7 @@ class AtMostOnce:
             also = self._failures.topics
             while True:
                 self._stray = None
-                member = GroupConsumer(self._settings, self._lifecycle, topics, self._start, self._seen, also=also)
+                member = GroupConsumer(self._settings, self._lifecycle, topics, self._places, also=also)
                 also = []  # one that is lost later costs the dead letters, not the run
                 member.idle = self._send_lingering
                 with closing(member) as consumer:

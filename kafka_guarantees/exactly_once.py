@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._apart import Apart, apart_or_here, ended_after
 from ._client import Abandoned
-from ._consumer import GroupConsumer, check_run, check_start
+from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._in_flight import InFlight
 from ._lifecycle import Lifecycle
 from ._offsets import next_offsets
 from ._pace import Pace
+from ._places import Places
 from ._preflight import Preflight
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
@@ -54,11 +55,11 @@ if TYPE_CHECKING:
     from tenacity import Retrying
     from typing_extensions import Self
 
-    from ._consumer import Batch, Start
+    from ._consumer import Batch
     from ._failures import Handling
     from ._in_flight import Flight
     from ._lifecycle import Itself
-    from ._offsets import Partition
+    from ._places import Start
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
@@ -160,16 +161,14 @@ class ExactlyOnce:
         preflight: AtStart = "warn",
     ) -> None:
         self._settings = resolve(Guarantee.EXACTLY_ONCE, config, commit_interval=commit_interval)
-        check_start(start)
         if type(transactions_in_flight) is not int or transactions_in_flight < 1:
             raise ValueError(f"transactions_in_flight is a number of transactions, 1 or more, not {transactions_in_flight!r}")
-        self._start = start
+        self._places = Places(self._settings.group_id, start)
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
         turn = turns(self._settings, transactions_in_flight)
         self._producer, *others = (TransactionalProducer(self, settings, self._lifecycle) for settings in turn)
         self._in_flight = InFlight([self._producer, *others], self._lifecycle)
-        self._seen: set[Partition] = set()
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
         self._apart = Apart(self._lifecycle) if keep_alive else None
@@ -454,8 +453,7 @@ class ExactlyOnce:
                     self._settings,
                     self._lifecycle,
                     topics,
-                    self._start,
-                    self._seen,
+                    self._places,
                     also=self._failures.topics,
                     in_flight=self._in_flight,
                 )

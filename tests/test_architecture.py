@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
     {"dedup", "_dead_letters"},
     {"_settings"},
     {"_lifecycle", "_enqueue", "_posted", "_client", "_offsets", "_transaction_state", "_pace", "_serialization", "_turns"},
+    {"_places"},
     {"_apart", "_producer", "_consumer"},
     {"_failures", "_trail"},
     {"_transactional", "_recognition", "_preflight"},

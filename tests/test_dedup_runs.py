@@ -30,6 +30,7 @@ from kafka_guarantees import (
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._pace import Pace
+from kafka_guarantees._places import Places
 from kafka_guarantees._serialization import Reading
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.dedup import (
@@ -239,13 +240,13 @@ def test_a_batch_that_was_given_away_while_it_waited_is_not_ours_again(
     topic = kafka_topic(partitions=2)
     send(config, topic, ["a", "b"], partitions=2)
     settings = resolve(Guarantee.AT_LEAST_ONCE, config)
-    first = GroupConsumer(settings, Lifecycle("test"), [topic], "earliest", set())
+    first = GroupConsumer(settings, Lifecycle("test"), [topic], Places(settings.group_id, "earliest"))
     second = None
     try:
         batch = next(first.batches(Pace(10, 60), None, Reading(None, None)))
         first.keep_alive(batch, 0.3)
         assert first.still_ours(batch, within=6)
-        second = GroupConsumer(settings, Lifecycle("test"), [topic], "earliest", set())
+        second = GroupConsumer(settings, Lifecycle("test"), [topic], Places(settings.group_id, "earliest"))
         deadline = time.monotonic() + 30
         while first.still_ours(batch, within=6):
             assert time.monotonic() < deadline

@@ -25,6 +25,7 @@ from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, _lifecycle
 from kafka_guarantees._client import Callbacks, Caller
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import SECOND_THOUGHTS, Lifecycle
+from kafka_guarantees._places import Places
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._threads import Flag
 from kafka_guarantees.errors import BrokerError, ForkedClientError, HandlerError, KafkaGuaranteesError
@@ -972,7 +973,7 @@ def test_a_consumer_that_nobody_holds_leaves_no_member_behind(
     settings = resolve(guarantee, {"bootstrap.servers": kafka.bootstrap, "group.id": group, **SESSION})
     with without_collector():
         trailing = guarantee is Guarantee.AT_LEAST_ONCE
-        consumer = GroupConsumer(settings, Lifecycle("test"), [kafka_topic()], "earliest", set(), trailing=trailing)
+        consumer = GroupConsumer(settings, Lifecycle("test"), [kafka_topic()], Places(group, "earliest"), trailing=trailing)
         deadline = time.monotonic() + 15
         while not consumer._owned:
             consumer.fetch(1)

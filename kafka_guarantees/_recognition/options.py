@@ -8,7 +8,7 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from .._consumer import Stored
+from .._places import Stored
 from ..dedup.contract import Source, Takeover
 from ..dedup.ids import header
 from ..errors import DurabilityWarning, UnsafeConfigError

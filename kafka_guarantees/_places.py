@@ -1,0 +1,158 @@
+"""Where partitions are read from: what the group has committed, or what is stored beside the effects; else ``start`` decides.
+
+Rules.
+* The brokers are asked each time. Nothing here remembers a place.
+* A start is a decision, and is committed before anything is handled: a crash must not take it again with another result (M05).
+* A group that had an offset and has none any more has lost it. Where to go on is not ours to decide then (``OffsetsLost``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
+
+from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
+
+from .errors import OffsetBeyondEnd, OffsetsLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from confluent_kafka import Consumer
+
+    from ._offsets import Partition
+
+Start = Literal["earliest", "latest"]
+T = TypeVar("T")
+
+
+class Stored(NamedTuple):
+    """Offsets that are stored elsewhere than with the group.
+
+    Attributes:
+        offsets: asks for them; gives those of partitions that have one there. May raise StoreUnavailable, BrokerError.
+        mark: the metadata of what was committed to the group for show. Where the group has that and nothing is stored, the
+            store has lost it.
+    """
+
+    offsets: Callable[[Iterable[Partition]], Mapping[Partition, int]]
+    mark: str
+
+
+class Ask(Protocol):
+    """Puts a question to the brokers, with the seconds that it may take. May raise KafkaException, BrokerError."""
+
+    def __call__(self, question: Callable[[Consumer, float], T], /) -> T: ...
+
+
+class Places:
+    """Where a group goes on. One for all runs of a client.
+
+    Args:
+        group: its id.
+        start: where it begins if it has no committed offset.
+
+    Attributes:
+        stored: where offsets are, if not with the group.
+
+    Raises:
+        ValueError: there is no such start.
+    """
+
+    def __init__(self, group: str | None, start: Start) -> None:
+        if start not in get_args(Start):
+            raise ValueError(f"start is one of {', '.join(map(repr, get_args(Start)))}, not {start!r}")
+        self.stored: Stored | None = None
+        self._group = group
+        self._start = start
+        self._seen: set[Partition] = set()  # had a committed offset before
+
+    @property
+    def how_to_set(self) -> str:
+        """What to do where somebody must decide."""
+        if self.stored is None:
+            return f"with kafka-consumer-groups.sh --group {self._group} --reset-offsets"
+        return "in the offset table of the inbox"
+
+    def note(self, committed: Iterable[TopicPartition]) -> None:
+        """Something was committed of these partitions: from now on it is lost if there is nothing."""
+        self._seen.update((place.topic, place.partition) for place in committed)
+
+    def of(
+        self, partitions: Iterable[Partition], ask: Ask, commit: Callable[[list[TopicPartition]], None]
+    ) -> list[TopicPartition]:
+        """Where to read these partitions from. A start that is decided is committed.
+
+        Raises:
+            OffsetsLost: their committed offsets are gone.
+            KafkaException, BrokerError, StoreUnavailable: that is not known now.
+        """
+        places = self.committed(partitions, ask)
+        fresh = [place for place in places if place.offset < 0]
+        if fresh:
+            self._choose(fresh, ask)
+            commit(fresh)
+        return places
+
+    def committed(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:
+        """What the group has committed of these, or what is stored; a negative offset if neither is. Raises as above."""
+        wanted = [TopicPartition(*partition) for partition in partitions]
+        if not wanted:
+            return []
+        committed: list[TopicPartition] = ask(lambda raw, within: raw.committed(wanted, within))
+        for place in committed:
+            if place.error is not None:
+                raise KafkaException(place.error)
+        self.note(place for place in committed if place.offset >= 0)
+        if self.stored is None:
+            return committed
+        offsets = self.stored.offsets((place.topic, place.partition) for place in committed)
+        return [
+            self._stored_at(place, offsets.get((place.topic, place.partition)), self.stored.mark, ask) for place in committed
+        ]
+
+    def _stored_at(self, place: TopicPartition, offset: int | None, mark: str, ask: Ask) -> TopicPartition:
+        """The offset that is stored beside the effects, or the group's if nothing was ever stored."""
+        where = f"topic {place.topic!r} partition {place.partition}"
+        if offset is None:
+            if place.metadata == mark and place.offset >= 0:
+                raise OffsetsLost(
+                    f"the group has come to offset {place.offset} of {where} with an inbox, and this inbox knows nothing of "
+                    "it: it is another database, or an older state of it, without the effects. Nothing was handled. Give the "
+                    f"right database; or say where to go on, with kafka-consumer-groups.sh --group {self._group} "
+                    "--reset-offsets."
+                )
+            return place
+        _, end = self._ends(place, ask)
+        if offset > end:
+            raise OffsetBeyondEnd(
+                f"the inbox is at offset {offset} of {where}, which ends at {end}. Records that were handled are not in the "
+                "topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find out what was lost; "
+                "then set the offset in the inbox's table."
+            )
+        return TopicPartition(place.topic, place.partition, offset)
+
+    def _choose(self, fresh: list[TopicPartition], ask: Ask) -> None:
+        """Fill in where partitions begin that the group has no committed offset of."""
+        for place in fresh:
+            if (place.topic, place.partition) in self._seen:
+                raise OffsetsLost(
+                    f"the group's committed offset of topic {place.topic!r} partition {place.partition} is gone: it expired or "
+                    "was deleted while this process ran. Nothing was committed. Going on from the start would repeat messages, "
+                    "from the end lose them: decide, and set it with kafka-consumer-groups.sh."
+                )
+            low, high = self._ends(place, ask)
+            latest = self._start == "latest" and not self._knows(place.topic, ask)
+            place.offset = high if latest else low
+
+    def _ends(self, place: TopicPartition, ask: Ask) -> tuple[int, int]:
+        ends: tuple[int, int] = ask(lambda raw, within: raw.get_watermark_offsets(place, timeout=within))
+        return ends
+
+    def _knows(self, topic: str, ask: Ask) -> bool:
+        """Whether the group has read this topic before.
+
+        Then a partition without an offset was added since, and its first messages must not be skipped (C11).
+        """
+        numbers = ask(lambda raw, within: raw.list_topics(topic, timeout=within)).topics[topic].partitions
+        committed = self.committed([(topic, number) for number in numbers], ask)
+        return any(place.offset != OFFSET_INVALID for place in committed)

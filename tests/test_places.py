@@ -1,0 +1,132 @@
+"""Where a group goes on: what is committed, what is stored, what ``start`` says, and who is asked for how long."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import OFFSET_INVALID, TopicPartition
+
+from kafka_guarantees import AtLeastOnce, OffsetsLost
+from kafka_guarantees._consumer import WITHIN
+from kafka_guarantees._places import Places, Stored
+from kafka_guarantees.errors import OffsetBeyondEnd
+from kafka_guarantees.prove.proxy import Proxy
+
+from .conftest import fill
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from confluent_kafka import Message
+
+    from kafka_guarantees._places import Start
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+MARK = "by an inbox"
+
+
+class Brokers:
+    """What three partitions of a topic hold, from 10 to 90, and what a group has committed of them."""
+
+    def __init__(self, **offsets: int) -> None:
+        self.offsets = {int(name[1:]): offset for name, offset in offsets.items()}
+        self.metadata = ""
+        self.commits: list[tuple[int, int]] = []
+
+    def ask(self, question: Callable[[Any, float], Any]) -> Any:
+        return question(self, 1.0)
+
+    def committed(self, places: list[TopicPartition], _within: float) -> list[TopicPartition]:
+        known = [(place.topic, place.partition, self.offsets.get(place.partition, OFFSET_INVALID)) for place in places]
+        return [TopicPartition(*place, metadata=self.metadata) for place in known]
+
+    def get_watermark_offsets(self, _place: TopicPartition, timeout: float) -> tuple[int, int]:
+        return 10, 90
+
+    def list_topics(self, topic: str, timeout: float) -> Any:
+        return type("Metadata", (), {"topics": {topic: type("Topic", (), {"partitions": {0: None, 1: None, 2: None}})}})
+
+    def commit(self, places: Iterable[TopicPartition]) -> None:
+        self.commits += [(place.partition, place.offset) for place in places]
+
+
+def of(places: Places, brokers: Brokers, *partitions: int) -> dict[int, int]:
+    found = places.of([("t", number) for number in partitions], brokers.ask, brokers.commit)
+    return {place.partition: place.offset for place in found}
+
+
+@pytest.mark.parametrize(
+    ("start", "known", "begins"),
+    [("earliest", {}, 10), ("latest", {}, 90), ("earliest", {"p0": 42}, 10), ("latest", {"p0": 42}, 10)],
+    ids=["earliest", "latest", "earliest, the topic is known", "latest, the topic is known"],
+)
+def test_a_start_is_decided_once_and_written_down(start: Start, known: dict[str, int], begins: int) -> None:
+    """M05, C11: nothing is skipped of a partition that was added to a topic which the group reads."""
+    brokers = Brokers(**known)
+    assert of(Places("g", start), brokers, 1, 2) == {1: begins, 2: begins}
+    assert brokers.commits == [(1, begins), (2, begins)]
+
+
+def test_what_is_committed_is_where_it_goes_on() -> None:
+    """And nothing is committed for that."""
+    brokers = Brokers(p0=42, p1=43)
+    assert of(Places("g", "latest"), brokers, 0, 1) == {0: 42, 1: 43}
+    assert brokers.commits == []
+
+
+def test_an_offset_that_was_there_and_is_gone_is_lost() -> None:
+    """Whether it was seen or committed by this process; a partition of which nothing was known begins."""
+    brokers, places = Brokers(p0=42), Places("g", "earliest")
+    of(places, brokers, 0)
+    places.note([TopicPartition("t", 1, 50)])
+    brokers.offsets.clear()
+    for number in (0, 1):
+        with pytest.raises(OffsetsLost, match=f"topic 't' partition {number} is gone"):
+            of(places, brokers, number)
+    assert of(places, brokers, 2) == {2: 10}
+
+
+def test_what_is_stored_beside_the_effects_counts_more() -> None:
+    """And the group's offset where nothing was ever stored."""
+    brokers, places = Brokers(p0=42, p1=43), Places("g", "earliest")
+    places.stored = Stored(lambda _partitions: {("t", 0): 40}, MARK)
+    assert of(places, brokers, 0, 1, 2) == {0: 40, 1: 43, 2: 10}
+
+
+def test_a_store_that_knows_less_than_the_group_or_more_than_the_topic_ends_the_run() -> None:
+    """It is another database, or records are gone that were handled."""
+    brokers, places = Brokers(p0=42), Places("g", "earliest")
+    brokers.metadata = MARK
+    places.stored = Stored(lambda _partitions: {}, MARK)
+    with pytest.raises(OffsetsLost, match="this inbox knows nothing of it"):
+        of(places, brokers, 0)
+    places.stored = Stored(lambda _partitions: {("t", 0): 91}, MARK)
+    with pytest.raises(OffsetBeyondEnd, match=r"offset 91 .* ends at 90"):
+        of(places, brokers, 0)
+
+
+@pytest.mark.broker
+def test_a_group_begins_however_far_the_brokers_are(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """A round trip is longer than a question about offsets may take at first: it may take longer each time."""
+    topic, seen, full = kafka_topic(2), list[bytes](), threading.Event()
+    fill(kafka.bootstrap, topic, [b"%d" % number for number in range(10)], partitions=2)
+
+    def handler(message: Message) -> None:
+        seen.append(message.value() or b"")
+        if len(seen) == 10:
+            full.set()
+
+    with Proxy(kafka.bootstrap) as proxy, proxy.delay(0.6 * WITHIN):
+        config = {"bootstrap.servers": proxy.bootstrap, "group.id": fresh("group")}
+        with AtLeastOnce(config, preflight="off") as client:
+            runner = threading.Thread(target=client.run, args=([topic], handler))
+            runner.start()
+            assert full.wait(60), f"{len(seen)} messages"
+            client.stop()
+            runner.join(30)
+            assert not runner.is_alive()
+    assert sorted(seen) == [b"%d" % number for number in range(10)]
