@@ -5,6 +5,8 @@ Rules.
 * A set begins with ``dead-letter-topic``. The last one in a record is the one that counts: all that is before it was written
   by others, who may have made it look like ours (S04).
 * All values are text in UTF-8. What comes from an exception is bounded and without control characters (S09).
+* One that the producer would not take, since what is said about the message makes it too large, leaves out the largest part
+  of the message, and says so: whoever may write to a topic could stop its group with such a message.
 """
 
 from __future__ import annotations
@@ -33,13 +35,15 @@ ERROR_TYPE = PREFIX + "error-type"
 ERROR = PREFIX + "error"
 ATTEMPTS = PREFIX + "attempts"
 TIME = PREFIX + "time"  # milliseconds
-HEADERS = PREFIX + "headers"  # only where they could not be kept
+# only where they could not be kept
+HEADERS, VALUE, KEY = PREFIX + "headers", PREFIX + "value", PREFIX + "key"
 REPLAYED = PREFIX + "replayed"  # of a marker, not of a dead letter
 
-_SET = {TOPIC, PARTITION, OFFSET, TIMESTAMP, GROUP, ERROR_TYPE, ERROR, ATTEMPTS, TIME, HEADERS}
+_SET = {TOPIC, PARTITION, OFFSET, TIMESTAMP, GROUP, ERROR_TYPE, ERROR, ATTEMPTS, TIME, HEADERS, VALUE, KEY}
 _LOST = b"lost"
 _TEXT = 1000  # characters of an error's text
 _NAME = 250  # characters of an error's type
+_FRAME, _HEADER_FRAME = 36, 10  # bytes that librdkafka counts for a record, and at the most for a header
 _TOPIC_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
 _NUMBER = re.compile(rb"[0-9]{1,19}\Z")
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
@@ -60,7 +64,7 @@ class DeadLetter:
         attempts: how often it was tried.
         time: when it became a dead letter, in milliseconds.
         headers: the message's own.
-        headers_lost: they could not be read, and are missing.
+        lost: what is missing of "headers", "value" and "key": it could not be read, or would have made this too large.
     """
 
     topic: str
@@ -73,7 +77,7 @@ class DeadLetter:
     attempts: int
     time: int
     headers: Sequence[Header]
-    headers_lost: bool
+    lost: tuple[str, ...]
 
 
 # -- writing --------------------------------------------------------------------------------------------------------------
@@ -89,6 +93,7 @@ def dead_letter(
     raw: tuple[bytes | None, bytes | None] | None = None,
     headers_lost: bool = False,
     now: float,
+    most: int,
 ) -> Record:
     """The record that goes to the dead letter topic for a message. Its key decides the partition.
 
@@ -101,24 +106,41 @@ def dead_letter(
         raw: key and value as they came, where a deserializer has replaced those of the message.
         headers_lost: they could not be read, and the message must not be asked for them again.
         now: seconds since the epoch.
+        most: bytes that the producer takes.
     """
     own: Sequence[Header] | None = None if headers_lost else headers_of(message)
     key, value = (message.key(), message.value()) if raw is None else raw
-    timestamp: int = message.timestamp()[1]
+    timestamp: int = max(0, message.timestamp()[1])
     said = {
         TOPIC: message.topic(),
         PARTITION: message.partition(),
         OFFSET: message.offset(),
-        TIMESTAMP: timestamp if timestamp > 0 else None,
+        TIMESTAMP: timestamp or None,
         GROUP: group,
         ERROR_TYPE: printable(_type_of(error), _NAME),
-        ERROR: printable(_text_of(error), _TEXT),
+        ERROR: text_of(error, _TEXT),
         ATTEMPTS: attempts,
         TIME: int(now * 1000),
-        HEADERS: _LOST.decode() if own is None else None,
     }
     about: list[Header] = [(name, str(what).encode("utf-8", "replace")) for name, what in said.items() if what is not None]
-    return Record(topic, value, key, headers=[*(own or ()), *about], timestamp=timestamp if timestamp > 0 else None)
+    about += [(HEADERS, _LOST)] if own is None else []
+    sizes = {VALUE: len(value or b""), HEADERS: _size(own or ()), KEY: len(key or b"")}
+    while _FRAME + sum(sizes.values()) + _size(about) > most and any(sizes.values()):
+        largest = max(sizes, key=sizes.__getitem__)
+        sizes[largest] = 0
+        about.append((largest, _LOST))
+    lost = {name for name, said in about if said is _LOST}
+    return Record(
+        topic,
+        b"" if VALUE in lost else value,  # a null would remove others from a compacted topic
+        None if KEY in lost else key,
+        headers=[*(() if own is None or HEADERS in lost else own), *about],
+        timestamp=timestamp or None,
+    )
+
+
+def _size(headers: Sequence[Header]) -> int:
+    return sum(len(name.encode()) + len(value or b"") + _HEADER_FRAME for name, value in headers)
 
 
 def headers_of(message: Message) -> list[Header] | None:
@@ -143,11 +165,13 @@ def _type_of(error: BaseException) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _text_of(error: BaseException) -> str:
+def text_of(error: BaseException | None, most: int = 300) -> str:
+    """What an exception says, in at most so many characters that print: it may quote the message that it is about (S09)."""
     try:
-        return str(error)
+        text = str(error)
     except Exception as exc:  # noqa: BLE001 - the error is another's, and its text must not stop a dead letter
-        return f"({type(exc).__name__} in its __str__)"
+        text = f"({type(exc).__name__} in its __str__)"
+    return printable(text, most)
 
 
 # -- reading --------------------------------------------------------------------------------------------------------------
@@ -188,7 +212,7 @@ def _parsed(about: dict[str, bytes], own: list[Header]) -> DeadLetter:
         attempts=_number(about[ATTEMPTS], _INT32),
         time=_number(about[TIME], _INT64),
         headers=tuple(own),
-        headers_lost=about.get(HEADERS) == _LOST,
+        lost=tuple(name.removeprefix(PREFIX) for name in (HEADERS, VALUE, KEY) if about.get(name) == _LOST),
     )
 
 

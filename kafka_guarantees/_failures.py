@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from confluent_kafka.serialization import SerializationError
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
 
-from ._dead_letters import dead_letter
+from ._dead_letters import dead_letter, text_of
 from ._serialization import HeadersLost
 from .errors import HandlerError
 from .records import RecordRefused
@@ -56,7 +56,7 @@ FUTILE = (
     SerializationError,
     SyntaxError,
     TypeError,
-    UnicodeError,
+    ValueError,
 )
 
 RETRY = Retrying(
@@ -134,6 +134,7 @@ class Failures:
         self._reading = reading
         self._retry = retry
         self.topic = dead_letter
+        self._largest = int(str(settings.producer.get("message.max.bytes", 1_000_000)))  # bytes of a record
         self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
 
     @property
@@ -261,6 +262,7 @@ class Failures:
             raw=self._reading.raw(message),
             headers_lost=self._reading.headers_lost(message),
             now=time.time(),
+            most=self._largest,
         )
 
 
@@ -308,7 +310,7 @@ def _log_attempt(state: RetryCallState) -> None:
         message.partition(),
         message.offset(),
         type(error).__name__,
-        error,
+        text_of(error),
         state.upcoming_sleep,
     )
 
@@ -329,6 +331,6 @@ def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     tried = "" if attempts == 1 else f", in {attempts} attempts"
     return HandlerError(
         f"the handler failed at {where(message)}{tried} "
-        f"({type(error).__name__}: {error}). Nothing at or after that offset was committed, so the next run begins there "
-        "again. Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
+        f"({type(error).__name__}: {text_of(error)}). Nothing at or after that offset was committed, so the next run begins "
+        "there again. Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
     )

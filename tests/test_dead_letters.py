@@ -55,7 +55,7 @@ def arrived(record: Record, offset: int = 0) -> Message:
 
 
 def letter_of(given: Message, error: BaseException | None = None, **more: Any) -> Record:
-    more = {"group": "offers", "attempts": 3, "now": THEN / 1000, **more}
+    more = {"group": "offers", "attempts": 3, "now": THEN / 1000, "most": 10**7, **more}
     return dead_letter("dlq", given, error or ValueError("bad"), **more)
 
 
@@ -102,7 +102,7 @@ def test_what_went_in_comes_out(  # noqa: PLR0917 - hypothesis gives them by nam
     assert (found.topic, found.partition, found.offset, found.timestamp) == ("orders", partition, offset, timestamp or None)
     assert (found.group, found.attempts, found.time, found.error_type) == (group, attempts, THEN, "ValueError")
     assert list(found.headers) == (headers or [])
-    assert not found.headers_lost
+    assert not found.lost
     assert len(found.error) <= 1000
     assert found.error.isprintable() or not found.error
     assert marked_by(arrived(record)) is None
@@ -190,8 +190,36 @@ def test_without_headers_that_cannot_be_read() -> None:
     assert lost.headers == same.headers
     found = origin_of(arrived(lost))
     assert found is not None
-    assert found.headers_lost
+    assert found.lost == ("headers",)
     assert headers_of(Poison()) is None  # type: ignore[arg-type]
+
+
+@given(
+    most=st.integers(500, 2000),
+    key=st.one_of(st.none(), st.integers(0, 2500).map(bytes)),
+    value=st.one_of(st.none(), st.integers(0, 2500).map(bytes)),
+    headers=st.lists(st.tuples(names, st.one_of(st.none(), st.integers(0, 700).map(bytes))), max_size=6),
+)
+def test_a_letter_is_never_too_large_for_its_producer(
+    most: int, key: bytes | None, value: bytes | None, headers: list[Header]
+) -> None:
+    """Whatever the message is, librdkafka takes it. What is left out is the largest part, is said, and nothing if all fits."""
+    given_ = message(headers=headers, key=key, value=value)
+    record = letter_of(given_, ValueError("x" * 40), most=most)
+    if most >= 1000:  # it has no smaller limit
+        producer = Producer({"bootstrap.servers": "127.0.0.1:1", "message.max.bytes": most, "log_level": 0})
+        parts: Any = {"value": record.value, "key": record.key, "headers": record.headers}
+        producer.produce("dlq", **parts)
+        producer.purge()
+    found = origin_of(arrived(record))
+    assert found is not None
+    sizes = {"key": len(key or b""), "value": len(value or b""), "headers": sum(len(n) + len(v or b"") for n, v in headers)}
+    kept = {"key": record.key == key, "value": record.value == value, "headers": list(found.headers) == headers}
+    assert {name for name, whole in kept.items() if not whole} <= set(found.lost)
+    assert all(sizes[gone] + 60 >= sizes[left] for gone in found.lost for left in kept.keys() - set(found.lost))
+    about: Any = letter_of(given_, ValueError("x" * 40), most=10**7).headers
+    whole = 36 + len(key or b"") + len(value or b"") + sum(len(n.encode()) + len(v or b"") + 10 for n, v in about)
+    assert bool(found.lost) == (whole > most)
 
 
 def test_the_raw_bytes_are_kept_where_a_deserializer_replaced_them() -> None:
@@ -387,7 +415,7 @@ def test_some_are_chosen(command: Command, kafka: RunningKafka, kafka_topic: Cal
         "error": "bad",
         "attempts": 3,
         "time": THEN,
-        "headers_lost": False,
+        "lost": [],
         "replayed": False,
     }
     assert command("replay", dlq, "0:1", "0:4", "--dry-run") == [f"0:1 -> {one}/0", f"0:4 -> {other}/0"]

@@ -7,6 +7,7 @@ from operator import methodcaller
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .._collector import collector_rests
+from .._dead_letters import text_of
 from .._failures import where
 from ..dedup.contract import Entry, Source
 from ..dedup.ids import OFFSET_SIZE, POSITION, key_of, partition_of, position_of
@@ -79,7 +80,7 @@ class MessageIds:
         try:
             found: Id = self._extractor(message)
         except Exception as error:
-            raise _without_id(message, f"message_id raised {type(error).__name__}: {error}.") from error
+            raise _without_id(message, f"message_id raised {type(error).__name__}: {text_of(error)}.") from error
         if isinstance(found, (str, bytes)):
             if found:
                 return key_of(found)

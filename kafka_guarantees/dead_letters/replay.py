@@ -104,8 +104,12 @@ def sort_out(
 
 
 def _refusal(letter: DeadLetter, partitions: int, *, without_headers: bool) -> str | None:
-    if letter.headers_lost and not without_headers:
-        return "the headers could not be read and are lost, a message id with them; --without-headers sends it all the same"
+    if {"value", "key"} & set(letter.lost):
+        gone = " and ".join(sorted(letter.lost))
+        origin = f"topic {letter.topic!r} partition {letter.partition} offset {letter.offset}"
+        return f"its {gone} would have made it too large for a dead letter: the message is at {origin}, if it is still kept"
+    if "headers" in letter.lost and not without_headers:
+        return "its headers could not be kept, and a message id with them; --without-headers sends it all the same"
     if letter.topic.startswith("__"):
         return f"topic {letter.topic!r} is one of Kafka's own"
     if not partitions:
