@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 DURATION ?= 600
+WORKERS ?= 3
 PROOFS := $(addprefix prove-,at-most-once at-least-once exactly-once)
 
 .PHONY: demo prove $(PROOFS) mutants test lint types pytest needs lock clean
@@ -35,8 +36,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
+# Most of it is waiting. Each worker has its brokers, and a file of tests as a whole: 800 MB each.
 pytest: $(STAMP) needs
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # The environment: what requirements-dev.lock pins, and this package in editable form.
 $(STAMP): pyproject.toml requirements-dev.lock
