@@ -93,7 +93,8 @@ class AtLeastOnce:
         start: where a group without committed offsets begins.
         retry: a ``tenacity.Retrying`` that decides whether a handler that raised is called again, and when. Only exceptions are
             looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
-            attempts within three seconds, and only one after a mistake of the program, as a TypeError is. None: one attempt.
+            attempts within three seconds, and only one after a mistake of the program, as a TypeError or ValueError is. None:
+            one attempt.
         dead_letter: topic for messages that cannot be handled, or read. They are finished once their copy there is
             acknowledged. None: such a message ends the run.
         keep_alive: handlers have a thread of their own, and may take longer than ``max.poll.interval.ms``.
@@ -683,8 +684,8 @@ class AtLeastOnce:
         """How many messages so far came to what.
 
         ``duplicate``: left out. ``taken over``: handled, although somebody had begun to. ``waited for``: given back until
-        somebody else is done with their id. ``unprotected``: handled without an id or a store. ``lost``: handled by another
-        member as well.
+        somebody else is done with their id. ``unprotected``: handled without an id or a store. ``lost``: perhaps handled by
+        another member as well.
         """
         return dict(self._recognition.counts)
 

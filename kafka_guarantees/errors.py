@@ -1,7 +1,7 @@
 """What can go wrong, as one tree, and the one place where librdkafka's error codes become classes of it.
 
     KafkaGuaranteesError
-    ├── UnsafeConfigError      (also ValueError) a setting that breaks the guarantee: nothing was connected
+    ├── UnsafeConfigError      (also ValueError) a setting that breaks the guarantee: nothing was consumed or sent
     ├── DeliveryError          a record was certainly not written
     ├── DeliveryUnknown        a record may or may not have been written
     ├── HandlerError           the handler raised; nothing was committed past its message
@@ -22,7 +22,7 @@
     SecurityWarning            (a UserWarning) allowed, but anybody on the way can read or answer what is sent
 
 Rules.
-* The ``KafkaException`` is always the ``__cause__``.
+* The ``KafkaException``, where there was one, is in the chain of causes, not always the first.
 * The class is chosen by error code: ``retriable()``, ``fatal()`` and ``txn_requires_abort()`` are set by librdkafka only on
   errors of its transactional calls (E01). The tables below have the codes that are more than their default; docs/errors.md
   is checked against them.
@@ -45,7 +45,7 @@ class KafkaGuaranteesError(Exception):
 
 
 class UnsafeConfigError(KafkaGuaranteesError, ValueError):
-    """A setting contradicts the guarantee. Raised by constructors, before anything is connected or sent.
+    """A setting contradicts the guarantee; or the brokers do, where a run asks them. Nothing was consumed or sent.
 
     Attributes:
         setting: the name of the librdkafka property or of our own argument.

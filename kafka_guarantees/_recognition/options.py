@@ -108,8 +108,9 @@ class Recognition:
         if self._warns_of_others and apart():
             self._warns_of_others = False
             log.warning(
-                "%s is local, and the group has other members. What one of them handled is not recognised on another machine, "
-                "nor is what this one handled once its partitions move: use a shared store, or one machine.",
+                "%s is local, and the group has other members. MemoryDedupStore knows what its process handled, "
+                "SqliteDedupStore what its machine did: when partitions move elsewhere, messages may be handled again. Use a "
+                "shared store; with SQLite one machine, with Memory one process.",
                 type(self._dedup).__name__,
             )
 

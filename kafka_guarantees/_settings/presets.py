@@ -366,7 +366,7 @@ PRESETS = (
         _linger_in_runs,
         Kind.TUNING,
         PRODUCER,
-        "fewer and fuller requests; 100 with a group.id, as a run sends at once when it waits. So does who waits for a record",
+        "fewer and fuller requests; 100 with a group.id. A run that is idle, result() and flush() send at once",
         "docs/performance.md",
     ),
     Preset(
