@@ -8,7 +8,7 @@ Rules.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
 
@@ -16,8 +16,6 @@ from .errors import OffsetBeyondEnd, OffsetsLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from confluent_kafka import Consumer
 
     from ._offsets import Partition
 
@@ -39,9 +37,9 @@ class Stored(NamedTuple):
 
 
 class Ask(Protocol):
-    """Puts a question to the brokers, with the seconds that it may take. May raise KafkaException, BrokerError."""
+    """Puts a question to the C consumer, with the seconds that it may take. May raise KafkaException, BrokerError."""
 
-    def __call__(self, question: Callable[[Consumer, float], T], /) -> T: ...
+    def __call__(self, question: Callable[[Any, float], T], /) -> T: ...
 
 
 class Places:

@@ -130,6 +130,31 @@ def test_two_proofs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str], tm
     assert "another proof writes into" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("whose", ["others may write to it", "it is a link"])
+def test_a_folder_that_others_may_have_prepared_is_refused(
+    whose: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its files could be links to the operator's own, which would be emptied."""
+    folder, theirs = tmp_path / "out-files", tmp_path / "theirs"
+    theirs.mkdir()
+    if whose == "it is a link":
+        folder.symlink_to(theirs)
+    else:
+        folder.mkdir()
+        folder.chmod(0o777)
+    assert main(["prove", "exactly-once", "--report", str(tmp_path / "out.html")]) == 2
+    assert "is somebody else's, or others may write to it" in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+def test_a_plan_does_not_show_its_passwords() -> None:
+    """Tracebacks with locals, and error collectors, print what is at hand."""
+    secret = {"sasl.password": "s3cr3t"}
+    job = Job("exactly-once", "sender-0", 1, secret, "in", "out", 1, "h", "1", 1.0, 0.0)
+    assert "s3cr3t" not in repr(Plan("exactly-once", [], 1, Path(), config=secret)) + repr(job)
+    assert "s3cr3t" in str(job)
+
+
 def test_with_tls_connections_are_left_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A proxy cannot look into TLS, and says so."""
     file = tmp_path / "client.properties"

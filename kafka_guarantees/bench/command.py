@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +42,7 @@ class Refused(Exception):
 class Asked:
     """What the command line says. See its help."""
 
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     plan: Plan
     report: Path
     config_file: Path | None = None

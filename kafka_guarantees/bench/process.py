@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from kafka_guarantees.prove.crew import PACKAGE
+from kafka_guarantees.testing._process import environment, python
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from typing_extensions import Self
 
-COMMAND: Sequence[str] = (sys.executable, "-m", "kafka_guarantees.bench.work", "-")
+COMMAND = [*python("kafka_guarantees.bench.work"), "-"]
 LIMIT = 600.0  # seconds that one job may take
 STOPPING = 15.0  # seconds for leaving a group after SIGTERM
 
@@ -46,8 +44,7 @@ class Process:
                 stderr=log,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the driver, who ends it
-                cwd=folder,  # where nothing can be imported from
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE, *filter(None, [os.environ.get("PYTHONPATH")])])},
+                env=environment(),
             )
         self._late = threading.Timer(LIMIT, self._process.kill)
         self._late.daemon = True

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING
 
+from kafka_guarantees.testing._process import environment, python
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from typing_extensions import Self
 
     from .offers import Task
 
-COMMAND: Sequence[str] = (sys.executable, "-m", "kafka_guarantees.demo.worker")
+COMMAND = python("kafka_guarantees.demo.worker")
 STOPPING = 30.0  # seconds that a worker may take to finish what is in hand and leave its group
 _LOG_LINES = 15
 
@@ -40,6 +40,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,  # its end tells the worker that the driver is gone
                 stdout=log,
                 stderr=log,
+                env=environment(),
             )
 
     def restart(self) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import random
+import stat
 import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kafka_guarantees import DurabilityWarning
@@ -34,7 +36,7 @@ class Asked:
     """What the command line says. See its help."""
 
     guarantee: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
     brokers: int | None
     duration: float
     workers: int
@@ -128,10 +130,15 @@ def _own_folder(report: Path) -> Iterator[Path]:
     """An empty folder beside the report, for this run alone. What an earlier run has left in it is removed, and nothing else.
 
     Raises:
-        ValueError: another run writes into it: their histories would be mixed.
+        ValueError: another run writes into it: their histories would be mixed. Or it is somebody else's, who could have links
+            there in the place of files.
     """
     folder = report.with_name(f"{report.stem}-files")
-    folder.mkdir(parents=True, exist_ok=True)
+    report.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & stat.S_IWOTH:
+        raise ValueError(f"{folder} is somebody else's, or others may write to it: choose another --report, or remove it")
     with (folder / "driver.log").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given back when the process is gone, however it went

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import kafka_guarantees
+from kafka_guarantees.testing._process import environment, python
 
 from .life import CRASHED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from typing_extensions import Self
 
     from .life import Job
 
-COMMAND: Sequence[str] = (sys.executable, "-X", "faulthandler", "-m", "kafka_guarantees.prove.worker")
-PACKAGE = str(Path(kafka_guarantees.__file__).parents[1])
+COMMAND = python("kafka_guarantees.prove.worker", "-X", "faulthandler")
 STOPPING = 45.0  # seconds that a worker may take to finish what is in hand and leave its group
 _LOG_LINES = 12
 _TRACEBACKS = 80  # lines, of all threads of a worker
@@ -99,8 +96,7 @@ class Crew:
                 stderr=log,
                 text=True,
                 start_new_session=True,  # Ctrl-C is for the driver, who ends everybody
-                cwd=self._folder,  # where nothing can be imported from: what is proven is the package that this is part of
-                env={**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE, *filter(None, [os.environ.get("PYTHONPATH")])])},
+                env=environment(),
             )
 
     def tend(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .history import History
@@ -38,7 +38,7 @@ class Job:
     guarantee: str
     who: str
     life: int
-    config: dict[str, Any]
+    config: dict[str, Any] = field(repr=False)
     source: str
     sink: str
     partitions: int

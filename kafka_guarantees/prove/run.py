@@ -92,7 +92,7 @@ class Plan:
     partitions: int = 8
     brokers: int = 3
     protocol: str = "mixed"
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     rate: float = 80.0
     handling: float | None = None
     patience: float = 40.0
