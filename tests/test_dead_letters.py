@@ -446,6 +446,11 @@ def test_one_is_shown(command: Command, kafka: RunningKafka, kafka_topic: Callab
         "base64 G1szMW1yZWQ=",
     ):
         assert part in text
+    forged_lines = b"k\nheader      approved-by: alice\nvalue, 12 bytes\namount=10"
+    twisted = letter_of(message(headers=[("a", forged_lines)], key=forged_lines))
+    put(kafka.bootstrap, [Record(other := kafka_topic(), twisted.value, twisted.key, headers=twisted.headers)])
+    lines = command("show", other, "0:0")
+    assert [line.split()[0] for line in lines[-4:]] == ["key", "header", "value,", "v"]
     assert len("".join(command("show", dlq, "0:1"))) < 6000
     assert "v" * 1_000_000 in command("show", dlq, "0:1", "--full")
     assert command("show", dlq, "0:1", "--raw") == ["v" * 1_000_000]
@@ -529,6 +534,7 @@ def test_what_cannot_be_sent_stays_and_the_others_go(
         letter_of(message(gone)),
         letter_of(message(origin, partition=7)),
         letter_of(message("__consumer_offsets", partition=0)),
+        letter_of(message(dlq, partition=0)),
         letter_of(message(origin, partition=0, value=random.randbytes(5000))),
     ]
     put(kafka.bootstrap, [Record(dlq, r.value, r.key, headers=r.headers) for r in bad[:2]])
@@ -540,7 +546,8 @@ def test_what_cannot_be_sent_stays_and_the_others_go(
         rf"\(0:0\): topic '{gone}' does not exist",
         r"\(0:1\).*has no partition 7",
         r"\(0:7\).*Kafka's own",
-        r"\(0:8\).*MSG_SIZE_TOO_LARGE",
+        r"\(0:8\).*or the dead letter topic itself",
+        r"\(0:9\).*MSG_SIZE_TOO_LARGE",
     ):
         assert re.search(reason, command.err)
     assert ids(kafka.bootstrap, origin) == all_ids(10)
@@ -734,3 +741,21 @@ def test_no_kafka_is_one_message(capsys: pytest.CaptureFixture[str], monkeypatch
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("kafka-guarantees: ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("sasl.mechanism", "SASL mechanism"),
+        ("security.protocol", "security.protocol"),
+        ("plugin.library.paths", "plugin.library.paths"),
+    ],
+)
+def test_a_secret_in_the_wrong_line_is_not_shown(wrong: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """S01: librdkafka's words quote it."""
+    settings = {"security.protocol": "sasl_ssl", "sasl.username": "jane", "sasl.password": "xyz", wrong: "s3cr3t-Marker"}
+    more = [text for name, value in settings.items() for text in ("--set", f"{name}={value}")]
+    assert main(["dead-letters", "list", "dlq", "-b", "127.0.0.1:1", *more]) == 2
+    err = capsys.readouterr().err
+    assert "s3cr3t" not in err
+    assert said in err

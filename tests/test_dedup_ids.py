@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Message, Uuid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kafka_guarantees import KafkaGuaranteesError
+from kafka_guarantees._recognition.topics import TopicIds
+from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.dedup import POSITION, cloudevent, first_of, header, json_field, position
 from kafka_guarantees.dedup.ids import FINGERPRINT_SIZE, KEY_SIZE, fingerprint_of, key_of, position_of
 
@@ -321,3 +326,21 @@ def test_none_and_empty_have_different_fingerprints() -> None:
 def test_headers_are_not_in_the_fingerprint() -> None:
     """Tracing headers change with each send; the message is the same."""
     assert fingerprint_of(message(("trace", b"1"), value=b"v")) == fingerprint_of(message(("trace", b"2"), value=b"v"))
+
+
+# -- which incarnation of a topic --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("high", "low"), [(0, 0), (0, 1), (-1, 0)])
+def test_brokers_without_topic_ids_are_refused(monkeypatch: pytest.MonkeyPatch, high: int, low: int) -> None:
+    """D06: with an id of zeros, messages at one place of two topics would be one."""
+    found: Future[Any] = Future()
+    found.set_result(SimpleNamespace(topic_id=Uuid(high, low)))
+    admin = SimpleNamespace(describe_topics=lambda *_, **__: {"t": found})
+    ids = TopicIds(resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"}))
+    monkeypatch.setattr(ids, "raw", admin)
+    if high or low:
+        assert len(ids("t")) == 16
+    else:
+        with pytest.raises(KafkaGuaranteesError, match="as before Kafka"):
+            ids("t")

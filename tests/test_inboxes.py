@@ -32,6 +32,7 @@ from psycopg_pool import ConnectionPool
 from kafka_guarantees.dedup import _progress, postgres_inbox, sqlite_inbox
 from kafka_guarantees.dedup.contract import Entry, Inbox, Source
 from kafka_guarantees.dedup.ids import key_of
+from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox, PostgresInboxTransaction
 from kafka_guarantees.dedup.sqlite import SqliteDedupStore
 from kafka_guarantees.dedup.sqlite_inbox import SqliteInbox
@@ -1205,10 +1206,15 @@ def test_no_password_in_messages(postgres: Place, caplog: pytest.LogCaptureFixtu
     monkeypatch.setattr(postgres_inbox, "CONNECT_TIMEOUT", 1)
     caplog.set_level(logging.DEBUG)
     shown: list[BaseException | None] = []
-    for wrong in (f"postgresql://me:{secret}%zz@127.0.0.1/x", f"password='{secret}' {secret}"):
-        with pytest.raises(ValueError, match="conninfo") as caught:
-            PostgresInbox(wrong)
-        shown.append(caught.value)
+    unreadable = (f"postgresql://me:{secret}%zz@127.0.0.1/x", f"password='{secret}' {secret}")
+    # after an @ or a / of a password comes what libpq takes for the host, or the port, which it quotes
+    spoilt = (f"postgresql://me:pass@{secret}@127.0.0.1/x", f"postgresql://me:{secret}/1@127.0.0.1/x")
+    for wrong in (*unreadable, *spoilt):
+        for made in (PostgresInbox, PostgresDedupStore):
+            with pytest.raises(ValueError, match="neither a postgresql:// URL nor pairs") as caught:
+                made(wrong)
+            shown.append(caught.value)
+            assert caught.value.__context__ is None
     with PostgresInbox(make_conninfo(host="127.0.0.1", port=1, user="me", password=secret, dbname="x")) as inbox:
         with pytest.raises(StoreUnavailable) as unavailable:
             inbox.start_offsets("group", [P0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import inspect
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from confluent_kafka import Consumer, KafkaException, Producer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
 from kafka_guarantees._settings import Explanation, Guarantee, Settings, explain, librdkafka, resolve
 from kafka_guarantees._settings.explanation import NOT_PROMISED, PROMISES
 from kafka_guarantees._settings.names import FOREIGN_NAMES, OWN_ARGUMENTS, OWN_CALLBACKS
@@ -345,6 +347,33 @@ def test_the_warning_points_at_the_users_line() -> None:
     assert "constructor()  # the line" in Path(__file__).read_text().splitlines()[caught[0].lineno - 1]
 
 
+@pytest.mark.parametrize(
+    ("url", "weak"),
+    [
+        ("http://login.example.com/token", True),
+        ("HTTP://127.example.com/token", True),
+        ("https://login.example.com/token", False),
+        ("http://localhost:8080/token", False),
+        ("http://127.0.0.1/token", False),
+        ("http://[::1]:8080/token", False),
+    ],
+)
+def test_a_secret_is_not_sent_readable_without_a_warning(url: str, weak: bool) -> None:  # noqa: FBT001
+    """S02: unless the provider of tokens is on this host."""
+    config = minimal(ALO) | {"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER"}
+    assert bool(explain(ALO, config | {"sasl.oauthbearer.token.endpoint.url": url}).warnings) == weak
+
+
+@pytest.mark.parametrize("protocol", ["PLAINTEXT", "ssl", "SASL_PLAINTEXT", "SASL_SSL", None])
+def test_credentials_that_are_not_used_are_a_warning(protocol: str | None) -> None:
+    """S02: who gives them thinks that they protect something."""
+    config = minimal(ALO) | ({} if protocol is None else {"security.protocol": protocol})
+    tls = {"ssl.ca.location": "/etc/ssl/certs/ca-certificates.crt"}
+    said = "".join(explain(ALO, config | {"sasl.username": "u", "sasl.password": "p"} | tls).warnings)
+    assert ("nobody logs in" in said) == (protocol in (None, "PLAINTEXT"))
+    assert ("has no TLS" in said) == (protocol in (None, "PLAINTEXT", "SASL_PLAINTEXT"))
+
+
 WEAKER: dict[str, object] = {
     "acks": 1,
     "enable.idempotence": False,
@@ -355,6 +384,10 @@ WEAKER: dict[str, object] = {
     "security.protocol": "SASL_PLAINTEXT",
     "ssl.endpoint.identification.algorithm": "none",
     "transaction.timeout.ms": 60_000,
+    "sasl.username": "offers",
+    "ssl.ca.location": "/etc/ssl/certs/ca-certificates.crt",
+    "sasl.oauthbearer.token.endpoint.url": "http://login/token",
+    "enable.sasl.oauthbearer.unsecure.jwt": "true",
 }
 
 
@@ -384,6 +417,10 @@ def test_what_is_weaker() -> None:
         "enable.ssl.certificate.verification",
         "security.protocol",
         "ssl.endpoint.identification.algorithm",
+        "sasl.username",
+        "ssl.ca.location",
+        "sasl.oauthbearer.token.endpoint.url",
+        "enable.sasl.oauthbearer.unsecure.jwt",
     }
     assert {g: {w.setting for w in WEAKENINGS if g in w.guarantees} for g in Guarantee} == {
         AMO: always,
@@ -455,8 +492,8 @@ def test_kip_848_leaves_the_session_to_the_broker(setting: str) -> None:
         ("bootstrap_servers", "did you mean 'bootstrap.servers'?"),
         ("group_id", "did you mean 'group.id'?"),
         ("session.timout.ms", "did you mean 'session.timeout.ms'?"),
-        ("key.serializer", "Record"),
-        ("value_serializer", "Record"),
+        ("key.serializer", "to the constructor, as key_serializer"),
+        ("value_serializer", "argument of the constructor"),
         ("zzz", "CONFIGURATION.md"),
     ],
 )
@@ -496,6 +533,19 @@ def test_what_is_ours_is_refused_in_the_dict(name: str) -> None:
     error = refused(ALO, minimal(ALO) | {name: print})
     assert error.setting == name
     assert name not in OWN_ARGUMENTS or "argument" in str(error)
+
+
+def test_every_argument_has_its_place() -> None:
+    """An argument of a class or of its runs that is given in the dict is not called unknown."""
+    calls = [call for kind in (AtMostOnce, AtLeastOnce, ExactlyOnce) for call in (kind, kind.run)]
+    names = {name for call in calls for name in inspect.signature(call).parameters}
+    assert set(OWN_ARGUMENTS) == names - {"self", "config", "topics", "handler"}
+
+
+def test_a_plugin_that_cannot_be_loaded_is_named() -> None:
+    """And not the first other setting."""
+    error = refused(ALO, minimal(ALO) | {"plugin.library.paths": "no-such-plugin"})
+    assert error.setting == "plugin.library.paths"
 
 
 @pytest.mark.parametrize(("alias", "name"), ALIASES.items())

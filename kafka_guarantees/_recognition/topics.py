@@ -20,6 +20,7 @@ log = logging.getLogger("kafka_guarantees")
 
 ANSWER = 2.0  # seconds
 RENEW_EVERY = 30.0  # seconds
+NONE = bytes(16)
 
 
 class TopicIds(Handle):
@@ -57,11 +58,17 @@ class TopicIds(Handle):
         doing = f"asking for the ids of topics {', '.join(map(repr, topics))}"
         try:
             answers = self.raw.describe_topics(TopicCollection(topics), request_timeout=ANSWER)
-            return {topic: _bytes(answer.result(ANSWER + 1).topic_id) for topic, answer in answers.items()}
+            found = {topic: _bytes(answer.result(ANSWER + 1).topic_id) for topic, answer in answers.items()}
         except KafkaException as exc:
             raise broker_failure(kafka_error(exc), doing, "Nothing was handled.") from exc
         except TimeoutError as exc:  # of the future: a process may stand still
             raise BrokerError(f"{doing} got no answer. Nothing was handled.") from exc
+        if NONE in found.values():
+            raise KafkaGuaranteesError(
+                f"{doing}: these brokers give topics none, as before Kafka 2.8. Nothing was handled. Messages at the same "
+                "place of two topics could not be told apart. Use newer brokers, or leave dedup and inbox out."
+            )
+        return found
 
     def close(self) -> None:
         """Let the client go, if there was one."""

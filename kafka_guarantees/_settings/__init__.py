@@ -1,8 +1,8 @@
 """What each guarantee sets, what it refuses, and how both are explained: tables of data, and the code that walks them."""
 
 from .explanation import Explanation
-from .librdkafka import creation_failure
+from .librdkafka import check, creation_failure
 from .merge import Settings, explain, resolve
 from .presets import Guarantee
 
-__all__ = ["Explanation", "Guarantee", "Settings", "creation_failure", "explain", "resolve"]
+__all__ = ["Explanation", "Guarantee", "Settings", "check", "creation_failure", "explain", "resolve"]

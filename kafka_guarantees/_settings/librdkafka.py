@@ -44,7 +44,7 @@ def check(config: Mapping[str, object]) -> None:
     if not _complaint(config):
         return
     plugins = {_PLUGINS: config[_PLUGINS]} if _PLUGINS in config else {}
-    for name, value in config.items():
+    for name, value in [*plugins.items(), *config.items()]:  # plugins first: one that cannot be loaded spoils all others
         complaint = _complaint({**plugins, name: value})
         if complaint:
             raise _refusal(name, value, complaint)

@@ -18,19 +18,15 @@ if TYPE_CHECKING:
 
 USER_CALLBACKS = ("error_cb", "stats_cb", "throttle_cb", "oauth_cb", "logger")
 
-OWN_ARGUMENTS = {
-    "start": "the constructor",
-    "retry": "the constructor",
-    "dead_letter": "the constructor",
-    "dedup": "the constructor",
-    "message_id": "the constructor",
-    "inbox": "the constructor",
-    "on_error": "the constructor",
-    "commit_interval": "the constructor",
-    "transactions_in_flight": "the constructor",
-    "max_batch": "run() and run_batches()",
-    "until_idle": "run() and run_batches()",
+_ARGUMENTS = {
+    "the constructor": (
+        *("start", "retry", "on_error", "dead_letter", "keep_alive", "preflight", "commit_interval", "transactions_in_flight"),
+        *("key_deserializer", "value_deserializer", "key_serializer", "value_serializer"),
+        *("dedup", "inbox", "message_id", "on_missing_id", "on_store_error", "takeover", "scope", "fingerprint"),
+    ),
+    "run() and run_batches()": ("max_batch", "until_idle"),
 }
+OWN_ARGUMENTS = {name: whose for whose, names in _ARGUMENTS.items() for name in names}
 
 _REPORTS = "delivery reports are how the library knows what was written"
 _REBALANCE = "rebalances are how the library knows which messages are still its own"
@@ -56,8 +52,8 @@ FOREIGN_NAMES = {
     "default.api.timeout.ms": "use the timeout arguments of the methods",
     "fetch.max.wait.ms": "use fetch.wait.max.ms",
     "interceptor.classes": "wrap the handler",
-    "key.deserializer": "decode message.key() in the handler",
-    "key.serializer": "give Record a key of bytes",
+    "key.deserializer": "give it to the constructor, as key_deserializer",
+    "key.serializer": "give it to the constructor, as key_serializer",
     "max.block.ms": "use the timeout arguments of the methods",
     "max.request.size": "use message.max.bytes",
     "metric.reporters": "use statistics.interval.ms and stats_cb",
@@ -71,8 +67,8 @@ FOREIGN_NAMES = {
     "ssl.truststore.location": "use ssl.ca.location, a PEM file",
     "ssl.truststore.password": "use ssl.ca.location, a PEM file without a password",
     "ssl.truststore.type": "use ssl.ca.location, a PEM file",
-    "value.deserializer": "decode message.value() in the handler",
-    "value.serializer": "give Record a value of bytes",
+    "value.deserializer": "give it to the constructor, as value_deserializer",
+    "value.serializer": "give it to the constructor, as value_serializer",
 }
 
 

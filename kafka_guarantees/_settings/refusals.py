@@ -7,6 +7,7 @@ looked at, in the one spelling of ``_values.normalise``. ``see`` names the hazar
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,10 @@ def milliseconds(effective: Known, name: str) -> float:
     """The setting as a number; 0 means no limit for ``delivery.timeout.ms``."""
     value = float(effective[name])
     return float("inf") if name == "delivery.timeout.ms" and value == 0 else value
+
+
+# what stays on this host nobody reads
+_READABLE = re.compile(r"http://(?!localhost[:/]|127(\.[0-9]+){3}[:/]|\[::1\])", re.IGNORECASE)
 
 
 def _always(_value: Value, _effective: Known) -> bool:
@@ -251,6 +256,38 @@ WEAKENINGS = (
         "security.protocol",
         lambda value, effective: value == "sasl_plaintext" and effective["sasl.mechanism"] in ("PLAIN", "OAUTHBEARER"),
         "the password or token goes to the broker readable: anybody on the way can use it from then on",
+        "S02",
+        SecurityWarning,
+    ),
+    Weakening(
+        ALL,
+        "sasl.username",
+        lambda _value, effective: effective["security.protocol"] == "plaintext",
+        "security.protocol is plaintext: nobody logs in with it, and everybody on the way can read and answer",
+        "S02",
+        SecurityWarning,
+    ),
+    Weakening(
+        ALL,
+        "ssl.ca.location",
+        lambda _value, effective: effective["security.protocol"] in ("plaintext", "sasl_plaintext"),
+        "security.protocol has no TLS: the certificate is not looked at, and everybody on the way can read and answer",
+        "S02",
+        SecurityWarning,
+    ),
+    Weakening(
+        ALL,
+        "sasl.oauthbearer.token.endpoint.url",
+        lambda value, _effective: bool(_READABLE.match(str(value))),
+        "the client's secret goes there readable: anybody on the way can use it from then on",
+        "S02",
+        SecurityWarning,
+    ),
+    Weakening(
+        ALL,
+        "enable.sasl.oauthbearer.unsecure.jwt",
+        _is("true"),
+        "tokens without a signature: brokers that take them let in anybody",
         "S02",
         SecurityWarning,
     ),

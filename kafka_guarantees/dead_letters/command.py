@@ -223,10 +223,13 @@ def _about(letter: DeadLetter, place: Place, *, replayed: bool) -> str:
 def _content(message: Message, headers: Sequence[tuple[str, bytes | None]], *, full: bool) -> str:
     value = message.value()
     size = "" if value is None else f", {len(value)} bytes"
-    lines = [f"header      {printable(name, PART)}: {_shown(content, PART)}" for name, content in headers]
-    return "\n".join(
-        (f"key         {_shown(message.key(), PART)}", *lines, f"value{size}", _shown(value, None if full else VALUE))
-    )
+    lines = [f"header      {printable(name, PART)}: {_in_line(content)}" for name, content in headers]
+    return "\n".join((f"key         {_in_line(message.key())}", *lines, f"value{size}", _shown(value, None if full else VALUE)))
+
+
+def _in_line(content: bytes | None) -> str:
+    """Without line breaks: what is made of several could look like what this command says."""
+    return printable(_shown(content, None), PART)
 
 
 def _shown(content: bytes | None, most: int | None) -> str:

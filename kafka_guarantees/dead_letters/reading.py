@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
 
 from kafka_guarantees._dead_letters import DeadLetter, marked_by, origin_of
+from kafka_guarantees._settings import check, creation_failure
 from kafka_guarantees._settings.merge import side_of
 from kafka_guarantees._settings.properties import BOTH
 
@@ -210,7 +211,9 @@ def _consumer(config: Mapping[str, str], isolation: str) -> Consumer:
     try:
         return Consumer(ours)
     except KafkaException as exc:
-        raise ValueError(exc.args[0].str()) from exc  # librdkafka does not take a setting
+        failure = creation_failure(exc, ours)  # librdkafka's own words quote values (S01)
+    check(ours)  # names the setting, if it is one of them
+    raise failure
 
 
 def _is_answer(message: Message) -> bool:

@@ -93,7 +93,7 @@ def sort_out(
             topic = entry.letter.topic
             if topic not in partitions:
                 partitions[topic] = reader.partitions_of(topic)
-            refusal = _refusal(entry.letter, partitions[topic], without_headers=without_headers)
+            refusal = _refusal(entry.letter, reader.topic, partitions[topic], without_headers=without_headers)
             if refusal is None and not present_time:
                 refusal = _age_refusal(entry.letter, reader)
             if refusal is None:
@@ -103,15 +103,15 @@ def sort_out(
     return good
 
 
-def _refusal(letter: DeadLetter, partitions: int, *, without_headers: bool) -> str | None:
+def _refusal(letter: DeadLetter, own: str, partitions: int, *, without_headers: bool) -> str | None:
     if {"value", "key"} & set(letter.lost):
         gone = " and ".join(sorted(letter.lost))
         origin = f"topic {letter.topic!r} partition {letter.partition} offset {letter.offset}"
         return f"its {gone} would have made it too large for a dead letter: the message is at {origin}, if it is still kept"
     if "headers" in letter.lost and not without_headers:
         return "its headers could not be kept, and a message id with them; --without-headers sends it all the same"
-    if letter.topic.startswith("__"):
-        return f"topic {letter.topic!r} is one of Kafka's own"
+    if letter.topic.startswith("__") or letter.topic == own:
+        return f"topic {letter.topic!r} is one of Kafka's own, or the dead letter topic itself"
     if not partitions:
         return f"topic {letter.topic!r} does not exist, or this client may not write to it"
     if letter.partition >= partitions:

@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._conninfo import options_of
 from ._pooler import pooled
 from .contract import Capabilities, Outcome
 from .ids import KEY_SIZE
@@ -475,15 +475,7 @@ def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ..
 
 
 def _small_pool(conninfo: str) -> ConnectionPool[Any]:
-    try:
-        known = {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
-        host, port = known.get("host", ""), known.get("port", "5432")
-        readable = "@" not in host[1:] and port.replace(",", "").isdigit()
-    except psycopg.Error:
-        readable = False
-    if not readable:
-        # What a password with @ or / spoils becomes the host or the port, and those are quoted in messages and logs (S01).
-        raise ValueError("the connection string of PostgreSQL cannot be read; a URL needs %XX for special characters") from None
+    known = options_of(conninfo)
     more = {name: value for name, value in _CONNECTION.items() if name not in known}
     return ConnectionPool(conninfo, min_size=1, max_size=4, open=False, name="kafka-guarantees-dedup", kwargs=more)
 

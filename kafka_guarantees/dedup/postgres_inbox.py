@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import IsolationLevel
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._conninfo import options_of
 from ._pooler import pooled
 from ._progress import Advance, advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
 from .ids import KEY_SIZE
@@ -382,12 +382,7 @@ class PostgresInbox:
         return offsets
 
     def _open_pool(self, conninfo: str) -> ConnectionPool[Any]:
-        try:
-            options = conninfo_to_dict(conninfo)
-        except psycopg.Error:
-            # S01: libpq quotes what it cannot read
-            raise ValueError("the conninfo is neither a postgresql:// URL nor pairs of key=value") from None
-        options.setdefault("connect_timeout", CONNECT_TIMEOUT)
+        options = {"connect_timeout": CONNECT_TIMEOUT, **options_of(conninfo)}
         self._own = ConnectionPool(
             "", kwargs=options, configure=_configure, min_size=0, max_size=2, timeout=CONNECT_TIMEOUT, open=True
         )
