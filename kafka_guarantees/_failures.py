@@ -22,7 +22,7 @@ from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, 
 from ._dead_letters import dead_letter, text_of
 from ._serialization import HeadersLost
 from .errors import HandlerError
-from .records import RecordRefused
+from .records import NotRecords, RecordRefused
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -239,9 +239,9 @@ class Failures:
         """The dead letter for a message.
 
         Raises:
-            HandlerError: there is no dead letter topic, so that this ends the run.
+            HandlerError: this ends the run. There is no dead letter topic; or the mistake is not the message's.
         """
-        if self.topic is None:
+        if self.topic is None or isinstance(failed.error, NotRecords):  # else all would be set aside, each after its effect
             if isinstance(failed.error, RecordRefused):
                 raise failed.error.failure
             raise handler_error(message, failed) from failed.error
@@ -329,8 +329,11 @@ def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     """The error for a message that could not be handled, and ends the run."""
     error, attempts = failed
     tried = "" if attempts == 1 else f", in {attempts} attempts"
+    what = "Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
+    if isinstance(error, NotRecords):
+        what = "Correct the handler. What it does besides was done for this message, and will be done again."
     return HandlerError(
         f"the handler failed at {where(message)}{tried} "
         f"({type(error).__name__}: {text_of(error)}). Nothing at or after that offset was committed, so the next run begins "
-        "there again. Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
+        f"there again. {what}"
     )

@@ -145,7 +145,7 @@ def records_in(result: Records) -> Iterable[Record]:
     """What a handler returned, to walk over: what is not records is refused, of a generator when its turn comes.
 
     Raises:
-        TypeError: it is neither a ``Record`` nor an iterable of them.
+        NotRecords: it is neither a ``Record`` nor an iterable of them.
     """
     if result.__class__ is list or result.__class__ is tuple:  # the usual ones need no generator around them
         for record in result:
@@ -162,15 +162,15 @@ def records_in(result: Records) -> Iterable[Record]:
     if isinstance(result, (str, bytes, dict)) or not isinstance(result, Iterable):
         if inspect.iscoroutine(result):
             result.close()
-            raise TypeError("the handler is a coroutine function: handlers are plain functions")
-        raise TypeError(f"the handler returned {type(result).__name__}: return Records, yield them, or return None")
+            raise NotRecords("the handler is a coroutine function: handlers are plain functions")
+        raise NotRecords(f"the handler returned {type(result).__name__}: return Records, yield them, or return None")
     return _checked(result)
 
 
 def _checked(result: Iterable[Record]) -> Iterator[Record]:
     for record in result:
         if not isinstance(record, Record):
-            raise TypeError(f"the handler produced {type(record).__name__}: it must produce Records")
+            raise NotRecords(f"the handler produced {type(record).__name__}: it must produce Records")
         yield record
 
 
@@ -181,6 +181,10 @@ def leave(result: object) -> None:
             result.close()
         except Exception:
             log.exception("a handler that was left half way, because of another error, raised")  # never hide the first error
+
+
+class NotRecords(TypeError):
+    """A handler has returned something that is no record: a mistake of the program, which comes with every message."""
 
 
 class RecordRefused(Exception):

@@ -1025,11 +1025,33 @@ def test_a_message_without_an_id_waits_for_those_before_it(world: World, kind: s
 REFUSED: dict[str, tuple[Callable[[str], Any], str]] = {
     "too large": (lambda target: [Record(target, b"x" * 2_000_000)], "MSG_SIZE_TOO_LARGE"),
     "no bytes": (lambda target: [Record(target, 42)], "TypeError"),
-    "no record": (lambda target: ["x"], "TypeError"),
     "no partition": (lambda target: [Record(target, b"x", partition=99)], "UNKNOWN_PARTITION"),
     "no time": (lambda target: [Record(target, b"x", timestamp=-1)], "ValueError"),
     "no number": (lambda target: [Record(target, b"x", timestamp=2**63)], "ValueError"),
 }
+
+
+NO_RECORDS: dict[str, Callable[[Record], Any]] = {
+    "a number": lambda _record: 1,
+    "text": lambda record: [record, "x"],
+    "pairs": lambda record: ((n, record) for n in range(2)),
+}
+
+
+@side_by_side(TWO, list(NO_RECORDS), HOW)
+def test_a_handler_that_returns_no_records_ends_the_run(world: World, kind: str, returned: str, how: str) -> None:
+    """It would do so for every message: all would be set aside, each after its effect. Nothing is committed past the first."""
+    topic, target, dead = world.given(), world.topic(), world.topic()
+    client = world.client(kind, retry=QUICK, dead_letter=dead)
+
+    def handler(messages: Any) -> Any:
+        first = number_of(messages if how == "run" else messages[0])
+        return [] if first < 3 else NO_RECORDS[returned](Record(target, b"x"))
+
+    with pytest.raises(HandlerError, match=r"the handler (returned|produced) .*Correct the handler\. What it does besides"):
+        getattr(client, how)([topic], handler, **OPTIONS, max_batch=3)
+    assert world.offsets(topic)[0] <= 3
+    assert not world.read(dead)
 
 
 @side_by_side(TWO, list(REFUSED), [True, False])
