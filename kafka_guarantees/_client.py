@@ -11,6 +11,7 @@ import _thread
 import ctypes
 import logging
 import os
+import re
 import threading
 import time
 import weakref
@@ -32,6 +33,7 @@ log = logging.getLogger("kafka_guarantees")
 T = TypeVar("T")
 
 QUIET = 10.0  # seconds in which an error of the same kind is not logged again
+KINDS = 1000  # of lines that are remembered for that
 
 # What to look at where no connection comes about. Neither passes by itself.
 SHUT_OUT = {
@@ -156,7 +158,7 @@ class Callbacks:
         }
         self._shut_out = None  # what kept an earlier client out may have passed
         found["error_cb"] = self._noting(found.get("error_cb") or self.shim("error_cb", _ErrorLog()))
-        found["logger"] = given.get("logger", logging.getLogger("kafka_guarantees.librdkafka"))
+        found["logger"] = given.get("logger", librdkafka_log)
         return found
 
     def _noting(self, error_cb: Callable[[KafkaError], None]) -> Callable[[KafkaError], None]:
@@ -200,6 +202,30 @@ class _ErrorLog:
             self._quiet_until[error.code()] = now + QUIET
             log.warning("%s", describe(error))
 
+
+class _Seldom(logging.Filter):
+    """Lets a line of librdkafka pass once in QUIET seconds: one for each try to connect would be some ten in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._quiet_until: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a line passes. Another number of a client or of milliseconds makes no other line. Nothing of debug is left out."""
+        if record.levelno < logging.WARNING:
+            return True
+        line, now = _CHANGING.sub("", record.getMessage()), time.monotonic()
+        if now < self._quiet_until.get(line, 0.0):
+            return False
+        if len(self._quiet_until) >= KINDS:
+            self._quiet_until.clear()
+        self._quiet_until[line] = now + QUIET
+        return True
+
+
+_CHANGING = re.compile(r"rdkafka#\w+-\d+|\bafter \d+ms.*", re.DOTALL)
+librdkafka_log = logging.getLogger("kafka_guarantees.librdkafka")
+librdkafka_log.addFilter(_Seldom())
 
 FORKED = (
     "a client of the parent process was used after fork(); librdkafka's threads do not survive that. Nothing was sent. "

@@ -14,6 +14,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -22,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, ExactlyOnce, Record
+from kafka_guarantees._client import QUIET, librdkafka_log
 from kafka_guarantees._producer import PlainProducer
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown, DurabilityWarning, KafkaGuaranteesError, TransactionAborted
 
@@ -905,11 +907,31 @@ def test_a_closed_client_refuses_to_produce(make: type[AtMostOnce | AtLeastOnce]
 
 def test_librdkafkas_log_goes_to_our_logger(caplog: pytest.LogCaptureFixture) -> None:
     """Not to stderr: an application decides what becomes of it."""
-    with caplog.at_level(logging.DEBUG), AtMostOnce(dead()) as kafka:
+    with caplog.at_level(logging.DEBUG), AtMostOnce({**dead(), "bootstrap.servers": "127.0.0.1:2"}) as kafka:
         kafka.produce("orders", b"x")
         kafka.flush(0.3)
         kafka.close(0)
     assert {"kafka_guarantees", "kafka_guarantees.librdkafka"} <= {record.name for record in caplog.records}
+
+
+def test_librdkafka_does_not_fill_the_log_while_brokers_are_down(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line for each try to connect would be some ten in a second; what it is asked for by debug= is not left out."""
+    line = "FAIL [rdkafka#{}] [thrd:{}/bootstrap]: {}/bootstrap: Connect failed: refused (after {}ms in state CONNECT)"
+    now = [1000.0]
+    monkeypatch.setattr("kafka_guarantees._client.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with caplog.at_level(logging.DEBUG):
+        for number in range(100):
+            for client, broker in (("producer-1", "a1:9092"), ("consumer-17", "a1:9092"), ("producer-1", "a2:9092")):
+                librdkafka_log.error("%s", line.format(client, broker, broker, number))
+            librdkafka_log.debug("the same")
+        said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+        assert said == [line.format("producer-1", broker, broker, 0) for broker in ("a1:9092", "a2:9092")]
+        assert len(caplog.records) == 102
+        now[0] += QUIET
+        librdkafka_log.error("%s", line.format("consumer-1", "a1:9092", "a1:9092", 7))
+    assert len(caplog.records) == 103
 
 
 class Fatal:
