@@ -211,7 +211,7 @@ class _Seldom(logging.Filter):
         self._quiet_until: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a line passes. Another number of a client or of milliseconds makes no other line. Nothing of debug is left out."""
+        """Whether a line passes. Other numbers of clients or milliseconds make no other line. Nothing of debug is left out."""
         if record.levelno < logging.WARNING:
             return True
         line, now = _CHANGING.sub("", record.getMessage()), time.monotonic()

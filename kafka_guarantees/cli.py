@@ -16,7 +16,7 @@ import warnings
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kafka_guarantees import (
     AtLeastOnce,
@@ -428,6 +428,9 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
 
 
 def _complain(error: Exception | str, status: int) -> int:
+    reason: Any = error.args[0] if isinstance(error, Exception) and error.args else None
+    if hasattr(reason, "name") and hasattr(reason, "str"):  # a KafkaError, in a KafkaException
+        error = f"the brokers refuse, or do not answer ({reason.name()}: {reason.str()})"
     print(f"kafka-guarantees: {error}", file=sys.stderr)  # noqa: T201 - a command prints
     return status
 

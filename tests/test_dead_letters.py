@@ -736,11 +736,12 @@ def test_two_replays_at_once_do_not_repeat_anything(
 
 def test_no_kafka_is_one_message(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody answers: status 1, and a line that says so."""
-    monkeypatch.setattr(reading, "ANSWER", 0.5)
+    monkeypatch.setattr(reading, "ANSWER", 1.5)
     assert main(["dead-letters", "list", "dlq", "-b", "127.0.0.1:1"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("kafka-guarantees: ")
+    assert err.startswith("kafka-guarantees: no Kafka answers at 127.0.0.1:1 (_TRANSPORT: ")
+    assert "Connection refused" in err
 
 
 @pytest.mark.parametrize(

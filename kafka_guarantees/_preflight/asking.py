@@ -96,8 +96,9 @@ def ask(settings: Settings, topics: Iterable[str], deadline: float) -> Cluster:
     admin = dict(settings.admin)
     addresses = [address.strip() for address in str(admin["bootstrap.servers"]).split(",") if address.strip()]
     clients: list[Handle] = []
+    heard: list[str] = []
     try:
-        main = _client(clients, admin)
+        main = _client(clients, {**admin, "error_cb": lambda error: heard.append(error.str())})
         others = {}
         if len(addresses) > 1:  # X29: two clusters in one list
             by_address = {address: _client(clients, {**admin, "bootstrap.servers": address}) for address in addresses}
@@ -105,7 +106,8 @@ def ask(settings: Settings, topics: Iterable[str], deadline: float) -> Cluster:
         started = time.monotonic()
         seen = _ask(main, tuple(topics), deadline)
         if seen.cluster_id is None:
-            return seen
+            main.raw.poll(0)  # serves error_cb, which knows better than a time-out
+            return replace(seen, error=": ".join([seen.error, *heard[:1]]))
         until = min(deadline, started + OTHERS)
         answers = {address: _result(future, until)[0] for address, future in others.items()}
         return replace(seen, others={address: one.cluster_id for address, one in answers.items() if one is not None})

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
@@ -20,6 +20,7 @@ from kafka_guarantees._dead_letters import DeadLetter, marked_by, origin_of
 from kafka_guarantees._settings import check, creation_failure
 from kafka_guarantees._settings.merge import side_of
 from kafka_guarantees._settings.properties import BOTH
+from kafka_guarantees.errors import describe, kafka_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,7 +49,7 @@ class TopicReader:
         topic: its name.
 
     Raises:
-        NotRead: there is no such topic.
+        NotRead: there is no such topic, or nobody answers.
         ValueError: a setting is wrong.
         KafkaException: the brokers do not answer, or refuse it.
     """
@@ -57,15 +58,30 @@ class TopicReader:
         self.topic = topic
         self._config = config
         self._kept_from: dict[str, int] = {}
-        self._committed = _consumer(config, "read_committed")
+        self._heard: KafkaError | None = None
+        self._committed = _consumer(config, "read_committed", self._hear)
         self._asker = _consumer(config, "read_uncommitted")
         try:
-            self.partitions = range(self.partitions_of(topic))
+            self.partitions = range(self._first_answer())
             if not self.partitions:
                 raise NotRead(f"topic {topic!r} does not exist, or this client may not know of it")  # noqa: TRY301
         except BaseException:
             self.close()
             raise
+
+    def _hear(self, error: KafkaError) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than what comes before it
+            self._heard = error
+
+    def _first_answer(self) -> int:
+        try:
+            return self.partitions_of(self.topic)
+        except KafkaException as exc:
+            self._committed.poll(0)  # serves error_cb
+            why = "" if self._heard is None else f" ({describe(self._heard)})"
+            if kafka_error(exc).code() not in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT):
+                raise
+            raise NotRead(f"no Kafka answers at {self._config.get('bootstrap.servers')}{why}") from exc
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions a topic has; 0 if it does not exist, or this client may not know of it."""
@@ -194,8 +210,8 @@ def _reaching(config: Mapping[str, str]) -> dict[str, str | int]:
     return {name: value for name, value in config.items() if side_of(name) == BOTH}
 
 
-def _consumer(config: Mapping[str, str], isolation: str) -> Consumer:
-    ours: dict[str, str | int | bool] = {
+def _consumer(config: Mapping[str, str], isolation: str, hear: Callable[[KafkaError], None] | None = None) -> Consumer:
+    ours: dict[str, Any] = {
         "log_level": 0,  # the screen belongs to the command; errors are raised
         "fetch.wait.max.ms": 50,
         "fetch.queue.backoff.ms": 2,  # a second by default, after the queue was full for a moment
@@ -208,6 +224,8 @@ def _consumer(config: Mapping[str, str], isolation: str) -> Consumer:
         "isolation.level": isolation,
     }
     ours.pop("group.instance.id", None)
+    if hear is not None:
+        ours["error_cb"] = hear
     try:
         return Consumer(ours)
     except KafkaException as exc:
