@@ -50,7 +50,7 @@ class Abandoned(BrokerError):
 
 
 class Caller:
-    """Makes blocking C calls that take no timeout on a daemon thread, so that the caller need not wait for ever.
+    """Makes blocking C calls on a daemon thread, so that the caller need not wait for ever.
 
     Calls are made one after the other, also one that its caller has walked away from: the C client is never used by two
     threads at once (Y01).
@@ -210,6 +210,10 @@ class _Seldom(logging.Filter):
         super().__init__()
         self._quiet_until: dict[str, float] = {}
 
+    def forget(self) -> None:
+        """Let each line pass once more."""
+        self._quiet_until.clear()
+
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line passes. Other numbers of clients or milliseconds make no other line. Nothing of debug is left out."""
         if record.levelno < logging.WARNING:
@@ -218,12 +222,12 @@ class _Seldom(logging.Filter):
         if now < self._quiet_until.get(line, 0.0):
             return False
         if len(self._quiet_until) >= KINDS:
-            self._quiet_until.clear()
+            self.forget()
         self._quiet_until[line] = now + QUIET
         return True
 
 
-_CHANGING = re.compile(r"rdkafka#\w+-\d+|\bafter \d+ms.*", re.DOTALL)
+_CHANGING = re.compile(r"[^\s\[]+#(?:producer|consumer)-\d+|\bafter \d+ms.*", re.DOTALL)
 librdkafka_log = logging.getLogger("kafka_guarantees.librdkafka")
 librdkafka_log.addFilter(_Seldom())
 

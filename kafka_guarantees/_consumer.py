@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from ._lifecycle import Lifecycle
     from ._pace import Pace
-    from ._places import Places
+    from ._places import Ask, Places
     from ._serialization import Reading
     from ._settings import Settings
     from .errors import KafkaGuaranteesError
@@ -182,6 +182,8 @@ class GroupConsumer(Handle):
         self._topic = topics[0] if len(topics) == 1 and not topics[0].startswith("^") else None
         self._places = places
         self._within = WITHIN
+        # what takes longer may come when the member is thrown out, or when nobody knows whose its batch is (M03)
+        self._longest = max(WITHIN, min(LONGEST, settings.session_timeout / 4, settings.max_poll_interval / 4))
         self._callbacks = Callbacks()
         self._caller = Caller("kafka-guarantees-consumer", lifecycle.hands)
         self._owned: set[Partition] = set()
@@ -269,7 +271,9 @@ class GroupConsumer(Handle):
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
             messages = []
         if self._waiting or self._unplaced:
-            moved = self._find_places()
+            moved = self._find_places(messages)
+            if self.gone_silent:
+                return None
             messages = [m for m in messages if (m.topic(), m.partition()) not in moved]
         if not messages:
             return None
@@ -569,8 +573,12 @@ class GroupConsumer(Handle):
         """Have these partitions fetched again with the next fetch, like ``rewind``, but ask no broker now."""
         self._unplaced.update(partitions)
 
-    def _find_places(self) -> set[Partition]:
-        """Returns the partitions that go on elsewhere, now or once the brokers answer: what was fetched of them comes again."""
+    def _find_places(self, messages: Iterable[Message] = ()) -> set[Partition]:
+        """Returns the partitions that go on elsewhere, now or once the brokers answer: what was fetched of them comes again.
+
+        Args:
+            messages: in hand. Those of other partitions do not wait for long.
+        """
         if self._in_flight is not None:
             self.unplace(self._in_flight.settle())  # else the brokers would name a place before it
         if self.trail is not None:
@@ -578,10 +586,12 @@ class GroupConsumer(Handle):
         if self._waiting and not self._incremental:
             self._unplaced |= self._owned  # the eager protocol knows only the whole
         moved = set(self._unplaced)
+        busy = any((message.topic(), message.partition()) not in moved for message in messages)
+        ask = self._asked_briefly if busy else self._asked
         try:
             if self._waiting:
-                self._fetch_waiting()
-            for place in self._places.of(self._unplaced & self._owned, self._asked, self._commit):
+                self._fetch_waiting(ask)
+            for place in self._places.of(self._unplaced & self._owned, ask, self._commit):
                 self.raw.seek(place)
             self._within = WITHIN
             self._forget(moved)
@@ -596,22 +606,27 @@ class GroupConsumer(Handle):
             log.warning("where to go on is not known yet: %s", exc)
         return moved
 
-    def _fetch_waiting(self) -> None:
+    def _fetch_waiting(self, ask: Ask) -> None:
         if self._incremental:
-            self.raw.incremental_assign(self._places.of(self._waiting, self._asked, self._commit))
+            self.raw.incremental_assign(self._places.of(self._waiting, ask, self._commit))
         else:
-            self.raw.assign(self._places.of(self._owned, self._asked, self._commit))
+            self.raw.assign(self._places.of(self._owned, ask, self._commit))
             self._unplaced.clear()
         self._waiting.clear()
 
     def _asked(self, question: Callable[[Consumer, float], T]) -> T:
         """What the brokers answer. The limit grows while they do not: they may be far away, or have much to do."""
-        within = self._within
         try:
-            return self._caller.call(lambda: question(self.raw, within), self._given_up, "asking where to go on")
+            return self._put(question, self._within)
         except KafkaException:
-            self._within = min(2 * within, LONGEST)
+            self._within = min(2 * self._within, self._longest)
             raise
+
+    def _asked_briefly(self, question: Callable[[Consumer, float], T]) -> T:
+        return self._put(question, WITHIN)
+
+    def _put(self, question: Callable[[Consumer, float], T], within: float) -> T:
+        return self._caller.call(lambda: question(self.raw, within), self._given_up, "asking where to go on")
 
     def _asked_in_callback(self, question: Callable[[Consumer, float], T]) -> T:
         """The same where no other thread may be waited for. Whoever gets no answer asks again with the next fetch."""

@@ -124,7 +124,7 @@ def dead_letter(
     }
     about: list[Header] = [(name, str(what).encode("utf-8", "replace")) for name, what in said.items() if what is not None]
     about += [(HEADERS, _LOST)] if own is None else []
-    sizes = {VALUE: len(value or b""), HEADERS: _size(own or ()), KEY: len(key or b"")}
+    sizes = {VALUE: _bytes(value), HEADERS: _size(own or ()), KEY: _bytes(key)}
     while _FRAME + sum(sizes.values()) + _size(about) > most and any(sizes.values()):
         largest = max(sizes, key=sizes.__getitem__)
         sizes[largest] = 0
@@ -139,8 +139,15 @@ def dead_letter(
     )
 
 
+def _bytes(part: object) -> int:
+    """How large a part is on the wire. The handler may have put something else into the message."""
+    if isinstance(part, str):
+        return len(part.encode("utf-8", "replace"))
+    return memoryview(part).nbytes if isinstance(part, (bytes, bytearray, memoryview)) else 0
+
+
 def _size(headers: Sequence[Header]) -> int:
-    return sum(len(name.encode()) + len(value or b"") + _HEADER_FRAME for name, value in headers)
+    return sum(len(name.encode()) + _bytes(value) + _HEADER_FRAME for name, value in headers)
 
 
 def headers_of(message: Message) -> list[Header] | None:

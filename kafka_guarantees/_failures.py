@@ -17,10 +17,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from confluent_kafka.serialization import SerializationError
-from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_random_exponential
+from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ._dead_letters import dead_letter, text_of
 from ._serialization import HeadersLost
+from ._settings import Guarantee
 from .errors import HandlerError
 from .records import NotRecords, RecordRefused
 
@@ -59,10 +60,16 @@ FUTILE = (
     ValueError,
 )
 
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt has a use. What the system or a network says may pass, as a certificate that is just renewed."""
+    return isinstance(error, OSError) or not isinstance(error, FUTILE)
+
+
 RETRY = Retrying(
     stop=stop_after_attempt(5),
     wait=wait_random_exponential(multiplier=0.2, max=10),  # seconds: 3 in all at the most
-    retry=retry_if_not_exception_type(FUTILE),
+    retry=retry_if_exception(_may_pass),
 )
 
 SLICE = 0.5  # seconds between two looks whether the message is still ours
@@ -133,6 +140,7 @@ class Failures:
         self._lifecycle = lifecycle
         self._reading = reading
         self._retry = retry
+        self._acked = settings.guarantee is not Guarantee.AT_MOST_ONCE
         self.topic = dead_letter
         self._largest = int(str(settings.producer.get("message.max.bytes", 1_000_000)))  # bytes of a record
         self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
@@ -163,7 +171,7 @@ class Failures:
         Raises:
             Left: see there.
         """
-        if self._retry is None:
+        if self._retry is None or isinstance(error, NotRecords):
             return GaveUp(error, 1)
         tries = _Tries(call, error)
         retry = self._retry.retry
@@ -183,6 +191,10 @@ class Failures:
             raise tries.interrupt
         # else the result is that of retry_error_callback, which does not finish a message
         return result if tries.done else tries.gave_up()
+
+    def narrows(self, failed: GaveUp) -> bool:
+        """Whether there is a use in finding out which messages of a batch fail."""
+        return self.topic is not None and not isinstance(failed.error, NotRecords)
 
     def waiting(
         self, consumer: GroupConsumer, batch: Batch, meanwhile: Callable[[], object] = lambda: None
@@ -239,9 +251,10 @@ class Failures:
         """The dead letter for a message.
 
         Raises:
-            HandlerError: this ends the run. There is no dead letter topic; or the mistake is not the message's.
+            HandlerError: this ends the run. There is no dead letter topic; or the handler returns no records, and all messages
+                would be set aside, each after its effect. At most once what was in hand would be lost with that: it goes on.
         """
-        if self.topic is None or isinstance(failed.error, NotRecords):  # else all would be set aside, each after its effect
+        if self.topic is None or (self._acked and isinstance(failed.error, NotRecords)):
             if isinstance(failed.error, RecordRefused):
                 raise failed.error.failure
             raise handler_error(message, failed) from failed.error
@@ -331,7 +344,7 @@ def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     tried = "" if attempts == 1 else f", in {attempts} attempts"
     what = "Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
     if isinstance(error, NotRecords):
-        what = "Correct the handler. What it does besides was done for this message, and will be done again."
+        what = "Correct the handler. What it does besides was done for this message, and is done again, outside of an inbox."
     return HandlerError(
         f"the handler failed at {where(message)}{tried} "
         f"({type(error).__name__}: {text_of(error)}). Nothing at or after that offset was committed, so the next run begins "

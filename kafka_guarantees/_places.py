@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
-from confluent_kafka import OFFSET_INVALID, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
 from .errors import OffsetBeyondEnd, OffsetsLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ._offsets import Partition
 
@@ -101,50 +101,45 @@ class Places:
             if place.error is not None:
                 raise KafkaException(place.error)
         self.note(place for place in committed if place.offset >= 0)
-        if self.stored is None:
-            return committed
-        offsets = self.stored.offsets((place.topic, place.partition) for place in committed)
-        return [
-            self._stored_at(place, offsets.get((place.topic, place.partition)), self.stored.mark, ask) for place in committed
-        ]
+        return committed if self.stored is None else self._stored_or(committed, self.stored, ask)
 
-    def _stored_at(self, place: TopicPartition, offset: int | None, mark: str, ask: Ask) -> TopicPartition:
-        """The offset that is stored beside the effects, or the group's if nothing was ever stored."""
-        where = f"topic {place.topic!r} partition {place.partition}"
-        if offset is None:
-            if place.metadata == mark and place.offset >= 0:
+    def _stored_or(self, committed: list[TopicPartition], stored: Stored, ask: Ask) -> list[TopicPartition]:
+        """The offsets that are stored beside the effects, and the group's where nothing was ever stored."""
+        offsets = stored.offsets((place.topic, place.partition) for place in committed)
+        found = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        for place, end in zip(found, _edges(found, OFFSET_END, ask), strict=True):
+            if place.offset > end:
+                raise OffsetBeyondEnd(
+                    f"the inbox is at offset {place.offset} of {_where(place)}, which ends at {end}. Records that were handled "
+                    "are not in the topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find "
+                    "out what was lost; then set the offset in the inbox's table."
+                )
+        others = [place for place in committed if (place.topic, place.partition) not in offsets]
+        for place in others:
+            if place.metadata == stored.mark and place.offset >= 0:
                 raise OffsetsLost(
-                    f"the group has come to offset {place.offset} of {where} with an inbox, and this inbox knows nothing of "
-                    "it: it is another database, or an older state of it, without the effects. Nothing was handled. Give the "
-                    f"right database; or say where to go on, with kafka-consumer-groups.sh --group {self._group} "
+                    f"the group has come to offset {place.offset} of {_where(place)} with an inbox, and this inbox knows "
+                    "nothing of it: it is another database, or an older state of it, without the effects. Nothing was handled. "
+                    f"Give the right database; or say where to go on, with kafka-consumer-groups.sh --group {self._group} "
                     "--reset-offsets."
                 )
-            return place
-        _, end = self._ends(place, ask)
-        if offset > end:
-            raise OffsetBeyondEnd(
-                f"the inbox is at offset {offset} of {where}, which ends at {end}. Records that were handled are not in the "
-                "topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find out what was lost; "
-                "then set the offset in the inbox's table."
-            )
-        return TopicPartition(place.topic, place.partition, offset)
+        return [*found, *others]
 
     def _choose(self, fresh: list[TopicPartition], ask: Ask) -> None:
         """Fill in where partitions begin that the group has no committed offset of."""
         for place in fresh:
             if (place.topic, place.partition) in self._seen:
                 raise OffsetsLost(
-                    f"the group's committed offset of topic {place.topic!r} partition {place.partition} is gone: it expired or "
-                    "was deleted while this process ran. Nothing was committed. Going on from the start would repeat messages, "
-                    "from the end lose them: decide, and set it with kafka-consumer-groups.sh."
+                    f"the group's committed offset of {_where(place)} is gone: it expired or was deleted while this process "
+                    "ran. Nothing was committed. Going on from the start would repeat messages, from the end lose them: "
+                    "decide, and set it with kafka-consumer-groups.sh."
                 )
-            low, high = self._ends(place, ask)
-            latest = self._start == "latest" and not self._knows(place.topic, ask)
-            place.offset = high if latest else low
-
-    def _ends(self, place: TopicPartition, ask: Ask) -> tuple[int, int]:
-        ends: tuple[int, int] = ask(lambda raw, within: raw.get_watermark_offsets(place, timeout=within))
-        return ends
+        new = set() if self._start == "earliest" else {t for t in {place.topic for place in fresh} if not self._knows(t, ask)}
+        at_end = [place for place in fresh if place.topic in new]
+        at_beginning = [place for place in fresh if place.topic not in new]
+        for places, edge in ((at_beginning, OFFSET_BEGINNING), (at_end, OFFSET_END)):
+            for place, offset in zip(places, _edges(places, edge, ask), strict=True):
+                place.offset = offset
 
     def _knows(self, topic: str, ask: Ask) -> bool:
         """Whether the group has read this topic before.
@@ -154,3 +149,20 @@ class Places:
         numbers = ask(lambda raw, within: raw.list_topics(topic, timeout=within)).topics[topic].partitions
         committed = self.committed([(topic, number) for number in numbers], ask)
         return any(place.offset != OFFSET_INVALID for place in committed)
+
+
+def _edges(places: Sequence[TopicPartition], edge: int, ask: Ask) -> list[int]:
+    """Where these partitions begin, or end: one question for all of them, for there may be hundreds."""
+    if not places:
+        return []
+    wanted = [TopicPartition(place.topic, place.partition, edge) for place in places]
+    found: list[TopicPartition] = ask(lambda raw, within: raw.offsets_for_times(wanted, within))
+    for place in found:
+        if place.error is not None:
+            raise KafkaException(place.error)
+    offsets = {(place.topic, place.partition): place.offset for place in found}
+    return [offsets[place.topic, place.partition] for place in places]
+
+
+def _where(place: TopicPartition) -> str:
+    return f"topic {place.topic!r} partition {place.partition}"

@@ -362,7 +362,7 @@ class AtLeastOnce:
         except Left:
             return 0
         if isinstance(outcome, GaveUp):
-            if len(messages) > 1 and self._failures.topic is not None:
+            if len(messages) > 1 and self._failures.narrows(outcome):
                 return self._one_by_one(consumer, batch, work, handle, len(messages))
             self._set_aside(messages[0], outcome)
         return len(messages) if self._finish(consumer, batch, work, len(messages)) else 0

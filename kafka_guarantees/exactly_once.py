@@ -383,7 +383,7 @@ class ExactlyOnce:
             if refused is None:
                 return done
             outcome = GaveUp(refused.error, 1)
-        if len(messages) > 1 and self._failures.topic is not None:
+        if len(messages) > 1 and self._failures.narrows(outcome):
             return self._one_by_one(consumer, batch, messages, handle)
         return self._set_aside(consumer, batch, messages[0], outcome)
 

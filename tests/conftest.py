@@ -20,6 +20,8 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # not re-exported by its stubs
 
+from kafka_guarantees._client import _Seldom, librdkafka_log
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
@@ -32,6 +34,14 @@ MARKERS = 2.0  # seconds that the markers of a committed transaction may take
 
 # A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def nothing_was_logged_before() -> None:
+    """What librdkafka says is left out where a test of some seconds ago had it."""
+    for seldom in librdkafka_log.filters:
+        if isinstance(seldom, _Seldom):
+            seldom.forget()
 
 
 @pytest.fixture

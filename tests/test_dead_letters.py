@@ -467,6 +467,20 @@ def test_one_is_shown(command: Command, kafka: RunningKafka, kafka_topic: Callab
 
 
 @pytest.mark.broker
+def test_what_a_letter_lacks_is_said(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """And where it is: not taken for an empty value, in no form, and not sent back."""
+    dlq = kafka_topic()
+    record = letter_of(message(value=b"v" * 2000), most=1500)
+    put(kafka.bootstrap, [Record(dlq, record.value, record.key, headers=record.headers)])
+    assert "without value" in command("list", dlq)[0]
+    assert "left out    value, which found no room or could not be read" in command("show", dlq, "0:0")
+    assert command("show", dlq, "0:0", "--raw", status=1) == []
+    assert "it is at topic 'orders' 3:17" in command.err
+    assert command("replay", dlq, "--all", status=1) == []
+    assert "topic 'orders' partition 3 offset 17" in command.err
+
+
+@pytest.mark.broker
 def test_lost_headers_are_not_sent_silently(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
     """S04: a message id may have been among them. It is refused, unless that is wanted."""
     origin, dlq = kafka_topic(), kafka_topic()

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from itertools import product
+from ssl import SSLCertVerificationError
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -62,6 +63,7 @@ from kafka_guarantees.dedup import (
 )
 from kafka_guarantees.dedup.contract import Item
 from kafka_guarantees.dedup.ids import key_of
+from kafka_guarantees.records import NotRecords
 from kafka_guarantees.testing.local_kafka import LocalKafka
 
 from .conftest import committed, read_all, values
@@ -334,9 +336,10 @@ def test_a_mistake_of_the_program_is_not_tried_again(kind: type[Exception]) -> N
     assert not waits
 
 
-@pytest.mark.parametrize("kind", [Broken, OSError, RuntimeError, SerializationError, TimeoutError])
+@pytest.mark.parametrize("kind", [Broken, OSError, RuntimeError, SerializationError, TimeoutError, SSLCertVerificationError])
 def test_other_errors_are_tried_five_times_within_three_seconds(kind: type[Exception]) -> None:
-    """The default: bounded attempts, growing waits. A SerializationError is a mistake."""
+    """The default: bounded attempts, growing waits. A SerializationError is a mistake; one of the network may pass."""
+    assert issubclass(SSLCertVerificationError, ValueError)  # which is a mistake by itself
     error = kind("")
     outcome, waits = again(RETRY, raising(error), error)
     assert outcome == GaveUp(error, 1 if kind is SerializationError else 5)
@@ -1052,6 +1055,26 @@ def test_a_handler_that_returns_no_records_ends_the_run(world: World, kind: str,
         getattr(client, how)([topic], handler, **OPTIONS, max_batch=3)
     assert world.offsets(topic)[0] <= 3
     assert not world.read(dead)
+
+
+def test_at_most_once_a_handler_that_returns_no_records_costs_its_messages(world: World) -> None:
+    """They are dropped, with a copy, like those whose handler raises: to end the run would cost what is in hand besides."""
+    topic, dead, errors = world.given(), world.topic(), list[Exception]()
+    client = world.client("at-most-once", dead_letter=dead, on_error=lambda _message, error: errors.append(error))
+    client.run([topic], lambda message: True if number_of(message) in (3, 7) else [], **OPTIONS)
+    assert sorted(number_of(letter) for letter in world.read(dead)) == [3, 7]
+    assert [type(error).__name__ for error in errors] == ["NotRecords"] * 2
+    assert world.offsets(topic) == [20]
+
+
+def test_no_records_are_not_tried_again() -> None:
+    """Whatever ``retry`` says: each attempt would have the effects of the handler."""
+    error = NotRecords("the handler returned bool")
+    outcome, waits = again(Retrying(), pytest.fail, error)
+    assert (outcome, waits) == (GaveUp(error, 1), [])
+    assert not failures(dead_letter="dlq").narrows(GaveUp(error, 1))
+    assert failures(dead_letter="dlq").narrows(GaveUp(Broken(), 1))
+    assert not failures().narrows(GaveUp(Broken(), 1))
 
 
 @side_by_side(TWO, list(REFUSED), [True, False])

@@ -30,6 +30,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
 from kafka_guarantees.dedup import _progress, postgres_inbox, sqlite_inbox
+from kafka_guarantees.dedup._conninfo import options_of
 from kafka_guarantees.dedup.contract import Entry, Inbox, Source
 from kafka_guarantees.dedup.ids import key_of
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
@@ -1200,13 +1201,34 @@ def test_names_of_tables_can_be_chosen(postgres: Place) -> None:
     assert postgres.sql('SELECT count(*) FROM "Other_id"') == [(1,)]
 
 
+@pytest.mark.parametrize(
+    "conninfo",
+    [
+        "postgresql://db1,db2/app?target_session_attrs=read-write",
+        "postgresql://db1:5432,db2:5433/app",
+        "host=/run/postgresql dbname=app",
+        "host=@abstract dbname=app",
+        "postgresql://me:pass%40word@db/app",
+        "dbname=app",
+        "",
+    ],
+)
+def test_addresses_that_libpq_reads_are_taken(conninfo: str) -> None:
+    """Several hosts, sockets, and what the environment says."""
+    assert options_of(conninfo).get("dbname", "app") == "app"
+
+
 def test_no_password_in_messages(postgres: Place, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """S01: neither an unreadable conninfo nor a server that refuses shows the password, in errors, their causes or the log."""
     secret = "s3cr3t"
     monkeypatch.setattr(postgres_inbox, "CONNECT_TIMEOUT", 1)
     caplog.set_level(logging.DEBUG)
     shown: list[BaseException | None] = []
-    unreadable = (f"postgresql://me:{secret}%zz@127.0.0.1/x", f"password='{secret}' {secret}")
+    unreadable = (
+        f"password={secret}\ud800",
+        f"postgresql://me:{secret}%zz@127.0.0.1/x",
+        f"password='{secret}' {secret}",
+    )
     # after an @ or a / of a password comes what libpq takes for the host, or the port, which it quotes
     spoilt = (f"postgresql://me:pass@{secret}@127.0.0.1/x", f"postgresql://me:{secret}/1@127.0.0.1/x")
     for wrong in (*unreadable, *spoilt):

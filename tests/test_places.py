@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import OFFSET_INVALID, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    OFFSET_INVALID,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from kafka_guarantees import AtLeastOnce, OffsetsLost
-from kafka_guarantees._consumer import WITHIN
+from kafka_guarantees._consumer import WITHIN, GroupConsumer
+from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
 from kafka_guarantees._places import Places, Stored
+from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.errors import OffsetBeyondEnd
 from kafka_guarantees.prove.proxy import Proxy
 
 from .conftest import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from confluent_kafka import Message
+    from collections.abc import Callable, Iterable, Iterator
 
     from kafka_guarantees._places import Start
     from kafka_guarantees.testing.local_kafka import RunningKafka
@@ -33,6 +42,7 @@ class Brokers:
     def __init__(self, **offsets: int) -> None:
         self.offsets = {int(name[1:]): offset for name, offset in offsets.items()}
         self.metadata = ""
+        self.questions = 0
         self.commits: list[tuple[int, int]] = []
 
     def ask(self, question: Callable[[Any, float], Any]) -> Any:
@@ -42,8 +52,10 @@ class Brokers:
         known = [(place.topic, place.partition, self.offsets.get(place.partition, OFFSET_INVALID)) for place in places]
         return [TopicPartition(*place, metadata=self.metadata) for place in known]
 
-    def get_watermark_offsets(self, _place: TopicPartition, timeout: float) -> tuple[int, int]:
-        return 10, 90
+    def offsets_for_times(self, places: list[TopicPartition], _within: float) -> list[TopicPartition]:
+        edges = {OFFSET_BEGINNING: 10, OFFSET_END: 90}
+        self.questions += 1
+        return [TopicPartition(place.topic, place.partition, edges[place.offset]) for place in places]
 
     def list_topics(self, topic: str, timeout: float) -> Any:
         return type("Metadata", (), {"topics": {topic: type("Topic", (), {"partitions": {0: None, 1: None, 2: None}})}})
@@ -67,6 +79,7 @@ def test_a_start_is_decided_once_and_written_down(start: Start, known: dict[str,
     brokers = Brokers(**known)
     assert of(Places("g", start), brokers, 1, 2) == {1: begins, 2: begins}
     assert brokers.commits == [(1, begins), (2, begins)]
+    assert brokers.questions == 1
 
 
 def test_what_is_committed_is_where_it_goes_on() -> None:
@@ -105,6 +118,95 @@ def test_a_store_that_knows_less_than_the_group_or_more_than_the_topic_ends_the_
     places.stored = Stored(lambda _partitions: {("t", 0): 91}, MARK)
     with pytest.raises(OffsetBeyondEnd, match=r"offset 91 .* ends at 90"):
         of(places, brokers, 0)
+
+
+class Slow:
+    """A consumer that gives no answer. Notes for how long it was asked, and by which thread."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.threads: set[str] = set()
+        self.answers = False
+
+    def committed(self, places: list[TopicPartition], within: float) -> list[TopicPartition]:
+        self.asked.append(within)
+        self.threads.add(threading.current_thread().name)
+        if not self.answers:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return [TopicPartition(place.topic, place.partition, 5) for place in places]
+
+    def seek(self, _place: TopicPartition) -> None: ...
+
+
+@pytest.fixture
+def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupConsumer]:
+    """One that has been given a partition, and does not know where to go on."""
+    config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "session.timeout.ms": 20_000}
+    monkeypatch.setattr(GroupConsumer, "_require", lambda *_, **__: None)
+    made = GroupConsumer(resolve(Guarantee.AT_LEAST_ONCE, config), Lifecycle("test"), ["t"], Places("g", "earliest"))
+    made._owned.add(("t", 0))
+    made._unplaced.add(("t", 0))
+    raw = made.raw
+    yield made
+    made.raw = raw
+    made._lifecycle.stop()
+    made.close()
+
+
+def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
+    """Up to a quarter of the session, and not in the thread of the loop. An answer brings it back to where it was."""
+    slow = Slow()
+    member.raw = slow
+    for _ in range(5):
+        assert member._find_places() == {("t", 0)}
+    assert slow.asked == [1, 2, 4, 5, 5]
+    other = Message(topic="t", partition=1, offset=0)
+    member._find_places([other])
+    member._find_places([Message(topic="t", partition=0, offset=0)])
+    assert slow.asked[5:] == [1, 5]  # messages of other partitions do not wait for so long
+    assert threading.current_thread().name not in slow.threads
+    slow.answers = True
+    member._find_places()
+    assert not member._unplaced
+    member.unplace([("t", 0)])
+    member._find_places()
+    assert slow.asked[7:] == [5, 1]
+    slow.threads.clear()
+    member._asked_in_callback(lambda raw, within: raw.committed([], within))
+    assert (slow.asked[-1], slow.threads) == (1, {threading.current_thread().name})
+
+
+def test_a_stop_does_not_wait_for_an_answer(member: GroupConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Y01: nor is anything else asked of the consumer while that is open."""
+    begun, over, used = threading.Event(), threading.Event(), list[str]()
+    true = member.raw
+
+    class Hanging(Slow):
+        def committed(self, places: list[TopicPartition], within: float) -> list[TopicPartition]:
+            begun.set()
+            over.wait(30)
+            return super().committed(places, within)
+
+        def __getattr__(self, name: str) -> Any:
+            if begun.is_set():
+                used.append(name)
+            return getattr(true, name)
+
+    member.raw = Hanging()
+    monkeypatch.setattr(member, "_take", lambda *_: ([Message(topic="t", partition=1, offset=0)], 0, None))
+
+    def stops() -> None:
+        assert begun.wait(30)
+        member._lifecycle.stop()
+
+    threading.Thread(target=stops, daemon=True).start()
+    began = time.monotonic()
+    with member._lifecycle.running():
+        assert member.fetch(10) is None
+        assert time.monotonic() - began < STOP_GRACE + 1
+        assert member.gone_silent
+    assert not used
+    over.set()
 
 
 @pytest.mark.broker

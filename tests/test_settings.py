@@ -354,6 +354,10 @@ def test_the_warning_points_at_the_users_line() -> None:
         ("HTTP://127.example.com/token", True),
         ("https://login.example.com/token", False),
         ("http://localhost:8080/token", False),
+        ("http://localhost", False),
+        ("http://localhost:pw@example.com/token", True),
+        ("http://127.0.0.1:80@example.com/", True),
+        ("http://[/token", True),
         ("http://127.0.0.1/token", False),
         ("http://[::1]:8080/token", False),
     ],
@@ -370,7 +374,7 @@ def test_credentials_that_are_not_used_are_a_warning(protocol: str | None) -> No
     config = minimal(ALO) | ({} if protocol is None else {"security.protocol": protocol})
     tls = {"ssl.ca.location": "/etc/ssl/certs/ca-certificates.crt"}
     said = "".join(explain(ALO, config | {"sasl.username": "u", "sasl.password": "p"} | tls).warnings)
-    assert ("nobody logs in" in said) == (protocol in (None, "PLAINTEXT"))
+    assert ("nobody logs in" in said) == (protocol in (None, "PLAINTEXT", "ssl"))
     assert ("has no TLS" in said) == (protocol in (None, "PLAINTEXT", "SASL_PLAINTEXT"))
 
 

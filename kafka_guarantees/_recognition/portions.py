@@ -156,7 +156,7 @@ class Portions:
             return 0
         if not isinstance(outcome, GaveUp):
             return outcome
-        if len(messages) == 1 or self._failures.topic is None:
+        if len(messages) == 1 or not self._failures.narrows(outcome):
             return self.set_aside(batch, messages[0], entries[0], outcome)
         for number, (message, entry) in enumerate(zip(messages, entries, strict=True)):
             if not self._failures.in_hand(self._consumer, batch):

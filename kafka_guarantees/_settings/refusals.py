@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from ..errors import DurabilityWarning, SecurityWarning
 from .presets import ACKED, ALL, ALO, AMO, EOS, MAX_IN_FLIGHT, SOCKET_MARGIN_MS
@@ -64,8 +65,17 @@ def milliseconds(effective: Known, name: str) -> float:
     return float("inf") if name == "delivery.timeout.ms" and value == 0 else value
 
 
-# what stays on this host nobody reads
-_READABLE = re.compile(r"http://(?!localhost[:/]|127(\.[0-9]+){3}[:/]|\[::1\])", re.IGNORECASE)
+def _readable(url: str) -> bool:
+    """Whether what is sent there can be read on the way. What stays on this host nobody reads."""
+    try:
+        where = urlsplit(url)
+    except ValueError:
+        return True
+    ours = where.hostname in ("localhost", "::1") or bool(_LOOPBACK.fullmatch(where.hostname or ""))
+    return where.scheme == "http" and not ours
+
+
+_LOOPBACK = re.compile(r"127(\.[0-9]+){3}")
 
 
 def _always(_value: Value, _effective: Known) -> bool:
@@ -262,8 +272,8 @@ WEAKENINGS = (
     Weakening(
         ALL,
         "sasl.username",
-        lambda _value, effective: effective["security.protocol"] == "plaintext",
-        "security.protocol is plaintext: nobody logs in with it, and everybody on the way can read and answer",
+        lambda _value, effective: not str(effective["security.protocol"]).startswith("sasl"),
+        "security.protocol has no SASL: nobody logs in with it",
         "S02",
         SecurityWarning,
     ),
@@ -278,7 +288,7 @@ WEAKENINGS = (
     Weakening(
         ALL,
         "sasl.oauthbearer.token.endpoint.url",
-        lambda value, _effective: bool(_READABLE.match(str(value))),
+        lambda value, _effective: _readable(str(value)),
         "the client's secret goes there readable: anybody on the way can use it from then on",
         "S02",
         SecurityWarning,

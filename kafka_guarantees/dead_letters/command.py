@@ -79,6 +79,8 @@ def show(config: Mapping[str, str], topic: str, place: Place, *, full: bool, raw
         contents = Contents.of(reader, {partition: offset})
     letter = origin_of(message)
     value = message.value()
+    if raw and letter is not None and "value" in letter.lost:
+        raise NotRead(f"its value found no room: it is at topic {letter.topic!r} {_named((letter.partition, letter.offset))}")
     if raw and value is not None:
         sys.stdout.buffer.write(value)
     elif raw:
@@ -194,8 +196,13 @@ def _line(entry: Entry, *, replayed: bool) -> str:
     error = printable(f"{letter.error_type}: {letter.error}", ON_A_LINE)
     return (
         f"{_named(entry.place)}  {_time(letter.time)}  {letter.topic}/{letter.partition}:{letter.offset}  "
-        f"attempts {letter.attempts}  {'replayed  ' if replayed else ''}{error}"
+        f"attempts {letter.attempts}  {'replayed  ' if replayed else ''}"
+        f"{f'without {_lost(letter)}  ' if letter.lost else ''}{error}"
     )
+
+
+def _lost(letter: DeadLetter) -> str:
+    return " and ".join(letter.lost)
 
 
 def _json(entry: Entry, *, replayed: bool) -> str:
@@ -216,6 +223,7 @@ def _about(letter: DeadLetter, place: Place, *, replayed: bool) -> str:
             f"group       {printable(letter.group or 'none', PART)}",
             f"attempts    {letter.attempts}",
             f"error       {printable(f'{letter.error_type}: {letter.error}', 2 * PART)}",
+            *((f"left out    {_lost(letter)}, which found no room or could not be read",) if letter.lost else ()),
         )
     )
 

@@ -15,9 +15,10 @@ def options_of(conninfo: str) -> dict[str, str]:
     """
     try:
         options = {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
-    except psycopg.Error:
+    except (psycopg.Error, UnicodeError):  # the latter has the string, too
         options = {"port": "unreadable"}
-    if "@" in options.get("host", "")[1:] or not options.get("port", "5432").replace(",", "").isdigit():
+    port = options.get("port", "").replace(",", "")  # of each host, or none
+    if "@" in options.get("host", "")[1:] or not (port.isdigit() or not port):
         raise ValueError(
             "the connection string of PostgreSQL is neither a postgresql:// URL nor pairs of key=value. A URL needs %XX for "
             "special characters, as in a password"

@@ -137,7 +137,7 @@ def _own_folder(report: Path) -> Iterator[Path]:
     report.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & stat.S_IWOTH:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ValueError(f"{folder} is somebody else's, or others may write to it: choose another --report, or remove it")
     with (folder / "driver.log").open("ab") as lock:
         try:

@@ -1,4 +1,4 @@
-"""Python processes of this package: they import what this process does, whatever lies in the folder where they are started.
+"""Processes of prove, bench and demo: they import what this process does, whatever lies in the folder where they are started.
 
 ``python -m`` looks into the current folder first. Whoever can put a ``json.py`` there would have it executed.
 """
@@ -29,4 +29,5 @@ def python(module: str, *options: str) -> Sequence[str]:
 def environment() -> dict[str, str]:
     """The environment for it. ``PYTHONPATH`` counts, but for relative folders."""
     others = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if Path(folder).is_absolute()]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([PACKAGE, *others])}
+    installed = Path(PACKAGE).name in ("site-packages", "dist-packages")  # which stands behind the standard library
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(others if installed else [PACKAGE, *others])}
