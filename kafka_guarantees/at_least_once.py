@@ -369,16 +369,37 @@ class AtLeastOnce:
 
     def _one_by_one(self, consumer: GroupConsumer, batch: Batch, work: Work, handle: Handling, size: int) -> int:
         """Find out which messages of a batch fail, and set only these aside. Returns how many are finished."""
-        for number in range(size):
-            if not self._failures.in_hand(consumer, batch, self._renew):
-                return number
-            _, failed = handle(work.fresh[:1])
+        done = 0
+        while done < size:
+            handled, failed = self._each(consumer, batch, work.fresh[: size - done], handle)
+            if handled and not self._finish(consumer, batch, work, handled):
+                break
+            done += handled
+            work = work.rest(handled)
             if failed is not None:
                 self._set_aside(work.fresh[0], GaveUp(failed.error, 1))
-            if not self._finish(consumer, batch, work, 1):
-                return number
-            work = work.rest(1)
-        return size
+                if not self._finish(consumer, batch, work, 1):
+                    break
+                done += 1
+                work = work.rest(1)
+            elif not handled:
+                break
+        return done
+
+    def _each(
+        self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling
+    ) -> tuple[int, Failed | None]:
+        """Handle messages in calls of their own until the portion is full, up to one that fails. Returns how many they are."""
+        until = time.monotonic() + COMMIT_EVERY
+        for number, message in enumerate(messages):
+            if not self._failures.in_hand(consumer, batch, self._renew):
+                return number, None
+            _, failed = handle([message])
+            if failed is not None:
+                return number, failed
+            if time.monotonic() >= until:
+                return number + 1, None
+        return len(messages), None
 
     def _set_aside(self, message: Message, outcome: GaveUp) -> None:
         """Send a message to the dead letter topic. It is finished once that is acknowledged (L05)."""

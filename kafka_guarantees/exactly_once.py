@@ -389,16 +389,36 @@ class ExactlyOnce:
 
     def _one_by_one(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling) -> int:
         """Find out which messages of a batch fail, and set only these aside. Returns how many are on their way."""
-        for number, message in enumerate(messages):
-            if not self._failures.in_hand(consumer, batch):
-                return number
-            outputs, failed = handle([message])
-            done, failed = self._sent(consumer, batch, [message], outputs, failed)
+        done = 0
+        while done < len(messages):
+            outputs, failed = self._each(consumer, batch, messages[done:], handle)
+            sent, failed = self._sent(consumer, batch, messages[done:], outputs, failed)
+            done += sent
             if failed is not None:
-                done = self._set_aside(consumer, batch, message, GaveUp(failed.error, 1))
-            if not done:
-                return number
-        return len(messages)
+                sent = self._set_aside(consumer, batch, messages[done], GaveUp(failed.error, 1))
+                done += sent
+            if not sent:
+                break
+        return done
+
+    def _each(
+        self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling
+    ) -> tuple[Outputs, Failed | None]:
+        """Handle messages in calls of their own, as many as a transaction may last, up to one that fails."""
+        records: list[Record] = []
+        ends: list[int] = []
+        until = time.monotonic() + self._commit_interval
+        for message in messages:
+            if not self._failures.in_hand(consumer, batch):
+                break
+            outputs, failed = handle([message])
+            if failed is not None:
+                return Outputs(records, ends, 1), failed
+            records += outputs.records
+            ends.append(len(records))
+            if time.monotonic() >= until:
+                break
+        return Outputs(records, ends, 1), None
 
     def _set_aside(self, consumer: GroupConsumer, batch: Batch, message: Message, outcome: GaveUp) -> int:
         """Send the dead letter of a message on its way, together with its offset. Returns how many are."""

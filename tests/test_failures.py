@@ -45,6 +45,7 @@ from kafka_guarantees import (
     Record,
     UnsafeConfigError,
 )
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._dead_letters import origin_of
 from kafka_guarantees._failures import FUTILE, RETRY, Failures, GaveUp, attempt
 from kafka_guarantees._lifecycle import Lifecycle
@@ -564,6 +565,33 @@ def test_a_failing_message_in_each_partition_under_load(world: World, kind: str,
     assert world.produced(target, kind) == sorted(set(range(800)) - poison)
     assert sorted(number_of(letter) for letter in world.read(dead)) == sorted(poison)
     assert world.offsets(topic, 4) == [200] * 4
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("kind", ["at-least-once", "sqlite store", "exactly-once"])
+def test_one_that_fails_does_not_cost_a_commit_for_each_of_its_batch(
+    world: World, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Its batch is handled one by one, and committed together, as portions are."""
+    topic, target, dead = world.given(600), world.topic(), world.topic()
+    commits = list[object]()
+
+    def counted(true: Callable[..., None]) -> Callable[..., None]:
+        def commit(*given: Any) -> None:
+            commits.append(true)
+            true(*given)
+
+        return commit
+
+    monkeypatch.setattr(GroupConsumer, "commit", counted(GroupConsumer.commit))
+    monkeypatch.setattr(TransactionalProducer, "commit", counted(TransactionalProducer.commit))
+    bad = {207, 208, 580}
+    calls = Calls(lambda number, _time: number in bad, target)
+    calls.run(world.client(kind, retry=None, dead_letter=dead), topic, "run_batches", max_batch=200)
+    assert world.produced(target, kind) == sorted(set(range(600)) - bad)
+    assert sorted(number_of(letter) for letter in world.read(dead)) == sorted(bad)
+    assert world.offsets(topic) == [600]
+    assert len(commits) < 40
 
 
 @side_by_side(KINDS)
