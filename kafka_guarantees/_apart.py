@@ -2,13 +2,17 @@
 
 Rules.
 * One handler at a time; the thread that called it does nothing meanwhile but poll, with everything paused (Y01).
+* Messages go there together, and what the handler returned for them comes back together: a way to and fro for each message
+  takes longer than most handlers. It is sent by the thread of the consumer, which knows what is on its way.
 * It is waited for, whatever happens: a handler that nobody waits for could write into a transaction that is not its own.
 """
 
 from __future__ import annotations
 
 import contextvars
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing, nullcontext, suppress
 from functools import partial
@@ -18,8 +22,10 @@ from ._threads import Task, hand
 from .records import check_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
+
+    from confluent_kafka import Message
 
     from ._lifecycle import Lifecycle
     from ._threads import Calls, Flag
@@ -72,6 +78,20 @@ class Apart:
             raise problem
         return task.result()
 
+    def each(
+        self, handler: Callable[..., Any], messages: Sequence[Message], seconds: float = math.inf
+    ) -> tuple[list[Any], Exception | None]:
+        """Call a handler with one message after the other, for so many seconds, or until the client is to stop.
+
+        And not for so long that the group would be served meanwhile, unless a single message takes that long.
+
+        Returns:
+            What it returned for each, and what it raised for the one after these.
+        """
+        until = time.monotonic() + min(seconds, AT_ONCE / 2)
+        done: tuple[list[Any], Exception | None] = self.call(_each, handler, messages, until, self._lifecycle)
+        return done
+
     def close(self) -> None:
         """Let the thread go, once its handler has returned."""
         calls, self._calls = self._calls, None  # first: the next run has another
@@ -106,6 +126,20 @@ def _wait_whatever_comes(ended: Flag) -> None:
     while not ended.is_set:
         with suppress(BaseException):  # out of signal handlers; the first one is raised
             ended.wait()
+
+
+def _each(
+    handler: Callable[..., Any], messages: Sequence[Message], until: float, lifecycle: Lifecycle
+) -> tuple[list[Any], Exception | None]:
+    results: list[Any] = []
+    for message in messages:
+        try:
+            results.append(_finished(handler, (message,)))
+        except Exception as error:  # noqa: BLE001 - the caller decides what becomes of it
+            return results, error
+        if lifecycle.stopping or time.monotonic() >= until:
+            break
+    return results, None
 
 
 def _finished(handler: Callable[..., Any], given: tuple[Any, ...]) -> Any:

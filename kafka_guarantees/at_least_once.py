@@ -53,7 +53,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._trail import Portion, Trail
 from .errors import AuthorizationError, BrokerError, DeliveryError, DeliveryUnknown, PartitionFenced, StoreUnavailable
-from .records import Record, RecordRefused, leave, pairs, records_in
+from .records import Record, RecordRefused, check_handler, leave, pairs, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -210,9 +210,13 @@ class AtLeastOnce:
                 came before is committed.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        self._run(topics, partial(self._handle, self._apart_or_here(handler)), max_batch, until_idle, None)
+        check_handler(handler, self._arguments)
+        handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
+        self._run(topics, partial(handle, handler), max_batch, until_idle, None)
 
-    def _handle(self, handler: Handler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
+    def _handle(
+        self, handler: Callable[..., Records], messages: Sequence[Message], *connection: Any
+    ) -> tuple[int, Failed | None]:
         """Handle messages until the portion is full, the client is to stop, or one fails. Returns how many are finished."""
         clock, lifecycle, done = time.monotonic, self._lifecycle, 0
         call = self._reading.checked(handler if not connection else lambda message: handler(message, *connection))
@@ -230,6 +234,26 @@ class AtLeastOnce:
                 break
         return done, None
 
+    def _handle_apart(
+        self, apart: Apart, handler: Callable[..., Records], messages: Sequence[Message], *connection: Any
+    ) -> tuple[int, Failed | None]:
+        """The same with a handler that has a thread of its own. What it returned is sent afterwards.
+
+        So a message whose record is refused may stand before some that were handled, which come again.
+        """
+        call = self._reading.checked(handler if not connection else lambda message: handler(message, *connection))
+        results, error = apart.each(call, messages, COMMIT_EVERY)
+        for done, records in enumerate(results):
+            try:
+                self._send_all(records)
+            except Exception as refused:  # noqa: BLE001 - as above
+                self._forgive(refused)
+                return done, Failed(1, refused)
+        if error is not None:
+            self._forgive(error)
+            return len(results), Failed(1, error)
+        return len(results), None
+
     def run_batches(
         self,
         topics: Sequence[str],
@@ -243,7 +267,8 @@ class AtLeastOnce:
         Where it raises, nothing of the batch is committed, and the batch is tried again. With a dead letter topic its messages
         are then handled one by one, and those that fail are set aside.
         """
-        self._run(topics, partial(self._handle_all, self._apart_or_here(handler)), max_batch, until_idle, FIRST_BATCH)
+        handler = apart_or_here(self._apart, handler, arguments=self._arguments)
+        self._run(topics, partial(self._handle_all, handler), max_batch, until_idle, FIRST_BATCH)
 
     def _handle_all(self, handler: BatchHandler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
         """Handle messages in one call, unless there are none, up to one that cannot be read. All are finished, or none."""
@@ -257,8 +282,10 @@ class AtLeastOnce:
                 return 0, Failed(len(messages), error)
         return len(messages), None
 
-    def _apart_or_here(self, handler: Callable[..., Any]) -> Callable[..., Any]:
-        return apart_or_here(self._apart, handler, arguments=1 if self._recognition.inbox is None else 2)
+    @property
+    def _arguments(self) -> int:
+        """How many a handler is called with."""
+        return 1 if self._recognition.inbox is None else 2
 
     def _run(
         self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None

@@ -36,7 +36,7 @@ from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError
-from .records import Record, leave, records_in
+from .records import Record, check_handler, leave, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -144,17 +144,37 @@ class AtMostOnce:
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        handler = apart_or_here(self._apart, handler)
+        check_handler(handler, 1)
         with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for messages in portions:
                 call = self._reading.checked(handler)
-                for message in messages:
-                    try:
-                        self._send_all(call(message))
-                    except Exception as error:  # noqa: BLE001 - M04: reported, and never tried again
-                        self._dropped([message], error)
-                    if self._lifecycle.forked:
-                        break
+                if self._apart is None:
+                    self._handle(call, messages)
+                else:
+                    self._handle_apart(self._apart, call, messages)
+
+    def _handle(self, call: Handler, messages: Sequence[Message]) -> None:
+        for message in messages:
+            try:
+                self._send_all(call(message))
+            except Exception as error:  # noqa: BLE001 - M04: reported, and never tried again
+                self._dropped([message], error)
+            if self._lifecycle.forked:
+                break
+
+    def _handle_apart(self, apart: Apart, call: Handler, messages: Sequence[Message]) -> None:
+        """The same with a handler that has a thread of its own. What it returned is sent by this one."""
+        while messages:
+            results, error = apart.each(call, messages)
+            for message, records in zip(messages, results, strict=False):  # it need not have come to all
+                try:
+                    self._send_all(records)
+                except Exception as refused:  # noqa: BLE001 - M04
+                    self._dropped([message], refused)
+            messages = messages[len(results) :]
+            if error is not None:
+                self._dropped(messages[:1], error)
+                messages = messages[1:]
 
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 500, until_idle: float | None = None

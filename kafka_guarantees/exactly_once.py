@@ -45,7 +45,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, RecordRefused, leave, records_in
+from .records import Record, RecordRefused, check_handler, leave, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -199,7 +199,9 @@ class ExactlyOnce:
             FencedError: another instance has this transactional.id.
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
-        self._run(topics, partial(self._handle, apart_or_here(self._apart, handler)), max_batch, until_idle, None)
+        check_handler(handler, 1)
+        handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
+        self._run(topics, partial(handle, handler), max_batch, until_idle, None)
 
     def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages until it is time to commit, the client is to stop, or one fails. Returns what they produce."""
@@ -220,6 +222,20 @@ class ExactlyOnce:
             if clock() >= until or lifecycle.stopping:
                 break
         return Outputs(records, ends, 1), None
+
+    def _handle_apart(self, apart: Apart, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
+        """The same with a handler that has a thread of its own."""
+        results, error = apart.each(self._reading.checked(handler), messages, self._commit_interval)
+        records: list[Record] = []
+        ends: list[int] = []
+        for result in results:
+            try:
+                self._keep(records, result)
+            except Exception as refused:  # noqa: BLE001 - as above
+                del records[ends[-1] if ends else 0 :]
+                return Outputs(records, ends, 1), Failed(1, refused)
+            ends.append(len(records))
+        return Outputs(records, ends, 1), None if error is None else Failed(1, error)
 
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 1000, until_idle: float | None = None

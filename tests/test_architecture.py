@@ -189,6 +189,12 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
             yield node.func.attr, node
 
 
+def test_one_room_asks_where_partitions_begin_and_end() -> None:
+    """M05: a position is what the group has committed, or a declared start."""
+    asking = {"offsets_for_times", "get_watermark_offsets"}
+    assert {room(name(path)) for path in library() if asking & {attribute for attribute, _ in calls(path)}} == {"_places"}
+
+
 @pytest.mark.parametrize("path", library(), ids=name)
 @pytest.mark.parametrize(
     ("method", "why"),
@@ -196,7 +202,6 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
         ("position", "C02: it means handed out, not finished"),
         ("produce_batch", "P11: it drops headers and ignores the partition"),
         ("store_offsets", "L04: a partial failure is swallowed"),
-        ("offsets_for_times", "a position is what the group has committed, or a declared start"),
     ],
 )
 def test_a_call_that_means_something_else_never_occurs(path: Path, method: str, why: str) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 from tenacity import Retrying, stop_after_attempt, wait_none
@@ -284,6 +284,49 @@ def test_an_exception_out_of_a_signal_handler_waits_for_the_handler(apart: Apart
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert finished == [1]
+
+
+def test_messages_go_together_and_come_back_together(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One way to and fro, up to the message whose handler raises; its error comes back beside the results."""
+    ways, threads = list[object](), set[str]()
+    true = Apart.call
+
+    def call(self: Apart, *given: Any) -> Any:
+        ways.append(given)
+        return true(self, *given)
+
+    monkeypatch.setattr(Apart, "call", call)
+
+    def handler(number: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        if number == 70:
+            raise ConnectionError("seventy")
+        return (each for each in (number, number))  # a generator is run to its end there
+
+    results, error = apart.each(handler, cast("Any", range(100)))
+    assert results == [[number, number] for number in range(70)]
+    assert isinstance(error, ConnectionError)
+    assert apart.each(handler, cast("Any", range(60))) == (results[:60], None)
+    assert (len(ways), threads) == (2, {HAND})
+    with pytest.raises(SystemExit):
+        apart.each(lambda _message: sys.exit(3), cast("Any", range(3)))
+
+
+def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quick messages cost no pause; a slow one ends it, and so does a stop."""
+    served = list[int]()
+    apart.attend(lambda: served.append(1), lambda: None)
+    monkeypatch.setattr(_apart, "AT_ONCE", 0.4)
+    results, _ = apart.each(lambda _message: time.sleep(0.01), cast("Any", range(1000)))
+    assert 1 < len(results) <= 21
+    assert not served
+    results, _ = apart.each(lambda _message: time.sleep(0.7), cast("Any", range(1000)))
+    assert len(results) == 1
+    assert served
+    assert len(apart.each(lambda _message: time.sleep(0.01), cast("Any", range(1000)), 0.05)[0]) <= 6
+    with apart._lifecycle.running():
+        apart._lifecycle.stop()
+        assert len(apart.each(lambda _message: None, cast("Any", range(1000)))[0]) == 1
 
 
 # -- with a thread of its own ------------------------------------------------------------------------------------------------
@@ -692,6 +735,31 @@ class Moves:
 
         monkeypatch.setattr(GroupConsumer, "_on_assign", assigned)
         monkeypatch.setattr(GroupConsumer, "_on_revoke", revoked)
+
+
+@broker
+@pytest.mark.parametrize("kind", ["AtLeastOnce", "ExactlyOnce", "AtMostOnce"])
+def test_with_a_thread_of_its_own_each_message_has_what_it_had_without(here: Here, kind: str) -> None:
+    """Failures in the middle of a portion, and records that are refused: these are set aside, all others come once."""
+    topic, target, dead = here.topic(), here.topic(), here.topic()
+    fill(here.bootstrap, topic, numbers(300))
+    handled = Counter[int]()
+
+    def handler(message: Message) -> Any:
+        number = int(message.value() or b"")
+        handled[number] += 1
+        if number in (5, 100):
+            raise KeyError(number)
+        if number == 200:
+            return [Record(target, b"x" * 2_000_000)]
+        return (Record(target, message.value()) for _ in range(1))
+
+    with client(kind, settings(kind, here.bootstrap, here.fresh("g")), keep_alive=True, dead_letter=dead) as kafka:
+        kafka.run([topic], handler, until_idle=1)
+    assert sorted(int(m.value() or b"") for m in read_all(here.bootstrap, target)) == sorted(set(range(300)) - {5, 100, 200})
+    assert sorted(int(m.value() or b"") for m in read_all(here.bootstrap, dead)) == [5, 100, 200]
+    assert all(handled[number] == 1 for number in range(200))
+    assert set(handled) == set(range(300))
 
 
 # -- without -----------------------------------------------------------------------------------------------------------------
