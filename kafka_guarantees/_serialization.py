@@ -152,7 +152,7 @@ class Writing:
         if self._value is not None and value is not None:
             value = self._value(value, SerializationContext(record.topic, MessageField.VALUE, headers))
         # some serializers put the id of a schema into the headers
-        return Record(record.topic, value, key, headers=headers, partition=record.partition, timestamp=record.timestamp)
+        return Record(record.topic, value, key, headers=headers or None, partition=record.partition, timestamp=record.timestamp)
 
 
 def _callable(name: str, given: object) -> None:

