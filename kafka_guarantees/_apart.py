@@ -10,7 +10,6 @@ Rules.
 from __future__ import annotations
 
 import contextvars
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,16 +21,18 @@ from ._threads import Task, hand
 from .records import check_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from contextlib import AbstractContextManager
 
     from confluent_kafka import Message
 
     from ._lifecycle import Lifecycle
     from ._threads import Calls, Flag
+    from .records import Record
 
 AT_ONCE = 1.0  # seconds that a handler may take before the group is served: a quick one costs no pause and no resume
 SERVE_EVERY = 0.1  # seconds
+MOST = 10_000  # records, or messages, that are handled together
 
 
 class Apart:
@@ -45,12 +46,16 @@ class Apart:
         self._lifecycle = lifecycle
         lifecycle.interruptible = False
         self._calls: Calls | None = None  # of its thread, once there is one
+        self._left = False  # an exception came while a handler worked: it is waited for, and nothing after it
+        self._kept: list[tuple[Message, list[Record]]] = []
+        self._most = MOST
         self._serve: Callable[[], object] = _nothing
         self._resume: Callable[[], object] = _nothing
 
     def attend(self, serve: Callable[[], object], resume: Callable[[], object]) -> None:
         """What to do for the group while a handler works: ``serve()`` again and again, and ``resume()`` after it."""
         self._serve, self._resume = serve, resume
+        self._kept = []  # of the batch before, part of which was given back
 
     def call(self, handler: Callable[..., Any], *given: Any) -> Any:
         """Return what ``handler(*given)`` returns, a generator as a list; or raise what it raises.
@@ -63,6 +68,7 @@ class Apart:
         task = Task(partial(contextvars.copy_context().run, _finished, handler, given))
         problem: BaseException | None = None
         patience = AT_ONCE
+        self._left = False
         try:
             self._calls.put(task.run)
             while not task.ended.wait(patience):
@@ -70,6 +76,7 @@ class Apart:
                 self._serve()
         except BaseException as error:  # noqa: BLE001 - also out of a signal handler; raised below
             problem = error
+            self._left = True
             if not task.call_off():
                 _wait_whatever_comes(task.ended)
         if patience == SERVE_EVERY:
@@ -79,18 +86,56 @@ class Apart:
         return task.result()
 
     def each(
-        self, handler: Callable[..., Any], messages: Sequence[Message], seconds: float = math.inf
-    ) -> tuple[list[Any], Exception | None]:
+        self, handler: Callable[[Message], list[Record]], messages: Sequence[Message], done: list[list[Record]], seconds: float
+    ) -> Exception | None:
         """Call a handler with one message after the other, for so many seconds, or until the client is to stop.
 
-        And not for so long that the group would be served meanwhile, unless a single message takes that long.
+        Not for longer than half of AT_ONCE either, nor with more than MOST records: they are in memory. Each message has a
+        context of its own, as if it were alone.
+
+        Args:
+            handler: gives records as they are produced, which nothing can change any more.
+            messages: to handle. What ``keep()`` has of the first of them is not asked for again.
+            done: gets what came of each that is handled, also where this raises.
+            seconds: of handling.
 
         Returns:
-            What it returned for each, and what it raised for the one after these.
+            What the handler raised for the message after these.
+
+        Raises:
+            BaseException: as ``call`` does.
         """
+        if self._kept and self._kept[0][0] is messages[0]:
+            kept, self._kept = self._kept, []
+            done += [records for (message, records), wanted in zip(kept, messages, strict=False) if message is wanted]
+            return None
         until = time.monotonic() + min(seconds, AT_ONCE / 2)
-        done: tuple[list[Any], Exception | None] = self.call(_each, handler, messages, until, self._lifecycle)
-        return done
+        most, self._most = self._most, min(2 * self._most, MOST)
+        error: Exception | None = self.call(self._each, handler, messages[:most], done, until)
+        return error
+
+    def _each(
+        self, handler: Callable[[Message], list[Record]], messages: Sequence[Message], done: list[list[Record]], until: float
+    ) -> Exception | None:
+        count = 0
+        for message in messages:
+            try:
+                records: list[Record] = contextvars.copy_context().run(_finished, handler, (message,))
+            except Exception as error:  # noqa: BLE001 - the caller decides what becomes of it
+                return error
+            done.append(records)
+            count += len(records)
+            if self._left or self._lifecycle.stopping or count >= MOST or time.monotonic() >= until:
+                break
+        return None
+
+    def keep(self, handled: Iterable[tuple[Message, list[Record]]]) -> None:
+        """Have these for when their turn comes: they are handled, and behind one whose record was refused."""
+        self._kept = list(handled)
+
+    def narrow(self) -> None:
+        """Begin with one message again: whatever comes behind one that is refused is handled again."""
+        self._most = 1
 
     def close(self) -> None:
         """Let the thread go, once its handler has returned."""
@@ -126,20 +171,6 @@ def _wait_whatever_comes(ended: Flag) -> None:
     while not ended.is_set:
         with suppress(BaseException):  # out of signal handlers; the first one is raised
             ended.wait()
-
-
-def _each(
-    handler: Callable[..., Any], messages: Sequence[Message], until: float, lifecycle: Lifecycle
-) -> tuple[list[Any], Exception | None]:
-    results: list[Any] = []
-    for message in messages:
-        try:
-            results.append(_finished(handler, (message,)))
-        except Exception as error:  # noqa: BLE001 - the caller decides what becomes of it
-            return results, error
-        if lifecycle.stopping or time.monotonic() >= until:
-            break
-    return results, None
 
 
 def _finished(handler: Callable[..., Any], given: tuple[Any, ...]) -> Any:

@@ -18,6 +18,7 @@ import re
 import time
 import weakref
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -53,6 +54,7 @@ T = TypeVar("T")
 
 WITHIN = 1.0  # seconds that a question about offsets may take at first
 LONGEST = 8.0  # seconds that it may take after it got no answer several times
+PATIENT = 5  # how often that is asked while there are messages of other partitions in hand, until these wait for it
 WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 CLOSING = 10.0  # seconds that leaving the group may take
@@ -182,8 +184,8 @@ class GroupConsumer(Handle):
         self._topic = topics[0] if len(topics) == 1 and not topics[0].startswith("^") else None
         self._places = places
         self._within = WITHIN
-        # what takes longer may come when the member is thrown out, or when nobody knows whose its batch is (M03)
-        self._longest = max(WITHIN, min(LONGEST, settings.session_timeout / 4, settings.max_poll_interval / 4))
+        self._longest = max(WITHIN, min(LONGEST, settings.max_poll_interval / 4))
+        self._brief = 0  # questions while there were messages in hand
         self._callbacks = Callbacks()
         self._caller = Caller("kafka-guarantees-consumer", lifecycle.hands)
         self._owned: set[Partition] = set()
@@ -264,6 +266,8 @@ class GroupConsumer(Handle):
         self._wake()
         if self._in_flight is not None and self._in_flight.failed:
             self._find_places()
+            if self.gone_silent:
+                return None
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
         fetched, before, metadata = self._take(max_batch, WAIT, self.idle)
         messages = self._without_events(fetched)
@@ -587,7 +591,11 @@ class GroupConsumer(Handle):
             self._unplaced |= self._owned  # the eager protocol knows only the whole
         moved = set(self._unplaced)
         busy = any((message.topic(), message.partition()) not in moved for message in messages)
-        ask = self._asked_briefly if busy else self._asked
+        limit = math.inf
+        if busy:  # they wait for a long answer now and then only, and never so long that nobody knows whose they are (M03)
+            self._brief += 1
+            limit = WITHIN if self._brief % PATIENT else max(WITHIN, self._settings.session_timeout / 4)
+        ask: Ask = partial(self._asked, limit=limit)
         try:
             if self._waiting:
                 self._fetch_waiting(ask)
@@ -614,19 +622,15 @@ class GroupConsumer(Handle):
             self._unplaced.clear()
         self._waiting.clear()
 
-    def _asked(self, question: Callable[[Consumer, float], T]) -> T:
+    def _asked(self, question: Callable[[Consumer, float], T], *, limit: float) -> T:
         """What the brokers answer. The limit grows while they do not: they may be far away, or have much to do."""
+        within = min(self._within, limit)
         try:
-            return self._put(question, self._within)
+            return self._caller.call(lambda: question(self.raw, within), self._given_up, "asking where to go on")
         except KafkaException:
-            self._within = min(2 * self._within, self._longest)
+            if within == self._within:
+                self._within = min(2 * within, self._longest)
             raise
-
-    def _asked_briefly(self, question: Callable[[Consumer, float], T]) -> T:
-        return self._put(question, WITHIN)
-
-    def _put(self, question: Callable[[Consumer, float], T], within: float) -> T:
-        return self._caller.call(lambda: question(self.raw, within), self._given_up, "asking where to go on")
 
     def _asked_in_callback(self, question: Callable[[Consumer, float], T]) -> T:
         """The same where no other thread may be waited for. Whoever gets no answer asks again with the next fetch."""

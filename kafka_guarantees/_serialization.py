@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from confluent_kafka import Message
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
 
 from ._collector import collector_rests
-from .records import Record, pairs
+from .records import Record, leave, pairs, records_in
+
+if TYPE_CHECKING:
+    from .records import Records
 
 T = TypeVar("T")
 
@@ -153,6 +156,43 @@ class Writing:
             value = self._value(value, SerializationContext(record.topic, MessageField.VALUE, headers))
         # some serializers put the id of a schema into the headers
         return Record(record.topic, value, key, headers=headers or None, partition=record.partition, timestamp=record.timestamp)
+
+    def records(self, result: Records) -> list[Record]:
+        """What a handler returned, as it is produced, and so that nothing the handler does later changes it.
+
+        Raises:
+            NotRecords: it is something else.
+            Exception: whatever a generator of the handler, or a serializer, raises.
+        """
+        try:
+            records = list(map(self.serialize, records_in(result)) if self.needed else records_in(result))
+        except BaseException:
+            leave(result)
+            raise
+        for record in records:
+            if record.headers is not None or record.value.__class__ in _CHANGING or record.key.__class__ in _CHANGING:
+                return list(map(_fixed, records))
+        return records
+
+
+def _fixed(record: Record) -> Record:
+    """The record without what can be changed in place."""
+    headers = None if record.headers is None else [(name, _copied(content)) for name, content in pairs(record.headers)]
+    return Record(
+        record.topic,
+        _copied(record.value),
+        _copied(record.key),
+        headers=headers,
+        partition=record.partition,
+        timestamp=record.timestamp,
+    )
+
+
+def _copied(part: Any) -> Any:
+    return bytes(part) if isinstance(part, _CHANGING) else part
+
+
+_CHANGING = (bytearray, memoryview)
 
 
 def _callable(name: str, given: object) -> None:

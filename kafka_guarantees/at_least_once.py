@@ -239,20 +239,26 @@ class AtLeastOnce:
     ) -> tuple[int, Failed | None]:
         """The same with a handler that has a thread of its own. What it returned is sent afterwards.
 
-        So a message whose record is refused may stand before some that were handled, which come again.
+        What was handled behind a message whose record is refused is kept until its turn comes. Not with an inbox, whose
+        transaction is rolled back: that is handled again.
         """
-        call = self._reading.checked(handler if not connection else lambda message: handler(message, *connection))
-        results, error = apart.each(call, messages, COMMIT_EVERY)
-        for done, records in enumerate(results):
-            try:
-                self._send_all(records)
-            except Exception as refused:  # noqa: BLE001 - as above
-                self._forgive(refused)
-                return done, Failed(1, refused)
+        call, writing = self._reading.checked(handler), self._writing
+        done: list[list[Record]] = []
+        error = apart.each(lambda message: writing.records(call(message, *connection)), messages, done, COMMIT_EVERY)
         if error is not None:
             self._forgive(error)
-            return len(results), Failed(1, error)
-        return len(results), None
+        for number, records in enumerate(done):
+            try:
+                self._send_all(records, ready=True)
+            except Exception as refused:  # noqa: BLE001 - as above
+                self._forgive(refused)
+                if connection:
+                    apart.narrow()
+                else:
+                    behind = slice(number + 1, len(done))
+                    apart.keep(zip(messages[behind], done[behind], strict=True))
+                return number, Failed(1, refused)
+        return len(done), None if error is None else Failed(1, error)
 
     def run_batches(
         self,
@@ -649,8 +655,8 @@ class AtLeastOnce:
         consumer.rewind(batch.messages)
         return False
 
-    def _send_all(self, records: Records) -> None:
-        """Send what a handler returned.
+    def _send_all(self, records: Records, *, ready: bool = False) -> None:
+        """Send what a handler returned; ``ready``: with what serializers made of it.
 
         Raises:
             RecordRefused: one of them is refused before it is sent, and may be the fault of this message alone.
@@ -660,7 +666,7 @@ class AtLeastOnce:
         producer, writing = self._producer, self._writing
         if self._lifecycle.closed:
             self._lifecycle.check()
-        serialize = writing.serialize if writing.needed else None
+        serialize = writing.serialize if writing.needed and not ready else None
         try:
             for record in records_in(records):
                 if producer is None:

@@ -164,14 +164,18 @@ class AtMostOnce:
 
     def _handle_apart(self, apart: Apart, call: Handler, messages: Sequence[Message]) -> None:
         """The same with a handler that has a thread of its own. What it returned is sent by this one."""
+        writing = self._writing
         while messages:
-            results, error = apart.each(call, messages)
-            for message, records in zip(messages, results, strict=False):  # it need not have come to all
-                try:
-                    self._send_all(records)
-                except Exception as refused:  # noqa: BLE001 - M04
-                    self._dropped([message], refused)
-            messages = messages[len(results) :]
+            done: list[list[Record]] = []
+            try:
+                error = apart.each(lambda message: writing.records(call(message)), messages, done, math.inf)
+            finally:  # whatever has ended it: these were handled, and are not again
+                for message, records in zip(messages, done, strict=False):
+                    try:
+                        self._send_all(records, ready=True)
+                    except Exception as refused:  # noqa: BLE001 - M04
+                        self._dropped([message], refused)
+            messages = messages[len(done) :]
             if error is not None:
                 self._dropped(messages[:1], error)
                 messages = messages[1:]
@@ -303,10 +307,10 @@ class AtMostOnce:
                 except Exception:
                     log.exception("a dead letter was not sent")
 
-    def _send_all(self, records: Records) -> None:
+    def _send_all(self, records: Records, *, ready: bool = False) -> None:
         try:
             for record in records_in(records):
-                self._send(self._writing.serialize(record))
+                self._send(record if ready else self._writing.serialize(record))
         except BaseException:
             leave(records)
             raise

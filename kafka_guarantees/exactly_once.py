@@ -24,10 +24,12 @@ What happens to one message::
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from bisect import bisect_left
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate, chain
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +47,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
-from .records import Record, RecordRefused, check_handler, leave, records_in
+from .records import Record, RecordRefused, check_handler
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
-    from .records import BatchHandler, Handler, Headers, Records
+    from .records import BatchHandler, Handler, Headers
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -164,6 +166,7 @@ class ExactlyOnce:
         self._settings = resolve(Guarantee.EXACTLY_ONCE, config, commit_interval=commit_interval)
         if type(transactions_in_flight) is not int or transactions_in_flight < 1:
             raise ValueError(f"transactions_in_flight is a number of transactions, 1 or more, not {transactions_in_flight!r}")
+        self._most = sys.maxsize  # messages in a transaction; fewer after a record that was refused
         self._places = Places(self._settings.group_id, start)
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
@@ -205,18 +208,17 @@ class ExactlyOnce:
 
     def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages until it is time to commit, the client is to stop, or one fails. Returns what they produce."""
-        clock, lifecycle, keep = time.monotonic, self._lifecycle, self._keep
+        clock, lifecycle, made = time.monotonic, self._lifecycle, self._writing.records
         call = self._reading.checked(handler)
         records: list[Record] = []
         ends: list[int] = []
         until = clock() + self._commit_interval
-        for message in messages:
+        for message in messages[: self._most]:
             try:
                 result = call(message)
                 if result is not None:
-                    keep(records, result)
+                    records += made(result)
             except Exception as error:  # noqa: BLE001 - it is tried again, set aside, or raised
-                del records[ends[-1] if ends else 0 :]
                 return Outputs(records, ends, 1), Failed(1, error)
             ends.append(len(records))
             if clock() >= until or lifecycle.stopping:
@@ -225,17 +227,17 @@ class ExactlyOnce:
 
     def _handle_apart(self, apart: Apart, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """The same with a handler that has a thread of its own."""
-        results, error = apart.each(self._reading.checked(handler), messages, self._commit_interval)
-        records: list[Record] = []
-        ends: list[int] = []
-        for result in results:
-            try:
-                self._keep(records, result)
-            except Exception as refused:  # noqa: BLE001 - as above
-                del records[ends[-1] if ends else 0 :]
-                return Outputs(records, ends, 1), Failed(1, refused)
-            ends.append(len(records))
-        return Outputs(records, ends, 1), None if error is None else Failed(1, error)
+        call, writing = self._reading.checked(handler), self._writing
+        messages = messages[: self._most]
+        done: list[list[Record]] = []
+        error, until = None, time.monotonic() + self._commit_interval
+        while error is None and len(done) < len(messages) and not (done and self._lifecycle.stopping):
+            left = until - time.monotonic()
+            if done and left <= 0:
+                break
+            error = apart.each(lambda message: writing.records(call(message)), messages[len(done) :], done, left)
+        ends = list(accumulate(map(len, done)))
+        return Outputs([*chain.from_iterable(done)], ends, 1), None if error is None else Failed(1, error)
 
     def run_batches(
         self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 1000, until_idle: float | None = None
@@ -253,8 +255,7 @@ class ExactlyOnce:
         messages = messages[: self._reading.readable(messages)] or messages[:1]
         try:
             self._reading.check(messages[0])
-            records: list[Record] = []
-            self._keep(records, handler(messages))
+            records = self._writing.records(handler(messages))
             return Outputs(records, [len(records)], len(messages)), None
         except Exception as error:  # noqa: BLE001 - as above
             return Outputs((), (), 0), Failed(len(messages), error)
@@ -300,10 +301,14 @@ class ExactlyOnce:
         """
         while True:
             try:
-                return (outputs.handled, failed) if self._transact(consumer, batch, messages, outputs) else (0, None)
+                sent = self._transact(consumer, batch, messages, outputs)
             except _Refused as refused:
+                self._most = 1  # what was handled behind it is handled again
                 failed = Failed(outputs.size, refused.error)
                 outputs = outputs.before(refused.number)
+            else:
+                self._most = min(2 * self._most, sys.maxsize)
+                return (outputs.handled, failed) if sent else (0, None)
 
     def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs) -> bool:
         """One transaction with what the first messages produced, whose end is left to another thread.
@@ -425,7 +430,7 @@ class ExactlyOnce:
         records: list[Record] = []
         ends: list[int] = []
         until = time.monotonic() + self._commit_interval
-        for message in messages:
+        for message in messages[: self._most]:
             if not self._failures.in_hand(consumer, batch):
                 break
             outputs, failed = handle([message])
@@ -458,15 +463,6 @@ class ExactlyOnce:
         again = self._in_flight.settle()
         consumer.unplace(again)
         return not again
-
-    def _keep(self, records: list[Record], result: Records) -> None:
-        """Add what a handler returned, as it is produced."""
-        new = records_in(result)
-        try:
-            records.extend(map(self._writing.serialize, new) if self._writing.needed else new)
-        except BaseException:
-            leave(result)
-            raise
 
     def _read(self, consumer: GroupConsumer, batch: Batch) -> None:
         """Make a batch readable, and ready to be handled."""

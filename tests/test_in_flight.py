@@ -561,7 +561,7 @@ def test_nobody_asks_where_the_group_is_while_something_is_in_flight(
     true = Places.committed
 
     def asking(self: Places, partitions: Any, ask: Any) -> Any:
-        asked.append(in_the_air(ask.__self__) > 0)  # the consumer
+        asked.append(in_the_air(getattr(ask, "func", ask).__self__) > 0)  # the consumer
         return true(self, partitions, ask)
 
     monkeypatch.setattr(Places, "committed", asking)

@@ -11,9 +11,11 @@ import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
+from confluent_kafka import Message
 from tenacity import Retrying, stop_after_attempt, wait_none
 
 from kafka_guarantees import (
@@ -31,15 +33,13 @@ from kafka_guarantees._apart import Apart
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._failures import attempt
 from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
-from kafka_guarantees.dedup import MemoryDedupStore, SqliteDedupStore, SqliteInbox
+from kafka_guarantees.dedup import MemoryDedupStore, SqliteDedupStore, SqliteInbox, position
 
 from .conftest import committed, fill, read_all, values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
-
-    from confluent_kafka import Message
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
@@ -286,9 +286,18 @@ def test_an_exception_out_of_a_signal_handler_waits_for_the_handler(apart: Apart
     assert finished == [1]
 
 
+def together(
+    apart: Apart, handler: Callable[[Any], Any], messages: Iterable[Any], seconds: float = 60
+) -> tuple[list[Any], Any]:
+    """What came of each, and what was raised for the one after these."""
+    done: list[Any] = []
+    error = apart.each(handler, cast("Any", list(messages)), done, seconds)
+    return done, error
+
+
 def test_messages_go_together_and_come_back_together(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One way to and fro, up to the message whose handler raises; its error comes back beside the results."""
-    ways, threads = list[object](), set[str]()
+    """One way to and fro, up to the message whose handler raises; its error comes back beside the results. L01."""
+    ways, threads, tenant = list[object](), set[str](), ContextVar[int]("tenant", default=-1)
     true = Apart.call
 
     def call(self: Apart, *given: Any) -> Any:
@@ -297,36 +306,70 @@ def test_messages_go_together_and_come_back_together(apart: Apart, monkeypatch: 
 
     monkeypatch.setattr(Apart, "call", call)
 
-    def handler(number: Any) -> Any:
+    def handler(number: int) -> list[int]:
         threads.add(threading.current_thread().name)
+        assert tenant.get() == -1  # each message has a context of its own
+        tenant.set(number)
         if number == 70:
             raise ConnectionError("seventy")
-        return (each for each in (number, number))  # a generator is run to its end there
+        return [number]
 
-    results, error = apart.each(handler, cast("Any", range(100)))
-    assert results == [[number, number] for number in range(70)]
+    done, error = together(apart, handler, range(100))
+    assert done == [[number] for number in range(70)]
     assert isinstance(error, ConnectionError)
-    assert apart.each(handler, cast("Any", range(60))) == (results[:60], None)
+    assert together(apart, handler, range(60)) == (done[:60], None)
     assert (len(ways), threads) == (2, {HAND})
     with pytest.raises(SystemExit):
-        apart.each(lambda _message: sys.exit(3), cast("Any", range(3)))
+        together(apart, lambda _message: sys.exit(3), range(3))
+
+
+def test_what_was_handled_behind_a_refused_record_is_not_handled_again(apart: Apart) -> None:
+    """It is kept until its turn comes, if it is still of the same batch."""
+    messages, handled = [Message(topic="t", partition=0, offset=number) for number in range(6)], list[int | None]()
+
+    def handler(message: Message) -> list[Any]:
+        handled.append(message.offset())
+        return [message.offset()]
+
+    done, _ = together(apart, handler, messages[:4])
+    apart.keep(zip(messages[1:4], done[1:], strict=True))
+    assert together(apart, handler, messages[:1]) == ([[0]], None)  # tried again
+    assert together(apart, handler, messages[1:]) == ([[1], [2], [3]], None)
+    assert together(apart, handler, messages[4:]) == ([[4], [5]], None)
+    assert handled == [0, 1, 2, 3, 0, 4, 5]
+    apart.keep(zip(messages[1:4], done[1:], strict=True))
+    apart.attend(lambda: None, lambda: None)  # another batch
+    assert together(apart, handler, messages[1:2]) == ([[1]], None)
+    assert handled[-1] == 1
+    apart.narrow()
+    assert [len(together(apart, handler, messages)[0]) for _ in range(4)] == [1, 2, 4, 6]
 
 
 def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quick messages cost no pause; a slow one ends it, and so does a stop."""
+    """Quick messages cost no pause; a slow one ends it, and so do a stop, many records, and whoever interrupts the wait."""
     served = list[int]()
     apart.attend(lambda: served.append(1), lambda: None)
     monkeypatch.setattr(_apart, "AT_ONCE", 0.4)
-    results, _ = apart.each(lambda _message: time.sleep(0.01), cast("Any", range(1000)))
-    assert 1 < len(results) <= 21
+    assert 1 < len(together(apart, lambda _message: time.sleep(0.01) or [], range(1000))[0]) <= 21  # type: ignore[func-returns-value]
     assert not served
-    results, _ = apart.each(lambda _message: time.sleep(0.7), cast("Any", range(1000)))
-    assert len(results) == 1
+    assert len(together(apart, lambda _message: time.sleep(0.7) or [], range(1000))[0]) == 1  # type: ignore[func-returns-value]
     assert served
-    assert len(apart.each(lambda _message: time.sleep(0.01), cast("Any", range(1000)), 0.05)[0]) <= 6
+    assert len(together(apart, lambda _message: time.sleep(0.01) or [], range(1000), 0.05)[0]) <= 6  # type: ignore[func-returns-value]
+    assert len(together(apart, lambda _message: [1] * 4000, range(1000))[0]) == 3
+    done: list[Any] = []
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    apart.attend(interrupt, lambda: None)
+    monkeypatch.setattr(_apart, "AT_ONCE", 0.1)
+    monkeypatch.setattr(apart._lifecycle, "hands", set())
+    with pytest.raises(KeyboardInterrupt):
+        apart.each(lambda _message: time.sleep(0.15) or [], cast("Any", range(1000)), done, 60)  # type: ignore[func-returns-value]
+    assert len(done) == 1  # what was handled is known
     with apart._lifecycle.running():
         apart._lifecycle.stop()
-        assert len(apart.each(lambda _message: None, cast("Any", range(1000)))[0]) == 1
+        assert len(together(apart, lambda _message: [], range(1000))[0]) == 1
 
 
 # -- with a thread of its own ------------------------------------------------------------------------------------------------
@@ -738,28 +781,56 @@ class Moves:
 
 
 @broker
-@pytest.mark.parametrize("kind", ["AtLeastOnce", "ExactlyOnce", "AtMostOnce"])
+@pytest.mark.parametrize("kind", ["AtLeastOnce", "ExactlyOnce", "AtMostOnce", "AtLeastOnce with a store"])
 def test_with_a_thread_of_its_own_each_message_has_what_it_had_without(here: Here, kind: str) -> None:
-    """Failures in the middle of a portion, and records that are refused: these are set aside, all others come once."""
+    """Failures, refused records, handlers that use a list, a dict or a buffer again: all come once, as they were returned."""
     topic, target, dead = here.topic(), here.topic(), here.topic()
     fill(here.bootstrap, topic, numbers(300))
-    handled = Counter[int]()
+    handled, kind, store = Counter[int](), kind.split(maxsplit=1)[0], "store" in kind
+    running, again, buffer = {"last": -1}, list[Record](), bytearray(8)
+    bad = {5, 100, 101, 200, 201, 202}
 
     def handler(message: Message) -> Any:
         number = int(message.value() or b"")
         handled[number] += 1
         if number in (5, 100):
             raise KeyError(number)
-        if number == 200:
-            return [Record(target, b"x" * 2_000_000)]
-        return (Record(target, message.value()) for _ in range(1))
+        running["last"], buffer[:] = number, b"%08d" % number
+        again.clear()
+        again.append(Record(target, running, buffer, headers={"n": buffer}))
+        return [Record(target, running, headers={"x": b"x" * 2_000_000})] if number in bad else again
 
-    with client(kind, settings(kind, here.bootstrap, here.fresh("g")), keep_alive=True, dead_letter=dead) as kafka:
+    options: dict[str, Any] = {"keep_alive": True, "dead_letter": dead, "value_serializer": lambda it, _: b"%d" % it["last"]}
+    if store:
+        options |= {"dedup": MemoryDedupStore(), "message_id": position()}
+    with client(kind, settings(kind, here.bootstrap, here.fresh("g")), **options) as kafka:
         kafka.run([topic], handler, until_idle=1)
-    assert sorted(int(m.value() or b"") for m in read_all(here.bootstrap, target)) == sorted(set(range(300)) - {5, 100, 200})
-    assert sorted(int(m.value() or b"") for m in read_all(here.bootstrap, dead)) == [5, 100, 200]
-    assert all(handled[number] == 1 for number in range(200))
+    sent = [(int(m.value() or b""), int(m.key() or b""), m.headers()) for m in read_all(here.bootstrap, target)]
+    assert sent == [(n, n, [("n", b"%08d" % n)]) for n in sorted(set(range(300)) - bad)]
+    assert sorted(int(m.value() or b"") for m in read_all(here.bootstrap, dead)) == sorted(bad)
     assert set(handled) == set(range(300))
+    if kind != "ExactlyOnce":  # which aborts, and handles what comes behind again
+        assert handled.most_common(1)[0][1] == 1
+
+
+@broker
+@pytest.mark.parametrize("how", ["run", "run_batches", "keep_alive"])
+def test_records_that_are_all_refused_cost_no_more_than_some_calls_each(here: Here, how: str) -> None:
+    """What is handled behind a refused record is handled again in exactly-once: in few messages, until one is taken."""
+    topic, target, dead = here.topic(), here.topic(), here.topic()
+    fill(here.bootstrap, topic, numbers(100))
+    calls = list[int]()
+
+    def handler(given: Any) -> Any:
+        messages = given if how == "run_batches" else [given]
+        calls.append(len(messages))
+        return [Record(target, b"x" * 2_000_000) for _ in messages]
+
+    options = {"keep_alive": how == "keep_alive", "dead_letter": dead}
+    with client("ExactlyOnce", settings("ExactlyOnce", here.bootstrap, here.fresh("g")), **options) as kafka:
+        (kafka.run_batches if how == "run_batches" else kafka.run)([topic], handler, until_idle=1)
+    assert len(read_all(here.bootstrap, dead)) == 100
+    assert sum(calls) < 800
 
 
 # -- without -----------------------------------------------------------------------------------------------------------------
