@@ -344,7 +344,7 @@ def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     tried = "" if attempts == 1 else f", in {attempts} attempts"
     what = "Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
     if isinstance(error, NotRecords):
-        what = "Correct the handler. What it does besides was done for this message, and is done again, outside of an inbox."
+        what = "Correct the handler. What it does besides is done again for this message, outside of an inbox."
     return HandlerError(
         f"the handler failed at {where(message)}{tried} "
         f"({type(error).__name__}: {text_of(error)}). Nothing at or after that offset was committed, so the next run begins "
