@@ -18,10 +18,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._threads import Task, hand
-from .records import check_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from confluent_kafka import Message
@@ -47,7 +46,8 @@ class Apart:
         lifecycle.interruptible = False
         self._calls: Calls | None = None  # of its thread, once there is one
         self._left = False  # an exception came while a handler worked: it is waited for, and nothing after it
-        self._kept: list[tuple[Message, list[Record]]] = []
+        self._kept: list[tuple[Message, list[Record] | Exception]] = []
+        self._served = 0.0  # when the group was, or would have been by the loop
         self._most = MOST
         self._serve: Callable[[], object] = _nothing
         self._resume: Callable[[], object] = _nothing
@@ -56,6 +56,7 @@ class Apart:
         """What to do for the group while a handler works: ``serve()`` again and again, and ``resume()`` after it."""
         self._serve, self._resume = serve, resume
         self._kept = []  # of the batch before, part of which was given back
+        self._served = time.monotonic()
 
     def call(self, handler: Callable[..., Any], *given: Any) -> Any:
         """Return what ``handler(*given)`` returns, a generator as a list; or raise what it raises.
@@ -67,19 +68,22 @@ class Apart:
             self._calls = hand("kafka-guarantees-handler", self._lifecycle.hands)
         task = Task(partial(contextvars.copy_context().run, _finished, handler, given))
         problem: BaseException | None = None
-        patience = AT_ONCE
+        # several calls, none of which takes so long, may be one after the other
+        patience = AT_ONCE if time.monotonic() - self._served < 2 * AT_ONCE else SERVE_EVERY
+        served = False
         self._left = False
         try:
             self._calls.put(task.run)
             while not task.ended.wait(patience):
-                patience = SERVE_EVERY
+                patience, served = SERVE_EVERY, True
                 self._serve()
+                self._served = time.monotonic()
         except BaseException as error:  # noqa: BLE001 - also out of a signal handler; raised below
             problem = error
             self._left = True
             if not task.call_off():
                 _wait_whatever_comes(task.ended)
-        if patience == SERVE_EVERY:
+        if served:
             self._resume()
         if problem is not None:
             raise problem
@@ -106,9 +110,7 @@ class Apart:
             BaseException: as ``call`` does.
         """
         if self._kept and self._kept[0][0] is messages[0]:
-            kept, self._kept = self._kept, []
-            done += [records for (message, records), wanted in zip(kept, messages, strict=False) if message is wanted]
-            return None
+            return self._take(messages, done)
         until = time.monotonic() + min(seconds, AT_ONCE / 2)
         most, self._most = self._most, min(2 * self._most, MOST)
         error: Exception | None = self.call(self._each, handler, messages[:most], done, until)
@@ -129,9 +131,19 @@ class Apart:
                 break
         return None
 
-    def keep(self, handled: Iterable[tuple[Message, list[Record]]]) -> None:
+    def keep(self, handled: list[tuple[Message, list[Record] | Exception]]) -> None:
         """Have these for when their turn comes: they are handled, and behind one whose record was refused."""
-        self._kept = list(handled)
+        self._kept = handled
+
+    def _take(self, messages: Sequence[Message], done: list[list[Record]]) -> Exception | None:
+        kept, self._kept = self._kept, []
+        for (message, came), wanted in zip(kept, messages, strict=False):
+            if message is not wanted:
+                break
+            if isinstance(came, Exception):
+                return came
+            done.append(came)
+        return None
 
     def narrow(self) -> None:
         """Begin with one message again: whatever comes behind one that is refused is handled again."""
@@ -139,24 +151,10 @@ class Apart:
 
     def close(self) -> None:
         """Let the thread go, once its handler has returned."""
+        self._kept = []
         calls, self._calls = self._calls, None  # first: the next run has another
         if calls is not None:
             calls.put(None)
-
-
-def apart_or_here(apart: Apart | None, handler: Callable[..., Any], *, arguments: int = 1) -> Callable[..., Any]:
-    """The handler as a run calls it: itself, or on the thread for handlers.
-
-    Args:
-        apart: the thread for handlers, if there is one.
-        handler: of the user.
-        arguments: how many it is called with.
-
-    Raises:
-        TypeError: it can handle no message at all.
-    """
-    check_handler(handler, arguments)
-    return handler if apart is None else partial(apart.call, handler)
 
 
 def ended_after(apart: Apart | None) -> AbstractContextManager[object]:

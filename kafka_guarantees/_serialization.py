@@ -164,15 +164,23 @@ class Writing:
             NotRecords: it is something else.
             Exception: whatever a generator of the handler, or a serializer, raises.
         """
+        made: list[Record] = []
         try:
-            records = list(map(self.serialize, records_in(result)) if self.needed else records_in(result))
+            for given in records_in(result):  # one after the other: a generator may use again what it has yielded
+                record = self.serialize(given) if self.needed else given
+                value, key = record.value, record.key
+                changing = value.__class__ is not bytes and isinstance(value, _CHANGING)
+                if changing or record.headers is not None or (key.__class__ is not bytes and isinstance(key, _CHANGING)):
+                    record = _fixed(record)
+                made.append(record)
         except BaseException:
             leave(result)
             raise
-        for record in records:
-            if record.headers is not None or record.value.__class__ in _CHANGING or record.key.__class__ in _CHANGING:
-                return list(map(_fixed, records))
-        return records
+        return made
+
+    def made_by(self, handler: Callable[..., Records]) -> Callable[..., list[Record]]:
+        """A handler that returns what ``records`` makes of what it returns."""
+        return lambda *given: self.records(handler(*given))
 
 
 def _fixed(record: Record) -> Record:

@@ -34,7 +34,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._apart import Apart, apart_or_here, ended_after
+from ._apart import Apart, ended_after
 from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
 from ._lifecycle import Lifecycle
@@ -242,9 +242,9 @@ class AtLeastOnce:
         What was handled behind a message whose record is refused is kept until its turn comes. Not with an inbox, whose
         transaction is rolled back: that is handled again.
         """
-        call, writing = self._reading.checked(handler), self._writing
+        call = self._writing.made_by(self._reading.checked(handler))
         done: list[list[Record]] = []
-        error = apart.each(lambda message: writing.records(call(message, *connection)), messages, done, COMMIT_EVERY)
+        error = apart.each(lambda message: call(message, *connection), messages, done, COMMIT_EVERY)
         if error is not None:
             self._forgive(error)
         for number, records in enumerate(done):
@@ -252,11 +252,11 @@ class AtLeastOnce:
                 self._send_all(records, ready=True)
             except Exception as refused:  # noqa: BLE001 - as above
                 self._forgive(refused)
+                behind = [*done[number + 1 :], *(() if error is None else (error,))]
                 if connection:
                     apart.narrow()
-                else:
-                    behind = slice(number + 1, len(done))
-                    apart.keep(zip(messages[behind], done[behind], strict=True))
+                elif behind:
+                    apart.keep(list(zip(messages[number + 1 :], behind, strict=False)))
                 return number, Failed(1, refused)
         return len(done), None if error is None else Failed(1, error)
 
@@ -273,16 +273,22 @@ class AtLeastOnce:
         Where it raises, nothing of the batch is committed, and the batch is tried again. With a dead letter topic its messages
         are then handled one by one, and those that fail are set aside.
         """
-        handler = apart_or_here(self._apart, handler, arguments=self._arguments)
-        self._run(topics, partial(self._handle_all, handler), max_batch, until_idle, FIRST_BATCH)
+        check_handler(handler, self._arguments)
+        handle = partial(self._handle_all, handler, self._send_all)
+        if self._apart is not None:
+            call = partial(self._apart.call, self._writing.made_by(handler))
+            handle = partial(self._handle_all, call, partial(self._send_all, ready=True))
+        self._run(topics, handle, max_batch, until_idle, FIRST_BATCH)
 
-    def _handle_all(self, handler: BatchHandler, messages: Sequence[Message], *connection: Any) -> tuple[int, Failed | None]:
+    def _handle_all(
+        self, handler: Callable[..., Records], send: Callable[[Records], None], messages: Sequence[Message], *connection: Any
+    ) -> tuple[int, Failed | None]:
         """Handle messages in one call, unless there are none, up to one that cannot be read. All are finished, or none."""
         messages = messages[: self._reading.readable(messages)] or messages[:1]
         if messages:
             try:
                 self._reading.check(messages[0])
-                self._send_all(handler(messages, *connection))
+                send(handler(messages, *connection))
             except Exception as error:  # noqa: BLE001 - as above
                 self._forgive(error)
                 return 0, Failed(len(messages), error)

@@ -24,7 +24,7 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._apart import Apart, apart_or_here, ended_after
+from ._apart import Apart, ended_after
 from ._consumer import GroupConsumer, check_run
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle
@@ -164,11 +164,11 @@ class AtMostOnce:
 
     def _handle_apart(self, apart: Apart, call: Handler, messages: Sequence[Message]) -> None:
         """The same with a handler that has a thread of its own. What it returned is sent by this one."""
-        writing = self._writing
+        made = self._writing.made_by(call)
         while messages:
             done: list[list[Record]] = []
             try:
-                error = apart.each(lambda message: writing.records(call(message)), messages, done, math.inf)
+                error = apart.each(made, messages, done, math.inf)
             finally:  # whatever has ended it: these were handled, and are not again
                 for message, records in zip(messages, done, strict=False):
                     try:
@@ -187,13 +187,16 @@ class AtMostOnce:
 
         And all of them go to the dead letter topic, also those that had their effect by then: a replay handles these twice.
         """
-        handler = apart_or_here(self._apart, handler)
+        check_handler(handler, 1)
+        ready, call = self._apart is not None, handler
+        if self._apart is not None:
+            call = partial(self._apart.call, self._writing.made_by(handler))
         with closing(self._portions(topics, max_batch, until_idle)) as portions:
             for portion in portions:
                 messages = self._readable(portion)
                 try:
                     if messages:
-                        self._send_all(handler(messages))
+                        self._send_all(call(messages), ready=ready)
                 except Exception as error:  # noqa: BLE001 - M04
                     self._dropped(messages, error)
 

@@ -33,7 +33,7 @@ from itertools import accumulate, chain
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._apart import Apart, apart_or_here, ended_after
+from ._apart import Apart, ended_after
 from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
@@ -50,7 +50,7 @@ from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuarantees
 from .records import Record, RecordRefused, check_handler
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message, TopicPartition
@@ -227,7 +227,7 @@ class ExactlyOnce:
 
     def _handle_apart(self, apart: Apart, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """The same with a handler that has a thread of its own."""
-        call, writing = self._reading.checked(handler), self._writing
+        call = self._writing.made_by(self._reading.checked(handler))
         messages = messages[: self._most]
         done: list[list[Record]] = []
         error, until = None, time.monotonic() + self._commit_interval
@@ -235,7 +235,7 @@ class ExactlyOnce:
             left = until - time.monotonic()
             if done and left <= 0:
                 break
-            error = apart.each(lambda message: writing.records(call(message)), messages[len(done) :], done, left)
+            error = apart.each(call, messages[len(done) :], done, left)
         ends = list(accumulate(map(len, done)))
         return Outputs([*chain.from_iterable(done)], ends, 1), None if error is None else Failed(1, error)
 
@@ -248,14 +248,18 @@ class ExactlyOnce:
         fast, where the handler is. Where it raises, the batch is tried again. With a dead letter topic its messages are then
         handled one by one, and those that fail are set aside.
         """
-        self._run(topics, partial(self._handle_all, apart_or_here(self._apart, handler)), max_batch, until_idle, FIRST_BATCH)
+        check_handler(handler, 1)
+        call = self._writing.made_by(handler)
+        if self._apart is not None:
+            call = partial(self._apart.call, call)
+        self._run(topics, partial(self._handle_all, call), max_batch, until_idle, FIRST_BATCH)
 
-    def _handle_all(self, handler: BatchHandler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
+    def _handle_all(self, call: Callable[..., list[Record]], messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages in one call, up to one that cannot be read. Returns what they produce."""
         messages = messages[: self._reading.readable(messages)] or messages[:1]
         try:
             self._reading.check(messages[0])
-            records = self._writing.records(handler(messages))
+            records = call(messages)
             return Outputs(records, [len(records)], len(messages)), None
         except Exception as error:  # noqa: BLE001 - as above
             return Outputs((), (), 0), Failed(len(messages), error)

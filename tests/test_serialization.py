@@ -258,6 +258,35 @@ def test_nothing_is_serialized_that_is_none_and_nothing_is_copied_without_a_seri
     assert Writing(StringSerializer(), to_json).serialize(record) == Record("orders")
 
 
+class Buffer(bytearray):
+    """A kind of its own."""
+
+
+def test_records_are_fixed_one_after_the_other() -> None:
+    """What a generator, or a serializer, uses again keeps what it had; a StopIteration of one is not the end of the records."""
+    buffer, headers, out = Buffer(b"?"), {"n": bytearray(b"?")}, bytearray(b"?")
+
+    def handler(*letters: bytes) -> Iterator[Record]:
+        for letter in letters:
+            buffer[:], headers["n"][:] = letter, letter
+            yield Record("t", buffer, memoryview(buffer), headers=headers)
+
+    def reusing(value: Any, _context: object) -> Any:
+        out[:] = bytes(value).upper()
+        return out
+
+    plain = Writing(None, None).made_by(handler)(b"a", b"b")
+    assert [(r.value, r.key, r.headers) for r in plain] == [(x, x, [("n", x)]) for x in (b"a", b"b")]
+    serialized = Writing(None, reusing).made_by(handler)(b"a", b"b")
+    assert [(r.value, r.key) for r in serialized] == [(b"A", b"a"), (b"B", b"b")]
+    assert all(type(part) is bytes for r in plain for part in (r.value, r.key))
+    bytes_alone = Record("t", b"v", b"k")
+    assert Writing(None, None).records([bytes_alone])[0] is bytes_alone
+    assert Writing(None, None).records(None) == []
+    with pytest.raises(StopIteration):
+        Writing(None, lambda _value, _context: next(iter(()))).records([bytes_alone, bytes_alone])
+
+
 # -- on a broker -------------------------------------------------------------------------------------------------------------
 
 

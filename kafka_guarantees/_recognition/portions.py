@@ -120,7 +120,8 @@ class Portions:
                 return 0, None
             else:
                 self._show(batch, finished)
-                return len(finished), failed
+                # a stop, or the end of its time, may have cut it short of the message that failed
+                return len(finished), failed if len(finished) == len(messages) else None
         return 0, failed
 
     def _attempt(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
