@@ -28,6 +28,7 @@ from kafka_guarantees.testing import DedupStoreConformance, InboxConformance
 from kafka_guarantees.testing.broken_stores import CAUGHT_BY
 from kafka_guarantees.testing.conformance.reference import ReferenceInbox, ReferenceStore
 from kafka_guarantees.testing.conformance.running import in_processes
+from kafka_guarantees.testing.conformance.stores import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -221,3 +222,16 @@ def failed(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, set[str]]:
 def test_a_mistake_is_found_by_its_test(failed: Mapping[str, set[str]], broken: str, test: str) -> None:
     """The suite fails for every broken store and inbox, by the test that states the law which it breaks."""
     assert test in failed[broken], f"{broken} fails in {sorted(failed[broken]) or 'no test'}"
+
+
+def test_a_journal_leaves_out_what_a_kill_has_cut_off(tmp_path: Path) -> None:
+    """And reads on behind it: its writer is killed at any moment, and the next one appends."""
+    journal = Journal(tmp_path / "place", 0)
+    journal.write([("NEW", 1), ("NEW", 23)])
+    path = next(tmp_path.iterdir())
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        before = len(journal.read())
+        journal.write([("completed", 23)])
+        assert journal.read() == [*[("NEW", 1), ("NEW", 23)][:before], ("completed", 23)]

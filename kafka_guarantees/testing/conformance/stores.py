@@ -519,22 +519,22 @@ class _Faulty:
 
 
 class Journal:
-    """What a process did, line by line, in a file that survives it."""
+    """What a process did, line by line, in a file that survives it. A line that a kill has cut off was not written."""
 
     def __init__(self, place: Path, number: int) -> None:
         self._path = place.with_name(f"{place.name}.journal.{number}")
 
     def write(self, lines: Sequence[tuple[str, int]]) -> None:
-        """All lines or, killed, none."""
+        """All lines or, killed, the first of them: the kernel looks for signals between two pages of a file."""
         file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(file, "".join(f"{name} {number}\n" for name, number in lines).encode())
+        os.write(file, "".join(["\n", *(f"{name} {number} .\n" for name, number in lines)]).encode())
         os.close(file)
 
     def read(self) -> list[tuple[str, int]]:
         if not self._path.exists():
             return []
-        lines = [line.split() for line in self._path.read_text("utf-8").splitlines()]
-        return [(name, int(number)) for name, number in lines]
+        lines = [line.split() for line in self._path.read_text("utf-8").splitlines() if line.endswith(" .")]
+        return [(name, int(number)) for name, number, _ in lines]
 
 
 def assert_each_once(log: Sequence[tuple[str, int]], ids: int) -> None:
