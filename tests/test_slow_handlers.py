@@ -10,7 +10,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -805,16 +805,17 @@ def test_with_a_thread_of_its_own_each_message_has_what_it_had_without(here: Her
         out[:] = b"%08d" % value["last"]
         return out
 
+    inbox = SqliteInbox(tmp_path / "inbox.db")
     again = Retrying(stop=stop_after_attempt(2), wait=wait_none())  # also of records that are refused
     more: dict[str, dict[str, Any]] = {
         "AtLeastOnce": {"retry": again},
         "with a store": {"retry": again, "dedup": MemoryDedupStore(), "message_id": position()},
-        "with an inbox": {"inbox": SqliteInbox(tmp_path / "inbox.db"), "message_id": None},
+        "with an inbox": {"inbox": inbox, "message_id": None},
     }
     options = {"keep_alive": True, "dead_letter": dead, "value_serializer": serializer, **more.get(kind, {})}
     name = kind if kind in CLASSES else "AtLeastOnce"
     calm = {**settings(name, here.bootstrap, here.fresh("g")), "max.poll.interval.ms": 60_000}  # else some are given back
-    with client(name, calm, **options) as kafka:
+    with closing(inbox), client(name, calm, **options) as kafka:
         getattr(kafka, how)([topic], handler, until_idle=1)
     sent = [(int(m.value() or b""), int(m.key() or b""), m.headers()) for m in read_all(here.bootstrap, target)]
     letters = sorted(int(m.value() or b"") for m in read_all(here.bootstrap, dead))
