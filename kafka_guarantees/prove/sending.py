@@ -139,10 +139,10 @@ class Tracking(_Sending):
         id_, delivery = self._pending[0]
         try:
             delivery.result(timeout)
-        except DeliveryError:
-            self._life.history.note("send", FAIL, id=id_)
-        except DeliveryUnknown:
-            self._life.history.note("send", INFO, id=id_)
+        except DeliveryError as error:
+            self._life.history.note("send", FAIL, id=id_, detail=str(error)[:300])
+        except DeliveryUnknown as error:
+            self._life.history.note("send", INFO, id=id_, detail=str(error)[:300])
         else:
             self._life.history.note(
                 "send", OK, id=id_, topic=delivery.topic, partition=delivery.partition, offset=delivery.offset
