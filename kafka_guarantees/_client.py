@@ -190,41 +190,48 @@ class Callbacks:
             raise interrupt
 
 
+class _Rarely:
+    """Whether something is to be said again: once in QUIET seconds."""
+
+    def __init__(self) -> None:
+        self._quiet_until: dict[object, float] = {}
+
+    def __call__(self, what: object) -> bool:
+        now = time.monotonic()
+        if now < self._quiet_until.get(what, 0.0):
+            return False
+        if len(self._quiet_until) >= KINDS:
+            self.forget()
+        self._quiet_until[what] = now + QUIET
+        return True
+
+    def forget(self) -> None:
+        """Let everything be said once more."""
+        self._quiet_until.clear()
+
+
 class _ErrorLog:
     """What stands for ``error_cb`` where the user gave none. librdkafka tries several times a second, and logs it as well."""
 
     def __init__(self) -> None:
-        self._quiet_until: dict[int, float] = {}  # by code
+        self._passes = _Rarely()
 
     def __call__(self, error: KafkaError) -> None:
-        now = time.monotonic()
-        if now >= self._quiet_until.get(error.code(), 0.0):
-            self._quiet_until[error.code()] = now + QUIET
+        if self._passes(error.code()):
             log.warning("%s", describe(error))
 
 
 class _Seldom(logging.Filter):
-    """Lets a line of librdkafka pass once in QUIET seconds: one for each try to connect would be some ten in a second."""
+    """Lets a line of librdkafka pass rarely: one for each try to connect would be some ten in a second."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._quiet_until: dict[str, float] = {}
-
-    def forget(self) -> None:
-        """Let each line pass once more."""
-        self._quiet_until.clear()
+        self._passes = _Rarely()
+        self.forget = self._passes.forget
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line passes. Other numbers of clients or milliseconds make no other line. Nothing of debug is left out."""
-        if record.levelno < logging.WARNING:
-            return True
-        line, now = _CHANGING.sub("", record.getMessage()), time.monotonic()
-        if now < self._quiet_until.get(line, 0.0):
-            return False
-        if len(self._quiet_until) >= KINDS:
-            self.forget()
-        self._quiet_until[line] = now + QUIET
-        return True
+        return record.levelno < logging.WARNING or self._passes(_CHANGING.sub("", record.getMessage()))
 
 
 _CHANGING = re.compile(r"[^\s\[]+#(?:producer|consumer)-\d+|\bafter \d+ms.*", re.DOTALL)

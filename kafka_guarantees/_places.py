@@ -60,16 +60,14 @@ class Places:
         if start not in get_args(Start):
             raise ValueError(f"start is one of {', '.join(map(repr, get_args(Start)))}, not {start!r}")
         self.stored: Stored | None = None
-        self._group = group
+        self._reset = f"with kafka-consumer-groups.sh --group {group} --reset-offsets"
         self._start = start
         self._seen: set[Partition] = set()  # had a committed offset before
 
     @property
     def how_to_set(self) -> str:
         """What to do where somebody must decide."""
-        if self.stored is None:
-            return f"with kafka-consumer-groups.sh --group {self._group} --reset-offsets"
-        return "in the offset table of the inbox"
+        return self._reset if self.stored is None else "in the offset table of the inbox"
 
     def note(self, committed: Iterable[TopicPartition]) -> None:
         """Something was committed of these partitions: from now on it is lost if there is nothing."""
@@ -120,8 +118,7 @@ class Places:
                 raise OffsetsLost(
                     f"the group has come to offset {place.offset} of {_where(place)} with an inbox, and this inbox knows "
                     "nothing of it: it is another database, or an older state of it, without the effects. Nothing was handled. "
-                    f"Give the right database; or say where to go on, with kafka-consumer-groups.sh --group {self._group} "
-                    "--reset-offsets."
+                    f"Give the right database; or say where to go on, {self._reset}."
                 )
         return [*found, *others]
 
