@@ -143,8 +143,9 @@ class SecurityWarning(UserWarning):
 
 # -- what became of a record, by the code of its failure (P05: rd_kafka_message_status() is not in the Python binding) ------
 
-# It cannot be written as it is: no try was, and none will be.
-FAULTY = {
+# This try was not written, and another would end alike. But one before it may have been written, and its answer lost. So it may
+# where a batch is too large: librdkafka 2.16 may have formed it anew, out of what it had sent before and more (P05).
+REFUSED = {
     KafkaError._INVALID_ARG: "Correct the record.",
     KafkaError.MSG_SIZE_TOO_LARGE: (
         "Make it smaller; or raise message.max.bytes of this client, and max.message.bytes of the topic, whichever is exceeded."
@@ -157,10 +158,6 @@ FAULTY = {
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT: "Give the topic a message format that has headers and idempotence.",
     KafkaError.UNSUPPORTED_COMPRESSION_TYPE: "Change compression.type.",
     KafkaError.TOPIC_EXCEPTION: "Correct the name of the topic; internal topics cannot be written to.",
-}
-
-# This try was not written, and another would end alike. But before it one may have been whose answer was lost on the way.
-REFUSED = {
     KafkaError._UNKNOWN_TOPIC: "Create the topic, or correct its name.",
     KafkaError._UNKNOWN_PARTITION: "Correct the number of the partition, or leave it out.",
     KafkaError.UNKNOWN_TOPIC_OR_PART: "Create the topic, or correct its name.",
@@ -169,7 +166,7 @@ REFUSED = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "",
 }
 
-# This try was not made, and another may succeed. Before it there may have been one, too.
+# This try was not made, and another may succeed. One before it may have been written, too.
 UNSENT = {
     KafkaError._QUEUE_FULL: "Send fewer at a time.",
     KafkaError._PURGE_QUEUE: "Give close() more time, and look whether the brokers are up.",
@@ -267,7 +264,7 @@ def stops(error: KafkaError) -> bool:
 
 def futile(error: KafkaError) -> bool:
     """Whether the same record would fail again."""
-    return error.code() in FAULTY or error.code() in REFUSED
+    return error.code() in REFUSED
 
 
 def delivery_failure(error: KafkaError, topic: str, partition: int | None = None) -> DeliveryError | DeliveryUnknown:
@@ -283,13 +280,13 @@ def delivery_failure(error: KafkaError, topic: str, partition: int | None = None
     acl = MISSING_ACL.get(code)
     if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
         acl = _grant("WRITE", "topic", [topic])
-    advice = f"Grant {acl}." if acl else FAULTY.get(code) or REFUSED.get(code) or UNSENT.get(code) or ""
-    once = code in REFUSED or code in UNSENT
-    if code in FAULTY or (once and partition is None):
+    advice = f"Grant {acl}." if acl else REFUSED.get(code) or UNSENT.get(code) or ""
+    known = code in REFUSED or code in UNSENT
+    if known and partition is None:
         return DeliveryError(
             f"a record for {where} was not written ({describe(error)}). Sent again, it makes no duplicate. {advice}"
         )
-    earlier = " So ended the last try; one before it may have been written." if once else ""
+    earlier = " So ended the last try; one before it may have been written." if known else ""
     return DeliveryUnknown(
         f"a record for {where} may or may not have been written ({describe(error)}).{earlier} "
         f"Sending it again may make a duplicate: keep its message id, so that a reader can tell. {advice or _LOOK}"

@@ -19,7 +19,6 @@ from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, dedup, errors
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._transaction_state import NEVER, Verdict, judge
 from kafka_guarantees.errors import (
-    FAULTY,
     FENCED,
     INSTANCE,
     MISSING_ACL,
@@ -137,7 +136,7 @@ def test_every_code_was_looked_at() -> None:
 
 
 # P05: a code that moves to "certainly not written" permits a re-send, so it is written down twice.
-NEVER_WRITTEN = {
+REFUSED_THIS_TIME = {
     E._INVALID_ARG,
     E.MSG_SIZE_TOO_LARGE,
     E.RECORD_LIST_TOO_LARGE,
@@ -148,8 +147,6 @@ NEVER_WRITTEN = {
     E.UNSUPPORTED_FOR_MESSAGE_FORMAT,
     E.UNSUPPORTED_COMPRESSION_TYPE,
     E.TOPIC_EXCEPTION,
-}
-REFUSED_THIS_TIME = {
     E._UNKNOWN_TOPIC,
     E._UNKNOWN_PARTITION,
     E.UNKNOWN_TOPIC_OR_PART,
@@ -162,20 +159,20 @@ NOT_SENT_THIS_TIME = {E._QUEUE_FULL, E._PURGE_QUEUE, E._INVALID_DIFFERENT_RECORD
 
 def test_the_tables_are_the_tables_here() -> None:
     """P05: and no code is in two of them."""
-    assert (set(FAULTY), set(REFUSED), set(UNSENT)) == (NEVER_WRITTEN, REFUSED_THIS_TIME, NOT_SENT_THIS_TIME)
-    assert len({*FAULTY, *REFUSED, *UNSENT}) == len(FAULTY) + len(REFUSED) + len(UNSENT)
+    assert (set(REFUSED), set(UNSENT)) == (REFUSED_THIS_TIME, NOT_SENT_THIS_TIME)
+    assert not set(REFUSED) & set(UNSENT)
 
 
 @pytest.mark.parametrize("partition", [None, 3])
 def test_what_every_code_says_of_a_record(partition: int | None) -> None:
-    """P05: not written for certain where the record is at fault, or where this was the only try; else it may be written.
+    """P05: not written for certain where this was the only try; else it may be written.
 
     Before librdkafka has chosen a partition, nothing of a record was sent. After that, one try may be written and its answer
-    lost, and the next one be refused: by an ACL, a deleted topic, a purge.
+    lost, and the next one be refused: by an ACL, a deleted topic, a purge, or for another record in its batch (P05).
     """
     for code in CODES:
         failure = delivery_failure(KafkaError(code, "as answered"), "orders", partition)
-        certain = code in NEVER_WRITTEN or (partition is None and code in REFUSED_THIS_TIME | NOT_SENT_THIS_TIME)
+        certain = partition is None and code in REFUSED_THIS_TIME | NOT_SENT_THIS_TIME
         assert type(failure) is (DeliveryError if certain else DeliveryUnknown), KafkaError(code).name()
         text = str(failure)
         where = "topic 'orders'" if partition is None else "topic 'orders' partition 3"
@@ -196,13 +193,13 @@ def test_a_try_that_was_refused_says_nothing_of_the_one_before(code: int) -> Non
 @given(st.sampled_from(CODES) | st.integers(1, 32_000), st.tuples(st.booleans(), st.booleans(), st.booleans()))
 def test_the_class_of_a_failure_depends_on_its_code_alone(code: int, flags: tuple[bool, bool, bool]) -> None:
     """E01: librdkafka sets its flags on transactional errors only: nothing is read from them. A new code is doubtful."""
-    failure = delivery_failure(KafkaError(code, "x", *flags), "t", 0)
-    assert type(failure) is (DeliveryError if code in NEVER_WRITTEN else DeliveryUnknown)
+    failure = delivery_failure(KafkaError(code, "x", *flags), "t")
+    assert type(failure) is (DeliveryError if code in REFUSED_THIS_TIME | NOT_SENT_THIS_TIME else DeliveryUnknown)
 
 
 def test_the_same_record_is_not_tried_again_where_it_must_fail_again() -> None:
     """A transaction that is aborted for such a record, and begun again with it, never ends."""
-    assert {code for code in CODES if futile(KafkaError(code))} == NEVER_WRITTEN | REFUSED_THIS_TIME
+    assert {code for code in CODES if futile(KafkaError(code))} == REFUSED_THIS_TIME
 
 
 # What ends a run. Of everything else librdkafka, or the loop, tries again.
@@ -328,7 +325,7 @@ def test_a_refused_record_names_the_acl(partition: int | None) -> None:
 def test_a_fence_and_a_missing_acl_are_told_apart() -> None:
     """No code is in two tables that contradict each other: what to do next is unambiguous."""
     assert not FENCED & set(MISSING_ACL)
-    assert not FENCED & {*FAULTY, *REFUSED, *UNSENT, *STOPS}
+    assert not FENCED & {*REFUSED, *UNSENT, *STOPS}
     assert not NO_TOPIC & {*STOPS, *MISSING_ACL}  # a topic may be on its way
     assert not set(STOPS) & set(MISSING_ACL)
     assert set(STOPS) >= INSTANCE
@@ -540,14 +537,14 @@ def test_damaged_records_end_a_run(kafka: RunningKafka, kafka_topic: Callable[..
 def code_rows() -> list[tuple[str, ...]]:
     """What docs/errors.md says of each code that is more than its default: of a record, and of a run."""
     rows: list[tuple[str, ...]] = []
-    for code in sorted({*FAULTY, *REFUSED, *UNSENT, *STOPS, *MISSING_ACL, *FENCED, *NO_TOPIC, *NEVER}):
+    for code in sorted({*REFUSED, *UNSENT, *STOPS, *MISSING_ACL, *FENCED, *NO_TOPIC, *NEVER}):
         error = KafkaError(code)
-        record = "`DeliveryError`" if code in FAULTY else "`DeliveryError` / `DeliveryUnknown`"
+        record = "`DeliveryError` / `DeliveryUnknown`" if code in {*REFUSED, *UNSENT} else ""
         ends = stops(error) or code in NO_TOPIC
         run = f"`{type(broker_failure(error, '', '')).__name__}`" if ends else ""
         verdict = judge(error, age=0, transaction_timeout=1)
         transaction = {Verdict.REFUSED: run or "`BrokerError`", Verdict.FENCED: "`FencedError`"}.get(verdict, "")
-        rows.append((f"`{error.name()}`", record if code in {*FAULTY, *REFUSED, *UNSENT} else "", run, transaction))
+        rows.append((f"`{error.name()}`", record, run, transaction))
     return rows
 
 

@@ -793,11 +793,13 @@ def test_brokers_that_are_gone_during_the_wait_change_nothing(tmp_path: Path) ->
 
 @side_by_side(KINDS, HOW)
 def test_a_dead_letter_topic_that_refuses_ends_the_run(world: World, kind: str, how: str) -> None:
-    """L05: DeliveryError, which names the topic; nothing is committed past the message, and the next run begins with it."""
+    """L05: the error names the topic; nothing is committed past the message, and the next run begins with it."""
     topic, dead = world.given(), world.topic(config={"max.message.bytes": 100})
     calls = Calls(seven)
     client = world.client(kind, retry=QUICK, dead_letter=dead)
-    with pytest.raises(DeliveryError, match=rf"{dead}.*MSG_SIZE_TOO_LARGE"):
+    # P05: of a batch that the brokers refuse, an earlier try may have been written, but for one whose transaction is aborted
+    error = DeliveryError if kind == "exactly-once" else DeliveryUnknown
+    with pytest.raises(error, match=rf"{dead}.*MSG_SIZE_TOO_LARGE"):
         calls.run(client, topic, how)
     assert world.offsets(topic) == [7]
     assert not world.read(dead)
