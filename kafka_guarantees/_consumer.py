@@ -63,9 +63,7 @@ UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an 
 _SAFE = "Nothing was committed that was not handled."
 
 
-def check_run(
-    settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], max_batch: int, *, dead_letter: str | None = None
-) -> None:
+def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], *, dead_letter: str | None = None) -> None:
     """Refuse a run that cannot be, before anything is connected."""
     lifecycle.check()
     if settings.group_id is None:
@@ -84,8 +82,6 @@ def check_run(
             f"it is among the topics of this run, {', '.join(topics)}: what is set aside would come again, for ever",
             "choose another topic for dead letters, or leave it out of what is consumed",
         )
-    if max_batch < 1:
-        raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
 
 
 def _includes(topic: str, name: str) -> bool:
@@ -234,7 +230,7 @@ class GroupConsumer(Handle):
         """
         began = last = time.monotonic()
         while not self._lifecycle.stopping:
-            batch = self.fetch(pace.size)
+            batch = self.fetch(pace.size, pace.max_wait)
             if self.gone_silent:
                 return
             if batch is not None:
@@ -257,8 +253,12 @@ class GroupConsumer(Handle):
         at_end = all(self._reached.get(p, 0) <= self._ends.get(p, -1) for p in self._owned)
         return at_end and not self._unplaced and not self._resting and self.membership().active
 
-    def fetch(self, max_batch: int) -> Batch | None:
+    def fetch(self, max_batch: int, max_wait: float = 0.0) -> Batch | None:
         """Wait a moment for a first message and take what is there with it. None: nothing came, or it was not ours.
+
+        Args:
+            max_batch: messages.
+            max_wait: seconds that more messages are waited for, if there are fewer.
 
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see there.
@@ -271,6 +271,9 @@ class GroupConsumer(Handle):
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
         fetched, before, metadata = self._take(max_batch, WAIT, self.idle)
         messages = self._without_events(fetched)
+        if max_wait and messages:
+            self._gather(messages, max_batch, max_wait, before)
+            metadata = None
         if self._rebalances != before:
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
             messages = []
@@ -317,6 +320,19 @@ class GroupConsumer(Handle):
             problem, self._problem = self._problem, None
             raise problem
         return fetched, before, metadata
+
+    def _gather(self, messages: list[Message], max_batch: int, max_wait: float, before: int) -> None:
+        """Wait until there are ``max_batch`` messages, for so many seconds; not after a rebalance, which drops them."""
+        until = time.monotonic() + max_wait
+        while len(messages) < max_batch and self._rebalances == before and self._problem is None:
+            left = until - time.monotonic()
+            if left <= 0 or self._lifecycle.stopping:
+                break
+            fetched, *_ = self._take(max_batch - len(messages), min(left, WAIT), self.idle)
+            try:
+                messages += self._without_events(fetched)
+            except Exception as problem:  # noqa: BLE001 - for the next fetch: these messages must not be passed over
+                self._problem = problem
 
     def _without_events(self, fetched: list[Message]) -> list[Message]:
         if not any(map(Message.error, fetched)):

@@ -212,7 +212,7 @@ class AtLeastOnce:
         """
         check_handler(handler, self._arguments)
         handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
-        self._run(topics, partial(handle, handler), max_batch, until_idle, None)
+        self._run(topics, partial(handle, handler), self._pace(max_batch), until_idle)
 
     def _handle(
         self, handler: Callable[..., Records], messages: Sequence[Message], *connection: Any
@@ -266,19 +266,26 @@ class AtLeastOnce:
         handler: BatchHandler | InboxBatchHandler,
         *,
         max_batch: int = 4000,
+        max_wait: float = 0.0,
         until_idle: float | None = None,
     ) -> None:
         """Like ``run``, with a handler that takes a batch: few messages at first, then as many as it can handle in good time.
 
         Where it raises, nothing of the batch is committed, and the batch is tried again. With a dead letter topic its messages
         are then handled one by one, and those that fail are set aside.
+
+        Args:
+            topics, handler, until_idle: as for ``run``; the handler is called with a list.
+            max_batch: messages of a batch.
+            max_wait: seconds that a batch which is not full waits for more, once it has a message; up to a quarter of
+                ``max.poll.interval.ms``. 0: it takes what is there.
         """
         check_handler(handler, self._arguments)
         handle = partial(self._handle_all, handler, self._send_all)
         if self._apart is not None:
             call = partial(self._apart.call, self._writing.made_by(handler))
             handle = partial(self._handle_all, call, partial(self._send_all, ready=True))
-        self._run(topics, handle, max_batch, until_idle, FIRST_BATCH)
+        self._run(topics, handle, self._pace(max_batch, FIRST_BATCH, max_wait=max_wait), until_idle)
 
     def _handle_all(
         self, handler: Callable[..., Records], send: Callable[[Records], None], messages: Sequence[Message], *connection: Any
@@ -299,11 +306,8 @@ class AtLeastOnce:
         """How many a handler is called with."""
         return 1 if self._recognition.inbox is None else 2
 
-    def _run(
-        self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None
-    ) -> None:
-        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
-        pace = self._pace(max_batch, first)
+    def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
+        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
         if self._recognition.inbox is not None:
             self._run_inbox(self._recognition.inbox, topics, handle, pace, until_idle)
             return
@@ -348,14 +352,15 @@ class AtLeastOnce:
             raise TypeError("an inbox needs to know where a transaction ends: use run() or run_batches(), not messages()")
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
-        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
-        return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
+        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        pace = self._pace(max_batch)
+        return self._lifecycle.iterate(lambda itself: self._messages(topics, pace, until_idle, itself))
 
     def _messages(
-        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
+        self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself
     ) -> Generator[Message, None, None]:
         with self._consuming(topics, itself) as consumer:
-            for batch in consumer.batches(self._pace(max_batch, None), until_idle, self._reading):
+            for batch in consumer.batches(pace, until_idle, self._reading):
                 with self._claimed(consumer, batch) as claimed:
                     work = claimed
                     del claimed  # it would keep its messages while the next ones are fetched
@@ -736,8 +741,8 @@ class AtLeastOnce:
         if self._producer is not None:
             self._producer.send_lingering()
 
-    def _pace(self, max_batch: int, first: int | None) -> Pace:
-        return Pace(max_batch, self._settings.max_poll_interval / 2, first)
+    def _pace(self, max_batch: int, first: int | None = None, *, max_wait: float = 0.0) -> Pace:
+        return Pace(max_batch, self._settings.max_poll_interval / 2, first, max_wait=max_wait)
 
     @property
     def dedup_counts(self) -> Mapping[str, int]:

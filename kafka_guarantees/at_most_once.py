@@ -145,7 +145,7 @@ class AtMostOnce:
             OffsetsLost, AuthorizationError, BrokerError: see there.
         """
         check_handler(handler, 1)
-        with closing(self._portions(topics, max_batch, until_idle)) as portions:
+        with closing(self._portions(topics, Pace(max_batch, math.inf), until_idle)) as portions:
             for messages in portions:
                 call = self._reading.checked(handler)
                 if self._apart is None:
@@ -191,7 +191,7 @@ class AtMostOnce:
         ready, call = self._apart is not None, handler
         if self._apart is not None:
             call = partial(self._apart.call, self._writing.made_by(handler))
-        with closing(self._portions(topics, max_batch, until_idle)) as portions:
+        with closing(self._portions(topics, Pace(max_batch, math.inf), until_idle)) as portions:
             for portion in portions:
                 messages = self._readable(portion)
                 try:
@@ -211,13 +211,14 @@ class AtMostOnce:
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
-        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
-        return self._lifecycle.iterate(lambda itself: self._messages(topics, max_batch, until_idle, itself))
+        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        pace = Pace(max_batch, math.inf)
+        return self._lifecycle.iterate(lambda itself: self._messages(topics, pace, until_idle, itself))
 
     def _messages(
-        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
+        self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself
     ) -> Generator[Message, None, None]:
-        with closing(self._portions(topics, max_batch, until_idle, itself)) as portions:
+        with closing(self._portions(topics, pace, until_idle, itself)) as portions:
             for messages in portions:
                 yield from self._readable(messages)
 
@@ -232,10 +233,10 @@ class AtMostOnce:
         return [message for message in messages if id(message) not in unreadable]
 
     def _portions(
-        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself | None = None
+        self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself | None = None
     ) -> Generator[Sequence[Message], None, None]:
         """The loop: as a member of the group, fetch, commit a portion, and hand it out if it is still ours."""
-        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
+        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             also = self._failures.topics
@@ -245,17 +246,17 @@ class AtMostOnce:
                 also = []  # one that is lost later costs the dead letters, not the run
                 member.idle = self._send_lingering
                 with closing(member) as consumer:
-                    yield from self._portions_of(consumer, max_batch, until_idle)
+                    yield from self._portions_of(consumer, pace, until_idle)
                 if self._stray is None or self._lifecycle.stopping:
                     return
                 log.info("a new member of the group takes over, because %s", self._stray)
 
     def _portions_of(
-        self, consumer: GroupConsumer, max_batch: int, until_idle: float | None
+        self, consumer: GroupConsumer, pace: Pace, until_idle: float | None
     ) -> Generator[Sequence[Message], None, None]:
         """The portions of one member, until it is to end, or a commit of it may still be on its way."""
         size = 1
-        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle, self._reading):
+        for batch in consumer.batches(pace, until_idle, self._reading):
             if self._apart is not None:
                 self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
             rest = not_before(batch.messages, self._handled)
@@ -266,7 +267,7 @@ class AtMostOnce:
                 self._reading.open(portion)
                 started = time.monotonic()
                 yield portion
-                size = next_size(len(portion), size, time.monotonic() - started, max_batch)
+                size = next_size(len(portion), size, time.monotonic() - started, pace.size)
             if self._stray is not None:
                 return
 

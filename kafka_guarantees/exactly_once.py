@@ -204,7 +204,7 @@ class ExactlyOnce:
         """
         check_handler(handler, 1)
         handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
-        self._run(topics, partial(handle, handler), max_batch, until_idle, None)
+        self._run(topics, partial(handle, handler), self._pace(max_batch), until_idle)
 
     def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages until it is time to commit, the client is to stop, or one fails. Returns what they produce."""
@@ -240,19 +240,32 @@ class ExactlyOnce:
         return Outputs([*chain.from_iterable(done)], ends, 1), None if error is None else Failed(1, error)
 
     def run_batches(
-        self, topics: Sequence[str], handler: BatchHandler, *, max_batch: int = 1000, until_idle: float | None = None
+        self,
+        topics: Sequence[str],
+        handler: BatchHandler,
+        *,
+        max_batch: int = 1000,
+        max_wait: float = 0.0,
+        until_idle: float | None = None,
     ) -> None:
         """Like ``run``, with a handler that takes a batch, which is one transaction.
 
         Of few messages at first, then of as many as it can handle in good time; with ``max_batch=10_000`` two to three times as
         fast, where the handler is. Where it raises, the batch is tried again. With a dead letter topic its messages are then
         handled one by one, and those that fail are set aside.
+
+        Args:
+            topics, handler, until_idle: as for ``run``; the handler is called with a list.
+            max_batch: messages of a transaction.
+            max_wait: seconds that a batch which is not full waits for more, once it has a message; up to a quarter of
+                ``max.poll.interval.ms``. 0: it takes what is there,
+                which where little comes is a transaction for each message.
         """
         check_handler(handler, 1)
         call = self._writing.made_by(handler)
         if self._apart is not None:
             call = partial(self._apart.call, call)
-        self._run(topics, partial(self._handle_all, call), max_batch, until_idle, FIRST_BATCH)
+        self._run(topics, partial(self._handle_all, call), self._pace(max_batch, FIRST_BATCH, max_wait=max_wait), until_idle)
 
     def _handle_all(self, call: Callable[..., list[Record]], messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages in one call, up to one that cannot be read. Returns what they produce."""
@@ -264,12 +277,12 @@ class ExactlyOnce:
         except Exception as error:  # noqa: BLE001 - as above
             return Outputs((), (), 0), Failed(len(messages), error)
 
-    def _run(
-        self, topics: Sequence[str], handle: Handling, max_batch: int, until_idle: float | None, first: int | None
-    ) -> None:
+    def _pace(self, max_batch: int, first: int | None = None, *, max_wait: float = 0.0) -> Pace:
+        return Pace(max_batch, self._settings.max_poll_interval / 2, first, max_wait=max_wait)
+
+    def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         try:
-            with self._consuming(topics, max_batch) as consumer:
-                pace = Pace(max_batch, self._settings.max_poll_interval / 2, first)
+            with self._consuming(topics) as consumer:
                 for batch in consumer.batches(pace, until_idle, self._reading):
                     self._read(consumer, batch)
                     rest = batch.messages
@@ -480,8 +493,8 @@ class ExactlyOnce:
         return late or self._lifecycle.stopping
 
     @contextmanager
-    def _consuming(self, topics: Sequence[str], max_batch: int, itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
+    def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
+        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             consumer = None
@@ -507,7 +520,7 @@ class ExactlyOnce:
     # -- the caller's own loop ----------------------------------------------------------------------------------------
 
     def transactions(
-        self, topics: Sequence[str], *, max_batch: int = 1000, until_idle: float | None = None
+        self, topics: Sequence[str], *, max_batch: int = 1000, max_wait: float = 0.0, until_idle: float | None = None
     ) -> Generator[Transaction, None, None]:
         """Iterate over transactions, each with the messages that it consumes.
 
@@ -526,6 +539,12 @@ class ExactlyOnce:
         One transaction is in flight at a time, whatever ``transactions_in_flight`` is. With ``max_batch=10_000`` it is two to
         three times as fast, where the loop is quick and readers may wait for so many.
 
+        Args:
+            topics, until_idle: as for ``run``.
+            max_batch: messages of a transaction.
+            max_wait: seconds that one with fewer waits for more, once it has one; up to a quarter of ``max.poll.interval.ms``.
+                0: it takes what is there.
+
         Raises:
             HandlerError: a message cannot be read, and there is no dead letter topic.
             TypeError: the client has ``keep_alive``.
@@ -534,14 +553,14 @@ class ExactlyOnce:
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not transactions()")
-        check_run(self._settings, self._lifecycle, topics, max_batch, dead_letter=self._failures.topic)
-        return self._lifecycle.iterate(lambda itself: self._transactions(topics, max_batch, until_idle, itself))
+        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        pace = self._pace(max_batch, max_wait=max_wait)
+        return self._lifecycle.iterate(lambda itself: self._transactions(topics, pace, until_idle, itself))
 
     def _transactions(
-        self, topics: Sequence[str], max_batch: int, until_idle: float | None, itself: Itself
+        self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself
     ) -> Generator[Transaction, None, None]:
-        with self._consuming(topics, max_batch, itself) as consumer:
-            pace = Pace(max_batch, self._settings.max_poll_interval / 2)
+        with self._consuming(topics, itself) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch)
                 try:

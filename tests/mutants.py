@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 import random
 import sys
 import time
@@ -38,7 +37,6 @@ from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._enqueue import enqueue
 from kafka_guarantees._in_flight import Flight
 from kafka_guarantees._offsets import next_offsets, not_before
-from kafka_guarantees._pace import Pace
 from kafka_guarantees._producer import PlainProducer
 from kafka_guarantees._trail import Portion
 from kafka_guarantees._transaction_state import State, TransactionState
@@ -50,6 +48,8 @@ from kafka_guarantees.records import Delivery, records_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from kafka_guarantees._pace import Pace
 
 AMO, ALO, EOS = "at-most-once", "at-least-once", "exactly-once"
 
@@ -199,8 +199,8 @@ def amo_commits_after_handling() -> None:
     """A portion is committed once it is handled, not before (M01)."""
 
     @instead(AtMostOnce, "_portions_of")
-    def _(_original: Any, self: Any, consumer: Any, max_batch: int, until_idle: Any) -> Iterator[Any]:
-        for batch in consumer.batches(Pace(max_batch, math.inf), until_idle, self._reading):
+    def _(_original: Any, self: Any, consumer: Any, pace: Pace, until_idle: Any) -> Iterator[Any]:
+        for batch in consumer.batches(pace, until_idle, self._reading):
             rest = not_before(batch.messages, self._handled)
             while rest and not self._lifecycle.stopping:
                 portion, rest = rest[:50], rest[50:]
