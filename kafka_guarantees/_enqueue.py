@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     DeliveryCallback = Callable[[KafkaError | None, Message], None]
 
+AS_IT_IS = frozenset({bytes, str, type(None)})  # what librdkafka takes for a key or a value
 SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
 KNOWING = 1.0  # seconds that the partitions of a topic are asked for
 
@@ -44,11 +45,19 @@ def _timestamp(milliseconds: int) -> int:
     return milliseconds
 
 
-def _headers(headers: Headers) -> list[tuple[str, str | bytes | None]]:
-    return [(_header_name(name), _header_value(value)) for name, value in pairs(headers)]
+def checked_headers(headers: Headers) -> list[tuple[str, str | bytes | None]] | None:
+    """Headers as librdkafka takes them. Raises TypeError and ValueError for what it would not take, or cut."""
+    if not headers:
+        return None
+    checked: list[tuple[str, str | bytes | None]] = []
+    for name, value in pairs(headers):
+        if name.__class__ is not str or not name.isascii() or "\0" in name:
+            _check_header_name(name)
+        checked.append((name, value if value.__class__ is bytes else _header_value(value)))
+    return checked
 
 
-def _header_name(name: str) -> str:
+def _check_header_name(name: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"a header's name must be str, not {type(name).__name__}. Nothing was sent.")
     try:
@@ -57,7 +66,6 @@ def _header_name(name: str) -> str:
         raise ValueError(f"header name {name!r} is not text that UTF-8 can hold. Nothing was sent.") from None
     if "\0" in name:
         raise ValueError(f"header name {name!r} has a NUL, where librdkafka would cut it (P20). Nothing was sent.")
-    return name
 
 
 def _header_value(value: Payload) -> bytes | None:
@@ -76,7 +84,8 @@ def enqueue(
 ) -> None:
     """Put one record into librdkafka's queue, waiting while that is full.
 
-    The loops that do this for each message have a shorter way for a record of bytes alone, and come here where that is blocked.
+    The loops that do this for each message have a shorter way for one without partition and timestamp, and come here where
+    that is blocked.
 
     Args:
         raw: the C producer.
@@ -92,25 +101,22 @@ def enqueue(
         KafkaException: librdkafka refuses it.
         DeliveryError: the queue stayed full for longer than ``patient`` allows.
     """
-    headers, partition, timestamp = record.headers, record.partition, record.timestamp
-    arguments = (
-        record.topic,
-        _payload(record.value, "value"),
-        _payload(record.key, "key"),
-        -1 if partition is None else partition,
-        callback,
-        None,
-        0 if timestamp is None else _timestamp(timestamp),
-        _headers(headers) if headers else None,
-    )
-    if partition is not None and record.topic not in known and patient(0):
-        known.add(record.topic)  # once: who produces while no broker answers must not wait for each record
+    topic, value, key = record.topic, record.value, record.key
+    if value.__class__ not in AS_IT_IS:
+        value = _payload(value, "value")
+    if key.__class__ not in AS_IT_IS:
+        key = _payload(key, "key")
+    partition, timestamp = record.partition, record.timestamp
+    if partition is not None and topic not in known and patient(0):
+        known.add(topic)  # once: who produces while no broker answers must not wait for each record
         with suppress(KafkaException):  # no answer: then it is said later
-            raw.list_topics(record.topic, KNOWING)
+            raw.list_topics(topic, KNOWING)
+    number, when = -1 if partition is None else partition, 0 if timestamp is None else _timestamp(timestamp)
+    headers = checked_headers(record.headers)
     try:
-        raw.produce(*arguments)
+        raw.produce(topic, value, key, number, callback, None, when, headers)
     except BufferError:
-        _when_there_is_room(raw, arguments, patient, serve)
+        _when_there_is_room(raw, (topic, value, key, number, callback, None, when, headers), patient, serve)
     except OverflowError as exc:
         raise ValueError(f"partition {partition} or timestamp {timestamp} is too large a number. Nothing was sent.") from exc
 

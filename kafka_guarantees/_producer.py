@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._client import Callbacks, Handle
-from ._enqueue import KNOWING, SLICE, enqueue
+from ._enqueue import AS_IT_IS, KNOWING, SLICE, checked_headers, enqueue
 from ._posted import Posted
 from ._threads import Flag, start
 from ._turns import Turns
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ._enqueue import DeliveryCallback
     from ._lifecycle import Lifecycle
     from ._settings import Settings
-    from .records import Payload
+    from .records import Headers, Payload
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -98,27 +98,30 @@ class PlainProducer(Handle):
 
     def produce(self, record: Record) -> Delivery:
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
-        return self.deliver(record.topic, record.value, record.key, record)
+        return self.deliver(record.topic, record.value, record.key, record.headers, record.partition, record.timestamp)
 
-    def deliver(self, topic: str, value: Payload, key: Payload, record: Record | None) -> Delivery:
-        """The same for a record that need not be made, if it has nothing but these."""
+    def deliver(  # noqa: PLR0917 - it is called for each record, and names cost time
+        self, topic: str, value: Payload, key: Payload, headers: Headers, partition: int | None, timestamp: int | None
+    ) -> Delivery:
+        """The same for a record that need not be made."""
         raw = self.raw
         if raw is None:
             raw = self._open_raw()
         delivery = Delivery(topic, self)
         self.unacknowledged.add(delivery)  # before it is sent: what is not struck off again was not acknowledged
         try:
-            if record is None and value.__class__ is bytes and (key is None or key.__class__ is bytes):
+            plain = partition is None and timestamp is None
+            if plain and value.__class__ in AS_IT_IS and key.__class__ in AS_IT_IS:
                 try:
-                    raw.produce(topic, value, key, -1, delivery)
+                    raw.produce(topic, value, key, -1, delivery, None, 0, checked_headers(headers) if headers else None)
                 except BufferError:
-                    self.send(Record(topic, value, key), delivery)
+                    self.send(Record(topic, value, key, headers=headers), delivery)
                 else:
                     self._unserved += 1
                     if self._unserved >= SERVE_EVERY:
                         self.serve()
             else:
-                self.send(Record(topic, value, key) if record is None else record, delivery)
+                self.send(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp), delivery)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except KafkaException as exc:
@@ -139,17 +142,18 @@ class PlainProducer(Handle):
             DeliveryError, DeliveryUnknown: librdkafka did not take it. It is not among the failures.
             TypeError, ValueError: it is not a record.
         """
-        raw, posted, topic, value, key = self.raw, self._posted, record.topic, record.value, record.key
+        raw, posted, topic = self.raw, self._posted, record.topic
+        value, key, headers = record.value, record.key, record.headers
         if raw is None:
             raw = self._open_raw()
-        plain = record.headers is None and record.partition is None and record.timestamp is None
+        plain = record.partition is None and record.timestamp is None
         if topic not in self._topics:
             self._topics.add(topic)
         posted.sent += 1  # before it is sent: what is not reported on was not acknowledged
         try:
-            if plain and value.__class__ is bytes and (key is None or key.__class__ is bytes):
+            if plain and value.__class__ in AS_IT_IS and key.__class__ in AS_IT_IS:
                 try:
-                    raw.produce(topic, value, key, -1, self._report)
+                    raw.produce(topic, value, key, -1, self._report, None, 0, checked_headers(headers) if headers else None)
                 except BufferError:
                     enqueue(raw, record, self._report, self._patient, self._known, serve=self._callbacks.serve)
             else:

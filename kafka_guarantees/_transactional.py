@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._client import Abandoned, Callbacks, Caller, Handle
-from ._enqueue import SLICE, enqueue
+from ._enqueue import AS_IT_IS, SLICE, checked_headers, enqueue
 from ._producer import warn_unclosed
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
 from .errors import (
@@ -183,11 +183,14 @@ class TransactionalProducer(Handle):
         raw, patient, known, topic = self.raw, self._patient, self._known, ""
         try:
             for record in records:
-                topic, value, key = record.topic, record.value, record.key
-                plain = record.headers is None and record.partition is None and record.timestamp is None
-                if plain and value.__class__ is bytes and (key is None or key.__class__ is bytes):
+                topic, value, key, headers = record.topic, record.value, record.key, record.headers
+                plain = record.partition is None and record.timestamp is None
+                if plain and value.__class__ in AS_IT_IS and key.__class__ in AS_IT_IS:
                     try:
-                        raw.produce(topic, value, key)
+                        if headers:
+                            raw.produce(topic, value, key, -1, None, None, 0, checked_headers(headers))
+                        else:
+                            raw.produce(topic, value, key)
                         continue
                     except BufferError:
                         pass

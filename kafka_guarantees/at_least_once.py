@@ -786,17 +786,17 @@ class AtLeastOnce:
         if self._lifecycle.closed or self._lifecycle.forked:
             self._lifecycle.check()
         if message_id is not None:
-            headers = [*pairs(headers), (MESSAGE_ID, message_id)]
-        record = None
-        if self._writing.needed or not (headers is None and partition is None and timestamp is None):
+            headers = [*pairs(headers), (MESSAGE_ID, message_id)] if headers else [(MESSAGE_ID, message_id)]
+        if self._writing.needed:
             record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
             record = self._writing.serialize(record)
+            value, key, headers = record.value, record.key, record.headers
         producer = self._producer
         if producer is None:
             producer = self._made(topic)
         elif (producer.failed or producer.not_written) and not self._lifecycle.in_run:
             self._raise_failures(0, "This record was not sent.")
-        return producer.deliver(topic, value, key, None) if record is None else producer.produce(record)
+        return producer.deliver(topic, value, key, headers, partition, timestamp)
 
     def _send(self, record: Record) -> Delivery:
         return (self._producer or self._made(record.topic)).produce(record)

@@ -112,6 +112,8 @@ InboxBatchHandler = Callable[["Sequence[Message]", Any], Records]
 
 def pairs(headers: Headers) -> list[tuple[str, Payload]]:
     """Headers in the one form that keeps their order and their repeats."""
+    if headers.__class__ is list:
+        return headers
     return list(headers.items() if isinstance(headers, Mapping) else headers or ())
 
 

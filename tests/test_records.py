@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record, _turns
-from kafka_guarantees._enqueue import _headers, _payload
+from kafka_guarantees._enqueue import _payload, checked_headers
 from kafka_guarantees._failures import GaveUp, handler_error
 from kafka_guarantees._turns import TURN, Turns
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown
@@ -452,27 +452,27 @@ def test_other_payloads_are_refused_by_name(part: Any) -> None:
 def test_header_values_are_encoded_before_c_sees_them() -> None:
     """P20: librdkafka's binding cuts a header's str at its first NUL."""
     given: Headers = [("a", "x\0y"), ("b", b"x\0y"), ("c", None), ("d", bytearray(b"z")), ("a", "ü")]
-    assert _headers(given) == [("a", b"x\0y"), ("b", b"x\0y"), ("c", None), ("d", b"z"), ("a", b"\xc3\xbc")]
+    assert checked_headers(given) == [("a", b"x\0y"), ("b", b"x\0y"), ("c", None), ("d", b"z"), ("a", b"\xc3\xbc")]
 
 
 def test_headers_come_as_dict_or_pairs() -> None:
     """Both forms mean the same; nothing is no headers."""
-    assert _headers({"a": "1", "b": None}) == _headers([("a", "1"), ("b", None)])
-    assert _headers(None) == _headers({}) == _headers([]) == []
+    assert checked_headers({"a": "1", "b": None}) == checked_headers([("a", "1"), ("b", None)]) == [("a", b"1"), ("b", None)]
+    assert checked_headers(None) is checked_headers({}) is checked_headers([]) is None
 
 
 @pytest.mark.parametrize("name", ["\0", "a\0b", "a\0"])
 def test_a_nul_in_a_headers_name_is_refused(name: str) -> None:
     """P20: C would take the name to end there, and a dedup id would not be found again."""
     with pytest.raises(ValueError, match="NUL"):
-        _headers([(name, b"x")])
+        checked_headers([(name, b"x")])
 
 
 @pytest.mark.parametrize("name", [b"a", 1, None])
 def test_a_headers_name_is_str(name: Any) -> None:
     """A name in bytes is a mistake that C would report obscurely."""
     with pytest.raises(TypeError, match="name must be str"):
-        _headers([(name, b"x")])
+        checked_headers([(name, b"x")])
 
 
 @pytest.mark.parametrize("make", [AtMostOnce, AtLeastOnce])

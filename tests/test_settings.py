@@ -541,7 +541,7 @@ def test_what_is_ours_is_refused_in_the_dict(name: str) -> None:
 
 def test_every_argument_has_its_place() -> None:
     """An argument of a class or of its runs that is given in the dict is not called unknown."""
-    calls = [call for kind in (AtMostOnce, AtLeastOnce, ExactlyOnce) for call in (kind, kind.run)]
+    calls = [call for kind in (AtMostOnce, AtLeastOnce, ExactlyOnce) for call in (kind, kind.run, kind.run_batches)]
     names = {name for call in calls for name in inspect.signature(call).parameters}
     assert set(OWN_ARGUMENTS) == names - {"self", "config", "topics", "handler"}
 

@@ -24,7 +24,7 @@ _ARGUMENTS = {
         *("key_deserializer", "value_deserializer", "key_serializer", "value_serializer"),
         *("dedup", "inbox", "message_id", "on_missing_id", "on_store_error", "takeover", "scope", "fingerprint"),
     ),
-    "run() and run_batches()": ("max_batch", "until_idle"),
+    "run() and run_batches()": ("max_batch", "max_wait", "until_idle"),
 }
 OWN_ARGUMENTS = {name: whose for whose, names in _ARGUMENTS.items() for name in names}
 
