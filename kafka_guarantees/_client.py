@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException
 
 from ._settings import creation_failure
-from ._threads import Task, hand
+from ._threads import Task, beside, hand
 from .errors import BrokerError, ForkedClientError, KafkaGuaranteesError, describe
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Callbacks:
             raise interrupt
 
 
-class _Rarely:
+class Rarely:
     """Whether something is to be said again: once in QUIET seconds."""
 
     def __init__(self) -> None:
@@ -214,7 +214,7 @@ class _ErrorLog:
     """What stands for ``error_cb`` where the user gave none. librdkafka tries several times a second, and logs it as well."""
 
     def __init__(self) -> None:
-        self._passes = _Rarely()
+        self._passes = Rarely()
 
     def __call__(self, error: KafkaError) -> None:
         if self._passes(error.code()):
@@ -226,7 +226,7 @@ class _Seldom(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._passes = _Rarely()
+        self._passes = Rarely()
         self.forget = self._passes.forget
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -312,7 +312,7 @@ class Handle:
         if tokens is not None:
             config = {**config, "oauth_cb": tokens}
         try:
-            self.raw = _maker.call(lambda: client(config), lambda: False, "making a client")
+            self.raw = beside(lambda: client(config), "kafka-guarantees-make")
         except SystemError as error:
             failure = error if tokens is None else tokens.missing(error)
         except (KafkaException, TypeError, ValueError) as error:  # its text may echo a secret
@@ -328,12 +328,9 @@ class Handle:
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
-_maker = Caller("kafka-guarantees-make")  # for all clients of the process
 
 
 def _in_child() -> None:
-    global _maker  # noqa: PLW0603 - its thread is the parent's
-    _maker = Caller("kafka-guarantees-make")
     for handle in _handles:
         handle.closed()  # the parent's business
         if handle.raw is not None:

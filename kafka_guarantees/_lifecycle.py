@@ -47,7 +47,7 @@ class Lifecycle:
         self.stopping = False  # a stop was asked for; read once per message, so no property
         self.interruptible = True  # handlers are called in the thread that runs
         self._give_up_at: float | None = None
-        self._closing = False  # until a moment that does not move
+        self._closing = False  # close() has said until when the run may take: handled() must not extend that
         self._runner: threading.Thread | None = None
         self.hands: set[threading.Thread] = set()  # of handlers, flights, C calls: its run waits for these
         self._iteration: Itself | None = None
@@ -80,13 +80,15 @@ class Lifecycle:
 
     def handled(self) -> None:
         """A handler has returned: the brokers have their grace from now on, however long ago the stop was."""
-        if self._give_up_at is not None and not self._closing:
-            self._give_up_at = max(self._give_up_at, time.monotonic() + STOP_GRACE)
+        until = self._give_up_at  # read once: the run of another thread may end here
+        if until is not None and not self._closing:
+            self._give_up_at = max(until, time.monotonic() + STOP_GRACE)
 
     @property
     def out_of_patience(self) -> bool:
         """True once a stop was asked for so long ago that brokers which do not answer are not waited for."""
-        return self._runner is not None and self._give_up_at is not None and time.monotonic() > self._give_up_at
+        until = self._give_up_at  # likewise
+        return self._runner is not None and until is not None and time.monotonic() > until
 
     @property
     def in_run(self) -> bool:
@@ -152,6 +154,11 @@ class Lifecycle:
         itself.append(weakref.ref(generator))
         return generator
 
+    def _end_by(self, until: float) -> None:
+        """Ask the run to end by this moment. Also after a stop, whose grace is shorter."""
+        self._closing = self.stopping = True
+        self._give_up_at = until
+
     def end_run(self, timeout: float) -> bool:
         """End the run, wherever it is. False: the handler of another thread has not returned within ``timeout`` seconds."""
         itself = self._iteration  # read once: the run of another thread may end here
@@ -161,15 +168,14 @@ class Lifecycle:
                 raise KafkaGuaranteesError(
                     "close() was called in the handler, or a callback: call stop() there, and close() after run()."
                 )
-            self.leave(timeout)
+            self._end_by(time.monotonic() + timeout)
             iteration.close()  # a loop that was left by break or by an exception
         until = time.monotonic() + timeout
         while True:
             with self._turn:
                 if self._runner is None:
                     return True
-                self._closing = True
-                self.leave(until - time.monotonic())
+                self._end_by(until)
                 alone = itself is not None and _gone(self._runner)  # nobody will come back to that loop
                 over = self._over
             if alone or not over.wait(until - time.monotonic()):

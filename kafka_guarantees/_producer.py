@@ -76,7 +76,7 @@ class PlainProducer(Handle):
         self._topics: set[str] = set()  # of what was posted
         self._unserved = 0
         self._served = time.monotonic()
-        self.failed = False  # there may be failures in the next; looking through it at every record would cost too much
+        self.failed = False  # a hint that there are failures in the next: looking through it for each record is too slow
         self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
         self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
         self._open: list[Posted] = []  # with reports that have not come
@@ -193,7 +193,7 @@ class PlainProducer(Handle):
         """Send what lingers, and give it a moment to leave."""
         self._lifecycle.check_fork()
         if self.raw is not None and len(self.raw):
-            self._call(lambda: self.raw.flush(HURRY))
+            self._call(lambda raw: raw.flush(HURRY))
 
     def wait(self, posted: Posted, give_up: Callable[[], bool]) -> int:
         """Wait for the reports of these only, or until ``give_up()``. Returns how many are missing."""
@@ -252,23 +252,23 @@ class PlainProducer(Handle):
             return
         self._unserved = 0
         self._served = time.monotonic()
-        self._call(lambda: self.raw.poll(timeout))
+        self._call(lambda raw: raw.poll(timeout))
 
     def wait_for(self, delivery: Delivery, timeout: float) -> None:
         """Serve callbacks for a moment, or have another thread do it, for at most ``timeout`` seconds. Nothing lingers."""
         self.check_waiting()
-        self._turns.wait(delivery, timeout, lambda: self._call(lambda: self._hasten(delivery, min(timeout, HURRY))))
+        self._turns.wait(delivery, timeout, lambda: self._call(partial(self._hasten, delivery, min(timeout, HURRY))))
 
-    def _hasten(self, delivery: Delivery, timeout: float) -> int:
-        raw = self.raw
-        left: int = raw.flush(timeout)
+    @staticmethod
+    def _hasten(delivery: Delivery, timeout: float, raw: Producer) -> int:
+        left = raw.flush(timeout)
         if not left and not delivery.done:
             raw.poll(timeout)  # its report was lost: flush() does not wait where nothing is on its way
         return left
 
     def drain(self, give_up: Callable[[], bool]) -> int:
         """Wait until nothing is queued, nor what is produced meanwhile, or ``give_up()``. Returns how many records are."""
-        while (left := self._call(lambda: self.raw.flush(SLICE))) and not give_up():
+        while (left := self._call(lambda raw: raw.flush(SLICE))) and not give_up():
             self._served = time.monotonic()
         return left
 
@@ -289,9 +289,9 @@ class PlainProducer(Handle):
         began = not_empty = now = time.monotonic()
         looks = 0  # that found nothing on its way: a process that stood still has not looked
         while True:
-            # as poll(), and nothing lingers; it ends before its time only where nothing is left of others, either
+            # serves callbacks as poll() does, and sends at once what lingers; returns early only when the whole queue is empty
             pause = min(SLICE, max(HURRY, (now - began) / 8))
-            left = self._call(lambda: self.raw.flush(pause))  # noqa: B023 - it is called at once
+            left = self._call(lambda raw: raw.flush(pause))  # noqa: B023 - it is called at once
             now = self._served = time.monotonic()
             while waiting and waiting[-1].done:
                 waiting.pop()
@@ -309,13 +309,14 @@ class PlainProducer(Handle):
             if not left:
                 self.serve(SLICE / 10)
 
-    def _call(self, serve: Callable[[], int]) -> int:
+    def _call(self, serve: Callable[[Producer], int]) -> int:
         """Serve callbacks. librdkafka raises a fatal error of the producer here, and only here (P09)."""
         self._lifecycle.check_fork()
-        if self.raw is None:  # close() did not wait any longer for the handler that is in hand
-            raise KafkaGuaranteesError("the client was closed while its handler was at work. Nothing of that was committed.")
+        raw: Producer | None = self.raw  # read once: another thread may close the client here
+        if raw is None:  # close() did not wait any longer for the handler that is in hand
+            raise KafkaGuaranteesError("the client was closed meanwhile. Nothing of a message that is in hand was committed.")
         try:
-            return self._callbacks.serve(serve)
+            return self._callbacks.serve(lambda: serve(raw))
         except KafkaException as exc:
             topics = self._topics | {delivery.topic for delivery in list(self.unacknowledged)}
             safe = "The producer cannot go on: make a new client."
@@ -359,14 +360,16 @@ class PlainProducer(Handle):
         """Flush for at most ``timeout`` seconds and let the client go. Returns how many records were given up."""
         deadline = time.monotonic() + timeout
         self._closing.set()
-        left = self.drain(lambda: time.monotonic() >= deadline) or self.flush(lambda: time.monotonic() >= deadline)
-        if left:
-            self.raw.purge(in_queue=True, in_flight=True, blocking=False)
-            # the reports of what was purged (P14): every delivery is settled
-            self._callbacks.serve(partial(self.raw.flush, SLICE))
-            _lose(list(self.unacknowledged), [])
-        self.closed()
-        self.let_go()
+        try:
+            left = self.drain(lambda: time.monotonic() >= deadline) or self.flush(lambda: time.monotonic() >= deadline)
+            if left:
+                self.raw.purge(in_queue=True, in_flight=True, blocking=False)
+                # the reports of what was purged (P14): every delivery is settled
+                self._callbacks.serve(partial(self.raw.flush, SLICE))
+                _lose(list(self.unacknowledged), [])
+        finally:  # also of a producer that cannot go on (P09)
+            self.closed()
+            self.let_go()
         return left
 
 

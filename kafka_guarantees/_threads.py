@@ -11,12 +11,14 @@ import _thread
 import threading
 import time
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Calls = SimpleQueue[Callable[[], object] | None]  # of one thread, until None comes
+
+T = TypeVar("T")
 
 LATE = 0.1  # seconds: of one that waits, where the one that was to wake it was interrupted
 BEGUN = 1.0  # seconds: where a signal handler came into threading's own lock, a thread begins after it only
@@ -125,6 +127,14 @@ def start(work: Callable[..., object], *given: Any, name: str) -> None:
     _thread.start_new_thread(begin.run, ())  # in a thread no signal handler raises
     if begin.ended.wait(BEGUN):
         begin.result()
+
+
+def beside(call: Callable[[], T], name: str) -> T:
+    """Return what ``call()`` returns, made in a thread of its own: where no signal handler raises inside of a C call (Y03)."""
+    task = Task(call)
+    start(task.run, name=name)
+    result: T = task.result()
+    return result
 
 
 def hand(name: str, hands: set[threading.Thread]) -> Calls:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException, TopicPartition
 
+from ._client import Rarely
 from .errors import AuthorizationError, BrokerError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ class Trail:
         self._again = False  # whether that is to be committed once more
         self._not_before = 0.0  # when the next may be sent, after one that failed
         self._problem: Exception | None = None  # of a commit, for the thread that runs
+        self._rarely = Rarely()  # it is tried again ten times a second
 
     # -- what the loop does -------------------------------------------------------------------------------------------
 
@@ -197,7 +199,8 @@ class Trail:
         except AuthorizationError as problem:
             self._problem = problem
         except BrokerError as problem:
-            log.warning("%s", problem)
+            if self._rarely(str(problem)):
+                log.warning("%s", problem)
             self._not_before = time.monotonic() + AGAIN
             self._again = bool(self._newest)
         else:
@@ -279,7 +282,8 @@ class Trail:
             except AuthorizationError:
                 raise
             except BrokerError as error:
-                log.warning("%s", error)
+                if self._rarely(str(error)):
+                    log.warning("%s", error)
                 if self._lifecycle.stopping:
                     return
                 time.sleep(AGAIN)

@@ -35,6 +35,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart, ended_after
+from ._client import Rarely
 from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
 from ._lifecycle import Lifecycle
@@ -51,7 +52,7 @@ from ._recognition.portions import Portions
 from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
-from ._trail import Portion, Trail
+from ._trail import AGAIN, Portion, Trail
 from .errors import AuthorizationError, BrokerError, DeliveryError, DeliveryUnknown, PartitionFenced, StoreUnavailable
 from .records import Record, RecordRefused, check_handler, leave, pairs, records_in
 
@@ -159,6 +160,7 @@ class AtLeastOnce:
         self._producer: PlainProducer | None = None
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
         self._claims: Claims | None = None  # of the run
+        self._rarely = Rarely()
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
         self._apart = Apart(self._lifecycle) if keep_alive else None
@@ -313,24 +315,26 @@ class AtLeastOnce:
             return
         with self._consuming(topics) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
-                with self._claimed(consumer, batch) as claimed:
-                    work = claimed
-                    del claimed  # it would keep its messages while the next ones are fetched
-                    while work.messages:
-                        began = time.monotonic()
-                        done, failed = handle(work.fresh)
-                        pace.took(done, time.monotonic() - began)
-                        if not self._finish(consumer, batch, work, done, to_the_end=failed is None):
-                            break
-                        work = work.rest(done)
-                        if failed is not None:
-                            done = self._again(consumer, batch, work, failed, handle)
-                            work = work.rest(done)
-                        if work.messages and (self._must_poll(batch) or (failed and done < failed.size)):
-                            consumer.rewind(work.messages)
-                            break
-                    else:
-                        self._refuse(consumer, batch, work.problem)
+                self._work_off(consumer, batch, handle, pace)
+
+    def _work_off(self, consumer: GroupConsumer, batch: Batch, handle: Handling, pace: Pace) -> None:
+        """Handle and finish a batch, portion by portion, to its end or until the rest is given back."""
+        with self._claimed(consumer, batch) as claimed:
+            work = claimed
+            while work.messages:
+                began = time.monotonic()
+                done, failed = handle(work.fresh)
+                pace.took(done, time.monotonic() - began)
+                if not self._finish(consumer, batch, work, done, to_the_end=failed is None):
+                    return
+                work = work.rest(done)
+                if failed is not None:
+                    done = self._again(consumer, batch, work, failed, handle)
+                    work = work.rest(done)
+                if work.messages and (self._must_poll(batch) or (failed and done < failed.size)):
+                    consumer.rewind(work.messages)
+                    return
+            self._refuse(consumer, batch, work.problem)
 
     def messages(
         self, topics: Sequence[str], *, max_batch: int = 4000, until_idle: float | None = None
@@ -653,10 +657,11 @@ class AtLeastOnce:
             except AuthorizationError:
                 raise
             except BrokerError as exc:
-                log.warning("%s", exc)
+                if self._rarely(str(exc)):
+                    log.warning("%s", exc)
                 if self._lifecycle.stopping:
                     return False
-                time.sleep(0.1)
+                time.sleep(AGAIN)
             else:
                 self._trail.clear(offsets)
                 return True

@@ -260,6 +260,10 @@ class AtMostOnce:
             if self._apart is not None:
                 self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
             rest = not_before(batch.messages, self._handled)
+            if len(rest) < len(batch.messages):
+                log.warning(
+                    "%d messages are left out: this client has had them in hand before (M09)", len(batch.messages) - len(rest)
+                )
             while rest and not self._lifecycle.stopping and self._stray is None:
                 portion, rest = rest[:size], rest[size:]
                 if not self._committed(consumer, batch, portion):
@@ -410,7 +414,12 @@ class AtMostOnce:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+            log.exception("close() failed after the error that is raised")  # never hide the first error
 
     def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
         """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.

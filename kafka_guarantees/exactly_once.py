@@ -624,7 +624,12 @@ class ExactlyOnce:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            if error is None:
+                raise
+            log.exception("close() failed after the error that is raised")  # never hide the first error
 
     def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
         """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.

@@ -167,9 +167,9 @@ def test_a_handler_that_raises_is_not_called_again(
 
 
 def test_offsets_that_are_set_back_repeat_nothing(
-    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """M09: below what this process has handled nothing is handled again, whatever the group's offsets say."""
+    """M09: below what this process has handled nothing is handled again, whatever the group's offsets say. It is logged."""
     topic = kafka_topic()
     fill(kafka.bootstrap, topic, numbers(10))
     with AtMostOnce(config, start="earliest") as service:
@@ -181,6 +181,7 @@ def test_offsets_that_are_set_back_repeat_nothing(
         second = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
     assert first == list(range(10))
     assert second == [10]
+    assert "6 messages are left out" in caplog.text
 
 
 def test_a_group_begins_at_the_end_by_default(

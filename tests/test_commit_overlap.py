@@ -173,6 +173,21 @@ def test_no_more_than_three_portions_trail_when_a_batch_is_handled(scene: Scene)
         assert scene.group.committed.get(T0, 0) >= offset - BEHIND * 10
 
 
+def test_a_commit_that_fails_again_and_again_is_logged_now_and_then(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """It is tried ten times a second, for as long as the group may wait for us."""
+    scene.handled((T0, 10))
+    refusals = [BrokerError("no coordinator")] * 3
+
+    def commit(_offsets: Iterable[TopicPartition]) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    scene.group.commit = commit  # type: ignore[assignment,method-assign]
+    scene.trail.settle()
+    assert not refusals
+    assert [record.getMessage() for record in caplog.records] == ["no coordinator"]
+
+
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_a_commit_that_failed_is_sent_again_with_the_newest_offsets(scene: Scene, times: int) -> None:
     """C06: until it is answered well; and what was finished meanwhile goes with it."""

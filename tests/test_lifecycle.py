@@ -171,6 +171,46 @@ def test_patience_ends_some_time_after_the_stop() -> None:
         assert becomes_true(lambda: life.out_of_patience, 5)
 
 
+def test_close_has_its_own_time_also_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop gives brokers a second. close(30) gives them thirty, and the handler of another thread does not extend that."""
+    lifecycle = Lifecycle("AtLeastOnce")
+    closing = threading.Thread(target=lifecycle.end_run, args=(30,))
+    began = time.monotonic()
+    with lifecycle.running():
+        lifecycle.stop()
+        closing.start()
+        assert becomes_true(lambda: (lifecycle._give_up_at or 0) > began + 20)
+        lifecycle.handled()
+        for later, given_up in ((29, False), (40, True)):
+            with monkeypatch.context() as patched:
+                patched.setattr(time, "monotonic", lambda moment=began + later: moment)
+                assert lifecycle.out_of_patience is given_up
+    closing.join(5)
+    assert not closing.is_alive()
+
+
+def test_a_run_may_end_while_another_thread_asks_for_its_patience() -> None:
+    """That thread, in produce() or flush(), hears yes or no, and no TypeError."""
+
+    class Ending(Lifecycle):
+        asked = 0
+
+        @property
+        def _give_up_at(self) -> float | None:
+            Ending.asked += 1
+            return time.monotonic() - 1 if Ending.asked == 1 else None
+
+        @_give_up_at.setter
+        def _give_up_at(self, _until: float | None) -> None: ...
+
+    lifecycle = Ending("AtLeastOnce")
+    with lifecycle.running():
+        Ending.asked = 0
+        assert lifecycle.out_of_patience
+        Ending.asked = 0
+        lifecycle.handled()
+
+
 def test_a_closed_client_refuses_and_says_that_nothing_was_sent() -> None:
     """After close() there is one answer to everything."""
     life = Lifecycle("Client")

@@ -31,7 +31,7 @@ from kafka_guarantees._preflight import Finding, Preflight, PreflightReport, ask
 from kafka_guarantees._preflight.brokers import BROKERS
 from kafka_guarantees._preflight.case import NAMES, Case, span
 from kafka_guarantees._preflight.checks import findings
-from kafka_guarantees._preflight.seen import DENIED, MISSING, OFFSETS, TRANSACTIONS, Cluster, Config, Topic
+from kafka_guarantees._preflight.seen import DENIED, MISSING, OFFSETS, TRANSACTIONS, Cluster, Config, Topic, matches
 from kafka_guarantees._preflight.topics import LOST_WITH_A_BROKER, TOPICS
 from kafka_guarantees._settings import Guarantee, Settings, resolve
 from kafka_guarantees.testing.local_kafka import LocalKafka
@@ -320,6 +320,12 @@ def test_a_small_cluster_is_warned_of_and_not_refused(brokers: int) -> None:
         assert not one.command
     (unclean,) = found(EXO, cluster({"offers": topic(unclean_leader_election_enable="true")}, brokers=brokers))
     assert unclean.level == "warning"
+
+
+@pytest.mark.parametrize(("pattern", "taken"), [("^alpha|beta", True), ("^beta", False), ("^x", True), ("^(", False)])
+def test_a_pattern_takes_in_what_librdkafka_would(pattern: str, taken: bool) -> None:  # noqa: FBT001
+    """It searches: an alternative behind ``|`` that has no ``^`` of its own is found anywhere."""
+    assert matches(pattern, "xbeta") is taken
 
 
 def test_patterns_stand_for_the_topics_that_they_match() -> None:

@@ -25,7 +25,14 @@ from hypothesis import strategies as st
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, ExactlyOnce, Record
 from kafka_guarantees._client import QUIET, librdkafka_log
 from kafka_guarantees._producer import PlainProducer
-from kafka_guarantees.errors import DeliveryError, DeliveryUnknown, DurabilityWarning, KafkaGuaranteesError, TransactionAborted
+from kafka_guarantees.errors import (
+    BrokerError,
+    DeliveryError,
+    DeliveryUnknown,
+    DurabilityWarning,
+    KafkaGuaranteesError,
+    TransactionAborted,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -961,3 +968,44 @@ def test_a_record_that_a_fatal_error_refused_says_which(monkeypatch: pytest.Monk
             with pytest.raises(DeliveryError, match="Grant WRITE"):
                 producer.post(Record("t", b"v", b"k"))
         monkeypatch.undo()
+
+
+def test_a_producer_that_cannot_go_on_is_let_go_by_close(
+    recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P09: close() raises its fatal error, and leaves no C client behind that would be warned of when it is collected."""
+    client = AtLeastOnce(dead())
+    producer = client._made("t")
+
+    def fatal(_give_up: object) -> int:
+        raise BrokerError("producing failed")
+
+    monkeypatch.setattr(producer, "drain", fatal)
+    with pytest.raises(BrokerError, match="producing failed"):
+        client.close(0.1)
+    assert producer.raw is None
+    client.close()
+    del client, producer
+    gc.collect()
+    assert not [warning for warning in recwarn if "not closed" in str(warning.message)]
+
+
+@pytest.mark.parametrize("kind", [AtMostOnce, AtLeastOnce, ExactlyOnce])
+def test_an_error_of_close_does_not_hide_the_one_of_the_block(
+    kind: type[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first error is the one that says what happened; that of close() is logged, or raised where there is no other."""
+    config = dead() | ({"transactional.id": "t"} if kind is ExactlyOnce else {})
+
+    def fails(self: Any, _timeout: float | None = None) -> None:
+        raise BrokerError("closing failed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kind, "close", fails)
+        with pytest.raises(ZeroDivisionError), kind(config) as client:
+            raise ZeroDivisionError
+        assert "closing failed" in caplog.text
+        with pytest.raises(BrokerError, match="closing failed"), kind(config) as other:
+            pass
+    client.close(0.1)
+    other.close(0.1)

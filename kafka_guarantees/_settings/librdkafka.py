@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import Producer
 
-from .._threads import Task, start
+from .._threads import beside
 from ..errors import UnsafeConfigError
 from .properties import PROPERTIES
 from .values import HIDDEN, shown, shown_raw
@@ -72,9 +72,7 @@ def creation_failure(error: Exception, config: Mapping[str, object]) -> UnsafeCo
 
 def _complaint(config: Mapping[str, object]) -> str:
     # beside the main thread: what a signal handler raises inside of the C call comes out of it as a complaint (Y03)
-    asked = Task(lambda: _asked(config))
-    start(asked.run, name="kafka-guarantees-asked")
-    return str(asked.result())
+    return beside(lambda: _asked(config), "kafka-guarantees-asked")
 
 
 def _asked(config: Mapping[str, object]) -> str:
