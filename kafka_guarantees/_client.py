@@ -116,7 +116,7 @@ class Callbacks:
         return threading.get_ident() in self._serving
 
     def check(self) -> None:
-        """Whether this thread may serve the client.
+        """Refuse to serve the client from inside one of its callbacks.
 
         Raises:
             KafkaGuaranteesError: it does already.

@@ -64,7 +64,7 @@ _SAFE = "Nothing was committed that was not handled."
 
 
 def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], *, dead_letter: str | None = None) -> None:
-    """Refuse a run that cannot be, before anything is connected."""
+    """Refuse arguments that are not valid, before anything is connected."""
     lifecycle.check()
     if settings.group_id is None:
         raise UnsafeConfigError(
@@ -181,7 +181,7 @@ class GroupConsumer(Handle):
         self._places = places
         self._within = WITHIN
         self._longest = max(WITHIN, min(LONGEST, settings.max_poll_interval / 4))
-        self._brief = 0  # questions while there were messages in hand
+        self._brief = 0  # how often was asked while other messages waited: each PATIENT-th question may take longer
         self._callbacks = Callbacks()
         self._caller = Caller("kafka-guarantees-consumer", lifecycle.hands)
         self._owned: set[Partition] = set()
@@ -193,7 +193,7 @@ class GroupConsumer(Handle):
         self._given_away: set[Partition] = set()  # since the batch in hand was fetched
         self._rebalances = 0
         self._closing = False
-        self._looked = 0  # how many there had been at the last look for other members
+        self._looked = 0  # what _rebalances was when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
         # KIP-345: such a member keeps its partitions while it restarts, and only close() knows not to leave the group
@@ -238,7 +238,7 @@ class GroupConsumer(Handle):
                 yield batch
                 if until_idle is not None:
                     self._reached.update((p, o.offset) for p, o in next_offsets(batch.messages, batch.topic).items())
-                batch.messages = ()  # whoever still has the batch: the next one is made in their place
+                batch.messages = ()  # free them now, even where somebody still has the batch
                 reading.begin(())
             if until_idle is not None:
                 if batch is not None or not self._drained() or (not self._owned and time.monotonic() - began < UNASSIGNED):
@@ -261,7 +261,7 @@ class GroupConsumer(Handle):
             max_wait: seconds that more messages are waited for, if there are fewer.
 
         Raises:
-            OffsetsLost, AuthorizationError, BrokerError: see there.
+            OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         self._wake()
         if self._in_flight is not None and self._in_flight.failed:
@@ -583,7 +583,7 @@ class GroupConsumer(Handle):
         Where the brokers do not answer, that is asked again with the next fetch; no message of theirs comes before.
 
         Raises:
-            OffsetsLost, AuthorizationError: see there.
+            OffsetsLost, AuthorizationError: see the class.
         """
         self.unplace(next_offsets(messages))
         if not self._lifecycle.stopping:

@@ -20,6 +20,7 @@ from confluent_kafka.serialization import SerializationError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ._dead_letters import dead_letter, text_of
+from ._pace import PROMPT
 from ._serialization import HeadersLost
 from ._settings import Guarantee
 from .errors import HandlerError
@@ -126,7 +127,7 @@ class Failures:
         dead_letter: the topic for what cannot be handled; None: the run ends with it.
 
     Raises:
-        TypeError, ValueError: these cannot be.
+        TypeError, ValueError: one of these is not valid.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class Failures:
             What ``call`` returned, or why there is no further attempt.
 
         Raises:
-            Left: see there.
+            Left: see the class.
         """
         if self._retry is None or isinstance(error, NotRecords):
             return GaveUp(error, 1)
@@ -216,11 +217,11 @@ class Failures:
     def in_hand(self, consumer: GroupConsumer, batch: Batch, meanwhile: Callable[[], object] = lambda: None) -> bool:
         """Whether the next message of ``batch`` may be handled, after all attempts at them together.
 
-        These may have taken any time, so the group is served first, where it wants to hear of us (C10). To give the rest back
+        These may have taken any time, so the group is served first, where it should hear of us (C10). To give the rest back
         instead would begin all attempts anew, for each single message.
         """
         try:
-            if time.monotonic() - batch.fetched > self._settings.max_poll_interval / 2:
+            if time.monotonic() - batch.fetched > min(2 * PROMPT, self._settings.max_poll_interval / 2):
                 self.waiting(consumer, batch, meanwhile)(0)
         except Left:
             return False

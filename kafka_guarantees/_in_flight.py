@@ -84,7 +84,7 @@ class Flight:
 
     @property
     def begun(self) -> bool:
-        """Whether a thread sees to its end."""
+        """Whether a thread has begun it."""
         return self._task.begun
 
     def fly(self) -> None:
@@ -158,7 +158,7 @@ class InFlight:
     """The transactions of one client that are in flight.
 
     Args:
-        producers: take turns; there are as many transactions in flight, less one that is being filled.
+        producers: each has one transaction in flight; the next one begins once a producer is free.
         lifecycle: of the client.
     """
 
@@ -177,7 +177,7 @@ class InFlight:
         Where an ACL allows the first id only, there is one transaction in flight.
 
         Raises:
-            FencedError, AuthorizationError, BrokerError: see there.
+            FencedError, AuthorizationError, BrokerError: see the class.
         """
         self.end()  # an exception out of a signal handler may have kept the last run from it
         self._ended = False
@@ -240,7 +240,7 @@ class InFlight:
         Raises:
             DeliveryError: a record cannot be written. Its transaction was aborted.
             KafkaGuaranteesError: the client was closed meanwhile.
-            FencedError, AuthorizationError, BrokerError: see there.
+            FencedError, AuthorizationError, BrokerError: see the class.
         """
         self._lifecycle.check_fork()
         self.wait()

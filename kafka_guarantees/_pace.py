@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import math
 
+PROMPT = 1.0  # seconds of handling after which the group should hear of us: in a rebalance all its members wait for the last
+
 
 class Pace:
-    """The size of batches, by what handling a message has taken so far: so that one is done within ``budget`` (C10).
+    """The size of batches, by what handling a message has taken so far: so that one is done in good time (C10).
 
     Args:
-        max_batch: the most.
-        budget: seconds that a batch may take: half of max.poll.interval.ms.
-        first: the size to begin with, where a batch that is too large could not be given back; else ``max_batch``.
+        max_batch: the most messages.
+        limit: seconds that a batch may take at most: half of max.poll.interval.ms.
+        first: the size to begin with, where a batch is handled as a whole. None: it can be cut, and what is left of it given
+            back, so that it should take PROMPT.
+        served: the group is served while a batch is in hand, which may take its time.
         max_wait: seconds that a batch which is not full waits for more messages, once it has one.
 
+    Attributes:
+        size: messages of the next batch.
+        late: seconds after its fetch from which on the rest of a batch is given back.
+        max_wait: as given.
+
     Raises:
-        ValueError: such batches cannot be.
+        ValueError: ``max_batch`` or ``max_wait`` is not valid.
     """
 
-    def __init__(self, max_batch: int, budget: float, first: int | None = None, *, max_wait: float = 0.0) -> None:
+    def __init__(
+        self, max_batch: int, limit: float, first: int | None = None, *, served: bool = False, max_wait: float = 0.0
+    ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
-        if not 0 <= max_wait < math.inf or max_wait > budget / 2:
+        if not 0 <= max_wait < math.inf or max_wait > limit / 2:
             raise ValueError(f"max_wait is a number of seconds, up to a quarter of max.poll.interval.ms, not {max_wait}")
-        self._limit = max_batch
-        self._budget = budget
+        prompt = first is None and not served
+        self._max_batch = max_batch
+        self._aim = min(limit, PROMPT) if prompt else limit
         self.size = max_batch if first is None else min(max_batch, first)
+        self.late = min(limit, 2 * PROMPT) if prompt else limit
         self.max_wait = max_wait
 
     def took(self, handled: int, seconds: float) -> None:
         """Learn how long ``handled`` messages took. The size follows: at once where it is too large, else by doubling."""
         if handled:
-            fits = int(handled * self._budget / seconds) if seconds > 0 else self._limit
+            fits = int(handled * self._aim / seconds) if seconds > 0 else self._max_batch
             grown = 2 * self.size if handled >= self.size else self.size
-            self.size = max(1, min(self._limit, fits, grown))
+            self.size = max(1, min(self._max_batch, fits, grown))

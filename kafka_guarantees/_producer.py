@@ -325,7 +325,7 @@ class PlainProducer(Handle):
             self._callbacks.raise_interrupt()
 
     def check_waiting(self) -> None:
-        """Whether this thread may wait for callbacks: before anything has changed.
+        """Refuse to wait for callbacks in one of them, before anything has changed.
 
         Raises:
             ForkedClientError: made by another process.

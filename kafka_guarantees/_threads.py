@@ -77,7 +77,7 @@ class Task:
 
     @property
     def begun(self) -> bool:
-        """Whether a thread sees to its end."""
+        """Whether a thread has begun it."""
         return bool(self._claim)
 
     def run(self) -> bool:

@@ -2,8 +2,8 @@
 
 Rules.
 * At most one commit is in flight, and the next one waits for its answer, so that the group's offset does not go back. But one
-  that is waited for goes past it; and librdkafka sends again what lost its connection, which then sets the group back. So the
-  answer to what was passed is looked for, also at the end of a run, and after it the newer offsets are committed once more.
+  that is waited for overtakes it; and librdkafka sends again what lost its connection, which then sets the group back. So the
+  answer to what was overtaken is looked for, also at the end of a run, and after it the newer offsets are committed once more.
 * When a batch is handled, the commit of BEHIND portions may be outstanding. Where that takes longer it is waited for: a crash
   repeats what was in hand and the three portions before it, no more.
 * The offsets of a portion are sent once every record that was produced for it is acknowledged, and while the membership that
@@ -99,11 +99,11 @@ class Trail:
         self._acknowledged = acknowledged
         self._failed = failed
         self._portions: deque[Portion] = deque()
-        self._sent: dict[Partition, int] = {}  # what a commit says that is not answered
-        self._flying = 0  # how many portions, from the first on, are in that
-        self._passed: list[dict[Partition, int]] = []  # what those say that were not answered when a newer one was
-        self._newest: dict[Partition, TopicPartition] = {}  # what was committed since then
-        self._again = False  # whether that is to be committed once more
+        self._in_flight: dict[Partition, int] = {}  # what the commit says that is not answered
+        self._in_flight_portions = 0  # how many portions, from the first on, are in it
+        self._overtaken: list[dict[Partition, int]] = []  # commits that were not answered when a newer one was
+        self._committed_since: dict[Partition, TopicPartition] = {}  # what was committed since then
+        self._recommit = False  # whether that is to be committed once more
         self._not_before = 0.0  # when the next may be sent, after one that failed
         self._problem: Exception | None = None  # of a commit, for the thread that runs
         self._rarely = Rarely()  # it is tried again ten times a second
@@ -118,9 +118,9 @@ class Trail:
         """The next batch is about to be handled, and was fetched as this member.
 
         Raises:
-            DeliveryError, DeliveryUnknown, AuthorizationError: see there.
+            DeliveryError, DeliveryUnknown, AuthorizationError: see the class.
         """
-        if self._portions or self._again:
+        if self._portions or self._recommit:
             self._advance(member)
             if len(self._portions) > BEHIND:
                 self._await(self._portions[0])
@@ -128,25 +128,25 @@ class Trail:
 
     def idle(self) -> None:
         """There is nothing to handle: what was produced goes out at once, and its offsets after it."""
-        if self._portions or self._again:
+        if self._portions or self._recommit:
             if not all(portion.acknowledged for portion in self._portions):
                 self._acknowledged()
             self._advance()
 
     def settle(self) -> None:
         """Commit all there is, and wait for the answer."""
-        if (self._portions or self._again) and not self._consumer.gone_silent:
+        if (self._portions or self._recommit) and not self._consumer.gone_silent:
             self._acknowledged()
             self._commit(len(self._portions))
 
     def end(self) -> None:
         """The run ends, and no message that comes now is handled: commit all there is, for good."""
         self.settle()
-        if not self._newest or self._lifecycle.forked or self._consumer.gone_silent:
+        if not self._committed_since or self._lifecycle.forked or self._consumer.gone_silent:
             return
         deadline = time.monotonic() + GIVING_AWAY
         try:
-            while (self._passed or self._sent) and time.monotonic() < deadline:
+            while (self._overtaken or self._in_flight) and time.monotonic() < deadline:
                 self._consumer.raw.poll(END_POLL)
         except KafkaException as error:
             log.warning("what was handled last may be handled again: %s", error)
@@ -154,17 +154,17 @@ class Trail:
 
     def leave(self) -> None:
         """The run ends with an error, which is not to be hidden: commit what is acknowledged."""
-        if not (self._portions or self._again) or self._lifecycle.forked or self._consumer.gone_silent:
+        if not (self._portions or self._recommit) or self._lifecycle.forked or self._consumer.gone_silent:
             return
         deadline = time.monotonic() + LEAVING
         try:
             for portion in self._portions:
                 self._wait(portion, deadline)
             ready = self._ready()
-            if (ready or self._again) and self._ours(ready):
+            if (ready or self._recommit) and self._ours(ready):
                 offsets = self._offsets(ready)
                 self._consumer.commit(list(offsets.values()))
-                self._pass(offsets)
+                self._overtake(offsets)
         except KafkaGuaranteesError as error:
             log.warning("what was handled last may be handled again: %s", error)
         finally:
@@ -178,7 +178,7 @@ class Trail:
 
     def clear(self, committed: Mapping[Partition, TopicPartition] | None = None) -> None:
         """All of it was committed, with these offsets, or is nobody's business any more."""
-        self._pass(committed or {})
+        self._overtake(committed or {})
         self._pop(len(self._portions))
 
     # -- what the callbacks of the consumer do: in its poll, in the same thread ----------------------------------------
@@ -187,13 +187,13 @@ class Trail:
         """A commit was answered: ours, or one that somebody has waited for."""
         answer = list(places)
         said = {(p.topic, p.partition): p.offset for p in answer}
-        if said in self._passed:
-            self._passed.remove(said)
-            self._again = bool(self._newest)
+        if said in self._overtaken:
+            self._overtaken.remove(said)
+            self._recommit = bool(self._committed_since)
             return
-        if not self._sent or said != self._sent:
+        if not self._in_flight or said != self._in_flight:
             return
-        flying, self._flying, self._sent = self._flying, 0, {}
+        flying, self._in_flight_portions, self._in_flight = self._in_flight_portions, 0, {}
         try:
             self._consumer.check_commit(error, answer)
         except AuthorizationError as problem:
@@ -202,34 +202,34 @@ class Trail:
             if self._rarely(str(problem)):
                 log.warning("%s", problem)
             self._not_before = time.monotonic() + AGAIN
-            self._again = bool(self._newest)
+            self._recommit = bool(self._committed_since)
         else:
             self._pop(flying)
-            if not (self._passed or self._again):
-                self._newest = {}
+            if not (self._overtaken or self._recommit):
+                self._committed_since = {}
 
     def revoked(self, gone: AbstractSet[Partition]) -> None:
         """Partitions are given away, once this returns or raises: commit what was handled of them."""
         try:
             self._give_away()
         finally:
-            self._pass({})
-            self._flying = 0
+            self._overtake({})
+            self._in_flight_portions = 0
             self.lost(gone)
 
     def _give_away(self) -> None:
         deadline = time.monotonic() + GIVING_AWAY
         for portion in self._portions:
             self._wait(portion, deadline)
-        if self._flying and self._arrived(self._flying):
-            self._pop(self._flying)
+        if self._in_flight_portions and self._arrived(self._in_flight_portions):
+            self._pop(self._in_flight_portions)
         ready = self._ready()
-        if (ready or self._again) and self._ours(ready):
+        if (ready or self._recommit) and self._ours(ready):
             offsets = self._offsets(ready)
             if offsets:
                 self._consumer.send_commit(list(offsets.values()))
-                self._pass(offsets)
-                self._sent = {partition: place.offset for partition, place in offsets.items()}
+                self._overtake(offsets)
+                self._in_flight = {partition: place.offset for partition, place in offsets.items()}
             if self._arrived(ready):
                 self._pop(ready)
 
@@ -240,8 +240,10 @@ class Trail:
             if not gone.isdisjoint(portion.offsets):
                 again += portion.size
                 portion.offsets = {partition: place for partition, place in portion.offsets.items() if partition not in gone}
-        self._newest = {partition: place for partition, place in self._newest.items() if partition not in gone}
-        self._again = self._again and bool(self._newest)
+        self._committed_since = {
+            partition: place for partition, place in self._committed_since.items() if partition not in gone
+        }
+        self._recommit = self._recommit and bool(self._committed_since)
         self._warn(again)
 
     # -- how ----------------------------------------------------------------------------------------------------------
@@ -253,10 +255,10 @@ class Trail:
             raise problem
         if any(portion.posted is not None and portion.posted.failed for portion in self._portions):
             self._failed()
-        if self._sent or time.monotonic() < self._not_before:
+        if self._in_flight or time.monotonic() < self._not_before:
             return
         ready = self._ready()
-        if not ready and not self._again:
+        if not ready and not self._recommit:
             return
         if not self._ours(ready, member):
             self._drop(ready)
@@ -265,16 +267,16 @@ class Trail:
         if not offsets:
             self._pop(ready)
             return
-        if self._passed or self._again:
-            self._newest.update(offsets)
-            self._again = False
-        self._sent = {partition: place.offset for partition, place in offsets.items()}
-        self._flying = ready
+        if self._overtaken or self._recommit:
+            self._committed_since.update(offsets)
+            self._recommit = False
+        self._in_flight = {partition: place.offset for partition, place in offsets.items()}
+        self._in_flight_portions = ready
         self._consumer.send_commit(list(offsets.values()))
 
     def _commit(self, count: int) -> None:
         """Commit the first portions, and wait for the answer: again, until it is a good one, or they are not ours any more."""
-        while (count or self._again) and self._ours(count):
+        while (count or self._recommit) and self._ours(count):
             offsets = self._offsets(count)
             try:
                 if offsets:
@@ -288,19 +290,23 @@ class Trail:
                     return
                 time.sleep(AGAIN)
             else:
-                self._pass(offsets)
+                self._overtake(offsets)
                 self._pop(count)
                 return
         self._drop(count)
 
-    def _pass(self, offsets: Mapping[Partition, TopicPartition]) -> None:
-        """These were committed; a commit that is not answered may come once more, and after them."""
-        if self._sent:
-            self._passed.append(self._sent)
-            self._sent = {}
+    def _overtake(self, offsets: Mapping[Partition, TopicPartition]) -> None:
+        """These were committed, and waited for. A commit that is still unanswered has been overtaken by that.
+
+        librdkafka may send it again later, and set the group back. So what is newer is remembered, and committed once more when
+        the old answer has come.
+        """
+        if self._in_flight:
+            self._overtaken.append(self._in_flight)
+            self._in_flight = {}
         if offsets:
-            self._newest = {**self._newest, **offsets} if self._passed else {}
-            self._again = False
+            self._committed_since = {**self._committed_since, **offsets} if self._overtaken else {}
+            self._recommit = False
 
     def _await(self, portion: Portion) -> None:
         """Wait until what was produced for a portion is acknowledged, but not for what was produced later."""
@@ -327,7 +333,7 @@ class Trail:
         )
 
     def _offsets(self, count: int) -> dict[Partition, TopicPartition]:
-        offsets = dict(self._newest) if self._again else {}
+        offsets = dict(self._committed_since) if self._recommit else {}
         for number in range(count):
             offsets.update(self._portions[number].offsets)
         return offsets
@@ -344,7 +350,7 @@ class Trail:
         return all(p.error is None and p.offset >= offsets[p.topic, p.partition].offset for p in found)
 
     def _pop(self, count: int) -> None:
-        self._flying, self._sent = 0, {}
+        self._in_flight_portions, self._in_flight = 0, {}
         for _ in range(count):
             self._portions.popleft()
 

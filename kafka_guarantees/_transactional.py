@@ -153,7 +153,7 @@ class TransactionalProducer(Handle):
 
         Raises:
             BrokerError: no producer id within the deadline, or the client is stopping.
-            FencedError, AuthorizationError: see there.
+            FencedError, AuthorizationError: see the class.
         """
         self._lifecycle.check()
         if self.raw is not None and self._state.state is State.READY:
@@ -244,7 +244,7 @@ class TransactionalProducer(Handle):
         it is left alone: the coordinator aborts it then, if no new producer has.
 
         Raises:
-            AbortNeeded, InDoubt, FencedError, AuthorizationError: see there.
+            AbortNeeded, InDoubt, FencedError, AuthorizationError: see the class.
         """
         doing = "sending offsets to the transaction"
         self._inputs = {offset.topic for offset in offsets}
@@ -282,7 +282,7 @@ class TransactionalProducer(Handle):
 
         Raises:
             BrokerError: the brokers do not answer, or the client is to stop and they have not for a while.
-            FencedError, AuthorizationError: see there.
+            FencedError, AuthorizationError: see the class.
         """
         if self._lifecycle.forked:
             return  # it is the parent's, who goes on with it

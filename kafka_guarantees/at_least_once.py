@@ -210,7 +210,7 @@ class AtLeastOnce:
                 committed.
             MessageIdMissing, MessageIdReused: it has no id, or that of another one, and there is no dead letter topic. What
                 came before is committed.
-            OffsetsLost, AuthorizationError, BrokerError: see there.
+            OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, self._arguments)
         handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
@@ -331,7 +331,7 @@ class AtLeastOnce:
                 if failed is not None:
                     done = self._again(consumer, batch, work, failed, handle)
                     work = work.rest(done)
-                if work.messages and (self._must_poll(batch) or (failed and done < failed.size)):
+                if work.messages and (self._must_poll(batch, pace) or (failed and done < failed.size)):
                     consumer.rewind(work.messages)
                     return
             self._refuse(consumer, batch, work.problem)
@@ -350,7 +350,7 @@ class AtLeastOnce:
             HandlerError: a message cannot be read, and there is no dead letter topic. What came before is committed.
             MessageIdMissing, MessageIdReused: likewise, it has no id, or that of another one.
             DeliveryError, DeliveryUnknown: a record was not acknowledged; nothing of its portion is committed.
-            OffsetsLost, AuthorizationError, BrokerError: see there.
+            OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         if self._recognition.inbox is not None:
             raise TypeError("an inbox needs to know where a transaction ends: use run() or run_batches(), not messages()")
@@ -388,7 +388,7 @@ class AtLeastOnce:
                         unreadable = work.fresh[:1] and not self._reading.readable(work.fresh[:1])
                         done = self._read_again(consumer, batch, work) if unreadable else 0
                         work = work.rest(max(done, 0))
-                        if work.messages and (self._must_poll(batch) or done < 0):
+                        if work.messages and (self._must_poll(batch, pace) or done < 0):
                             consumer.rewind(work.messages)
                             break
                     else:
@@ -604,7 +604,7 @@ class AtLeastOnce:
                     if not done:
                         consumer.rest(batch.messages, FENCED_REST)
                         break
-                    if messages and (self._must_poll(batch) or (failed and done < failed.size)):
+                    if messages and (self._must_poll(batch, pace) or (failed and done < failed.size)):
                         consumer.rewind(batch.messages)
                         break
                 else:
@@ -613,9 +613,9 @@ class AtLeastOnce:
 
     # -- finishing ------------------------------------------------------------------------------------------------------
 
-    def _must_poll(self, batch: Batch) -> bool:
+    def _must_poll(self, batch: Batch, pace: Pace) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
-        late = time.monotonic() - batch.taken > self._settings.max_poll_interval / 2  # also before claims lapse
+        late = time.monotonic() - batch.taken > pace.late  # also before claims lapse
         return late or self._lifecycle.stopping
 
     def _finish(self, consumer: GroupConsumer, batch: Batch, work: Work, handled: int, *, to_the_end: bool = False) -> bool:
@@ -747,7 +747,8 @@ class AtLeastOnce:
             self._producer.send_lingering()
 
     def _pace(self, max_batch: int, first: int | None = None, *, max_wait: float = 0.0) -> Pace:
-        return Pace(max_batch, self._settings.max_poll_interval / 2, first, max_wait=max_wait)
+        limit = self._settings.max_poll_interval / 2
+        return Pace(max_batch, limit, first, served=self._apart is not None, max_wait=max_wait)
 
     @property
     def dedup_counts(self) -> Mapping[str, int]:

@@ -83,7 +83,7 @@ class AtMostOnce:
 
     Raises:
         UnsafeConfigError: a setting contradicts the guarantee. Nothing was connected.
-        TypeError, ValueError: an argument cannot be.
+        TypeError, ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -142,10 +142,10 @@ class AtMostOnce:
             until_idle: seconds.
 
         Raises:
-            OffsetsLost, AuthorizationError, BrokerError: see there.
+            OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, 1)
-        with closing(self._portions(topics, Pace(max_batch, math.inf), until_idle)) as portions:
+        with closing(self._portions(topics, self._pace(max_batch), until_idle)) as portions:
             for messages in portions:
                 call = self._reading.checked(handler)
                 if self._apart is None:
@@ -191,7 +191,7 @@ class AtMostOnce:
         ready, call = self._apart is not None, handler
         if self._apart is not None:
             call = partial(self._apart.call, self._writing.made_by(handler))
-        with closing(self._portions(topics, Pace(max_batch, math.inf), until_idle)) as portions:
+        with closing(self._portions(topics, self._pace(max_batch), until_idle)) as portions:
             for portion in portions:
                 messages = self._readable(portion)
                 try:
@@ -207,12 +207,12 @@ class AtMostOnce:
 
         Raises:
             TypeError: the client has ``keep_alive``.
-            OffsetsLost, AuthorizationError, BrokerError: see there.
+            OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
         check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
-        pace = Pace(max_batch, math.inf)
+        pace = self._pace(max_batch)
         return self._lifecycle.iterate(lambda itself: self._messages(topics, pace, until_idle, itself))
 
     def _messages(
@@ -231,6 +231,9 @@ class AtMostOnce:
             if id(message) in unreadable:
                 self._dropped([message], unreadable[id(message)])
         return [message for message in messages if id(message) not in unreadable]
+
+    def _pace(self, max_batch: int) -> Pace:
+        return Pace(max_batch, self._settings.max_poll_interval / 2, served=self._apart is not None)
 
     def _portions(
         self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself | None = None
@@ -265,13 +268,18 @@ class AtMostOnce:
                     "%d messages are left out: this client has had them in hand before (M09)", len(batch.messages) - len(rest)
                 )
             while rest and not self._lifecycle.stopping and self._stray is None:
+                if time.monotonic() - batch.taken > pace.late:
+                    consumer.rewind(rest)
+                    break
                 portion, rest = rest[:size], rest[size:]
                 if not self._committed(consumer, batch, portion):
                     break
                 self._reading.open(portion)
                 started = time.monotonic()
                 yield portion
-                size = next_size(len(portion), size, time.monotonic() - started, pace.size)
+                seconds = time.monotonic() - started
+                size = next_size(len(portion), size, seconds, pace.size)
+                pace.took(len(portion), seconds)
             if self._stray is not None:
                 return
 

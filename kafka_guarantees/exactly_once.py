@@ -77,7 +77,7 @@ class _Refused(Exception):
 
     Args:
         number: of it, counted from 1.
-        error: what its handler failed with, so to speak.
+        error: treated as if the handler had raised it.
     """
 
     def __init__(self, number: int, error: Exception) -> None:
@@ -143,7 +143,7 @@ class ExactlyOnce:
 
     Raises:
         UnsafeConfigError: a setting contradicts the guarantee. Nothing was connected.
-        TypeError, ValueError: an argument cannot be.
+        TypeError, ValueError: an argument is not valid.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class ExactlyOnce:
                 topic. What it finished before is committed, nothing at or after that message.
             DeliveryError: a record, perhaps a dead letter, cannot be written; its transaction was aborted.
             FencedError: another instance has this transactional.id.
-            OffsetsLost, AuthorizationError, BrokerError: see there.
+            OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, 1)
         handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
@@ -278,7 +278,8 @@ class ExactlyOnce:
             return Outputs((), (), 0), Failed(len(messages), error)
 
     def _pace(self, max_batch: int, first: int | None = None, *, max_wait: float = 0.0) -> Pace:
-        return Pace(max_batch, self._settings.max_poll_interval / 2, first, max_wait=max_wait)
+        limit = self._settings.max_poll_interval / 2
+        return Pace(max_batch, limit, first, served=self._apart is not None, max_wait=max_wait)
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         try:
@@ -296,7 +297,7 @@ class ExactlyOnce:
                         if failed is not None:
                             done = self._again(consumer, batch, rest[: failed.size], failed, handle)
                             rest = rest[done:]
-                        if rest and (not done or (failed and done < failed.size) or self._must_poll(batch)):
+                        if rest and (not done or (failed and done < failed.size) or self._must_poll(batch, pace)):
                             consumer.rewind(rest)
                             break
         except Abandoned as exc:
@@ -380,7 +381,7 @@ class ExactlyOnce:
         Raises:
             AbortNeeded: it must be aborted.
             InDoubt: nobody knows whether it was committed.
-            FencedError, AuthorizationError: see there.
+            FencedError, AuthorizationError: see the class.
         """
         producer = flight.producer
         producer.flush()
@@ -487,10 +488,9 @@ class ExactlyOnce:
         if self._apart is not None:
             self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
 
-    def _must_poll(self, batch: Batch) -> bool:
+    def _must_poll(self, batch: Batch, pace: Pace) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
-        late = time.monotonic() - batch.fetched > self._settings.max_poll_interval / 2
-        return late or self._lifecycle.stopping
+        return time.monotonic() - batch.fetched > pace.late or self._lifecycle.stopping
 
     @contextmanager
     def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
@@ -548,13 +548,13 @@ class ExactlyOnce:
         Raises:
             HandlerError: a message cannot be read, and there is no dead letter topic.
             TypeError: the client has ``keep_alive``.
-            FencedError, OffsetsLost, AuthorizationError, BrokerError: see there.
+            FencedError, OffsetsLost, AuthorizationError, BrokerError: see the class.
             KafkaGuaranteesError: a transaction was not used in a ``with``.
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not transactions()")
         check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
-        pace = self._pace(max_batch, max_wait=max_wait)
+        pace = self._pace(max_batch, max_batch, max_wait=max_wait)  # each is handled as a whole
         return self._lifecycle.iterate(lambda itself: self._transactions(topics, pace, until_idle, itself))
 
     def _transactions(
@@ -595,7 +595,7 @@ class ExactlyOnce:
         Raises:
             TransactionAborted: none of its records is visible. The block can be run again.
             DeliveryUnknown: it may or may not have been committed.
-            FencedError, AuthorizationError, BrokerError: see there.
+            FencedError, AuthorizationError, BrokerError: see the class.
         """
         with self._lifecycle.running(lambda: None), Transaction(self, None, None, {}) as transaction:
             yield transaction

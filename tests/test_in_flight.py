@@ -576,7 +576,7 @@ def test_nobody_asks_where_the_group_is_while_something_is_in_flight(
 
     def late(kafka: ExactlyOnce) -> None:  # gives the rest of a batch back now and then
         must = kafka._must_poll
-        kafka._must_poll = lambda batch: random.random() < 0.3 or must(batch)  # type: ignore[method-assign]
+        kafka._must_poll = lambda batch, pace: random.random() < 0.3 or must(batch, pace)  # type: ignore[method-assign]
 
     with here.client(transactions_in_flight=3, commit_interval=0.005) as kafka:
         late(kafka)

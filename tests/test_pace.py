@@ -40,6 +40,17 @@ def test_it_does_not_grow_by_batches_that_were_not_full() -> None:
     assert pace.size == 20
 
 
+@pytest.mark.parametrize(("limit", "late"), [(150.0, 2.0), (0.6, 0.6)])
+def test_what_can_be_cut_is_given_back_soon(limit: float, late: float) -> None:
+    """C10: in a rebalance a whole group waits. What is handled as a whole, or is served meanwhile, may take its time."""
+    pace = Pace(4000, limit)
+    pace.took(100, 3.0)
+    assert pace.size == int(100 * min(1.0, limit) / 3)
+    assert pace.late == late
+    for other in (Pace(4000, limit, 20), Pace(4000, limit, served=True)):
+        assert other.late == limit
+
+
 def test_one_message_is_always_taken() -> None:
     """Also where a single one takes longer than a whole batch may."""
     pace = Pace(1000, 2)

@@ -326,10 +326,10 @@ def test_more_in_flight_is_fine_without_idempotence() -> None:
 
 
 def test_acks_1_switches_idempotence_off_and_says_so() -> None:
-    """B01: one warning, at the caller's line, and both consequences in the table."""
+    """B01: one warning, and both consequences in the table."""
     with pytest.warns(DurabilityWarning, match="acks=1") as caught:
-        result = resolve(ALO, minimal(ALO, acks="1"), stacklevel=1)
-    assert [w.filename for w in caught] == [__file__]
+        result = resolve(ALO, minimal(ALO, acks="1"))
+    assert len(caught) == 1
     assert result.producer["enable.idempotence"] == "false"
     assert row(result.explanation, "acks").weaker
     assert "acks is not all" in row(result.explanation, "enable.idempotence").why
@@ -337,7 +337,7 @@ def test_acks_1_switches_idempotence_off_and_says_so() -> None:
 
 
 def test_the_warning_points_at_the_users_line() -> None:
-    """A constructor calls resolve() with the default stacklevel, and the warning is at the constructor's caller."""
+    """A constructor calls resolve(), and the warning is at the constructor's caller."""
 
     def constructor() -> Settings:
         return resolve(ALO, minimal(ALO, acks=1))

@@ -898,6 +898,60 @@ def test_a_handler_that_is_always_too_slow_ends_the_run(kind: str, how: str, her
 
 
 @broker
+@pytest.mark.parametrize("protocol", ["eager", "consumer"])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        ("AtMostOnce", "run"),
+        ("AtLeastOnce", "run"),
+        ("AtLeastOnce", "messages"),
+        ("AtLeastOnce", "inbox"),
+        ("ExactlyOnce", "run"),
+    ],
+)
+def test_a_new_member_need_not_wait_for_a_whole_batch(kind: str, how: str, protocol: str, here: Here, tmp_path: Path) -> None:
+    """C10: a rebalance waits for all members. One with 80 seconds of messages in hand is served after a second or two."""
+    source, name = here.topic(partitions=2), here.fresh("group")
+    fill(here.bootstrap, source, numbers(4000), partitions=2)
+    handled: dict[int, Counter[tuple[int | None, int | None]]] = {1: Counter(), 2: Counter()}
+
+    def run(kafka: Any, number: int) -> None:
+        def handler(message: Message, *_connection: object) -> None:
+            time.sleep(0.02)
+            handled[number][message.partition(), message.offset()] += 1
+
+        if how == "messages":
+            for message in kafka.messages([source]):
+                handler(message)
+        else:
+            kafka.run([source], handler)
+
+    def member(number: int) -> Client:
+        config = settings(kind, here.bootstrap, name, protocol)
+        config["max.poll.interval.ms"] = 300_000
+        if protocol != "consumer":
+            config["session.timeout.ms"] = 30_000
+        if kind == "ExactlyOnce":
+            config |= {"transactional.id": f"{name}-{number}", "transaction.timeout.ms": 10_000, "delivery.timeout.ms": 9000}
+        inbox = SqliteInbox(tmp_path / f"{number}.db")  # in one file they would wait for each other
+        return client(kind, config, **({"inbox": inbox, "message_id": None} if how == "inbox" else {}))
+
+    with member(1) as one, member(2) as two, in_thread(lambda: run(one, 1)):
+        assert becomes_true(lambda: len(handled[1]) > 20)
+        with in_thread(lambda: run(two, 2)):
+            began = time.monotonic()
+            assert becomes_true(lambda: handled[2])
+            waited = time.monotonic() - began
+            before = len(handled[1])
+            assert becomes_true(lambda: len(handled[1]) > before + 20), "the first one goes on"
+            one.stop()
+            two.stop()
+    assert waited < 8
+    repeated = sum((handled[1] + handled[2]).values()) - len(handled[1] | handled[2])
+    assert repeated == 0, "what was handled is committed before its partition is given away"
+
+
+@broker
 @pytest.mark.parametrize("kind", ["AtLeastOnce"])
 def test_batches_shrink_to_what_fits_and_grow_again(kind: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """C10: with 50 ms for a message and room for 1000 in a batch nothing is given away; a quick handler gets more again."""

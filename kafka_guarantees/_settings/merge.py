@@ -2,9 +2,9 @@
 
     names -> values -> presets and overrides -> refusals -> librdkafka's own opinion -> orders -> sides, explanation
 
-Rules. The tables are in ``_presets``; here they are walked. No I/O. The user's dict is read once and never changed
+Rules. The tables are in other files; here they are walked. No I/O. The user's dict is read once and never changed
 (Y13). Properties go by their one name from the first step on. No value leaves this file in a text unless
-``_values.shown`` lets it (S01).
+``values.shown`` lets it (S01).
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from .refusals import (
     milliseconds,
 )
 from .values import HIDDEN, Value, normalise, shown, shown_raw
-
-__all__ = ["Explanation", "Guarantee", "Settings", "explain", "resolve"]
 
 _DEFAULT_SESSION_MS = 45_000  # librdkafka's and the broker's (KIP-735)
 
@@ -88,7 +86,6 @@ def resolve(
     config: Mapping[str, object],
     *,
     commit_interval: float | None = None,
-    stacklevel: int = 2,
 ) -> Settings:
     """Merge the user's dict with what the guarantee sets.
 
@@ -96,7 +93,6 @@ def resolve(
         guarantee: which one.
         config: librdkafka's properties, for both sides.
         commit_interval: seconds after which a transaction is closed (exactly-once only).
-        stacklevel: where a warning points: 1 is the caller of this function, 2 is the caller's caller.
 
     Raises:
         TypeError: ``config`` is not a mapping.
@@ -106,7 +102,7 @@ def resolve(
     merged.require_addresses()
     for weakening in merged.weaker:
         if weakening.warning is not None:
-            warnings.warn(merged.sentence(weakening), weakening.warning, stacklevel=stacklevel + 1)
+            warnings.warn(merged.sentence(weakening), weakening.warning, stacklevel=3)  # the line that makes the client
     return merged.settings()
 
 

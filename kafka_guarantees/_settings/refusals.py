@@ -1,7 +1,7 @@
-"""What each guarantee refuses, and what it allows but calls weaker: tables of data. ``_settings`` walks them.
+"""What each guarantee refuses, and what it allows but calls weaker: tables of data. ``merge.py`` walks them.
 
-Rules. LOCKED presets are refused by their own row in ``_presets``; here is what is left. Only what the user gave is
-looked at, in the one spelling of ``_values.normalise``. ``see`` names the hazard or KIP behind a row. ``breaks`` and
+Rules. LOCKED presets are refused by their own row in ``presets.py``; here is what is left. Only what the user gave is
+looked at, in the one spelling of ``values.normalise``. ``see`` names the hazard or KIP behind a row. ``breaks`` and
 ``instead`` complete the sentence "x=y is refused: BREAKS. Instead: INSTEAD."
 """
 

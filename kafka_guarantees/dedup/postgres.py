@@ -215,7 +215,7 @@ class PostgresDedupStore:
         retention: how long a completed id is remembered.
 
     Raises:
-        ValueError: the table's name, the retention or the connection string cannot be.
+        ValueError: the table's name, the retention or the connection string is not valid.
     """
 
     def __init__(

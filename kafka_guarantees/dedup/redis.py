@@ -143,7 +143,7 @@ class RedisDedupStore:
         prefix: what the names of all keys begin with: up to 64 letters, digits and ``_ . : -``.
 
     Raises:
-        ValueError: the prefix or the retention cannot be.
+        ValueError: the prefix or the retention is not valid.
         TypeError: that is no client.
     """
 
