@@ -43,11 +43,19 @@ class OrmInbox(PostgresInbox):
                 driver: Any = session.connection().connection.driver_connection
                 joined = self.enlist(driver, scope, entries)
                 yield SimpleNamespace(connection=session, fresh=joined.fresh, finish=joined.finish)
-        except OperationalError as error:  # connection lost, deadlock: the same transaction is tried again
+        except OperationalError as error:
+            if not of_the_database(error):
+                raise  # a statement that took too long, for example, is the fault of its message
             raise StoreUnavailable(f"the database did not answer ({error.orig})") from error
 
 
-def book(message: Message, session: Session) -> None:
+def of_the_database(error: OperationalError) -> bool:
+    """Whether the same transaction may succeed when it is tried again: connection lost (08, 57P, no code), deadlock (40)."""
+    code = getattr(error.orig, "sqlstate", None)
+    return code is None or code.startswith(("08", "40", "57P"))
+
+
+def book(message: Message, session: Session) -> None:  # with session.add(), end by session.flush(): see docs/dedup.md
     session.execute(insert(LEDGER).values(campaign=CAMPAIGN, account=(message.key() or b"").decode()))
 
 

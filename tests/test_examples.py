@@ -68,6 +68,10 @@ PRINTS = {
         "booked: alice",
         "booked: bob",
     ),
+    "outbox": (
+        "booked for alice",
+        "booked for bob",
+    ),
     "own_store": (
         "mailed: a coupon for alice",
         "mailed: a coupon for bob",
