@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ._client import Callbacks, Handle
+from ._awaited import Awaited
+from ._client import Callbacks, Handle, Rarely
 from ._enqueue import AS_IT_IS, KNOWING, SLICE, checked_headers, enqueue
 from ._posted import Posted
 from ._threads import Flag, start
@@ -38,6 +39,7 @@ from .records import LOST, Delivery, Record
 
 if TYPE_CHECKING:
     import threading
+    from asyncio import Future
     from collections.abc import Callable, Iterable, Sequence
 
     from confluent_kafka import Message
@@ -51,6 +53,7 @@ log = logging.getLogger("kafka_guarantees")
 
 HURRY = 0.002  # seconds at a time, where only some of the records are waited for
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
+ASKED = 1000  # failures that were waited for in vain, and are kept for flush() and close()
 LOOKS = 10  # by which nothing was on its way, until a report counts as lost
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
 
@@ -82,6 +85,9 @@ class PlainProducer(Handle):
         self._open: list[Posted] = []  # with reports that have not come
         self.not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
         self._turns = Turns()
+        self._awaited = Awaited()
+        self._rarely = Rarely()
+        self._asked: deque[KafkaGuaranteesError] = deque(maxlen=ASKED)  # failures that were waited for in vain
         self.begin()
         self._closing = Flag()
         start(_serve_idle, weakref.ref(self), self._closing, name="kafka-guarantees-serve")
@@ -101,9 +107,16 @@ class PlainProducer(Handle):
         return self.deliver(record.topic, record.value, record.key, record.headers, record.partition, record.timestamp)
 
     def deliver(  # noqa: PLR0917 - it is called for each record, and names cost time
-        self, topic: str, value: Payload, key: Payload, headers: Headers, partition: int | None, timestamp: int | None
+        self,
+        topic: str,
+        value: Payload,
+        key: Payload,
+        headers: Headers,
+        partition: int | None,
+        timestamp: int | None,
+        timeout: float | None = None,
     ) -> Delivery:
-        """The same for a record that need not be made."""
+        """The same for a record that need not be made; for ``timeout`` seconds where the queue is full."""
         raw = self.raw
         if raw is None:
             raw = self._open_raw()
@@ -115,13 +128,14 @@ class PlainProducer(Handle):
                 try:
                     raw.produce(topic, value, key, -1, delivery, None, 0, checked_headers(headers) if headers else None)
                 except BufferError:
-                    self.send(Record(topic, value, key, headers=headers), delivery)
+                    self.send(Record(topic, value, key, headers=headers), delivery, timeout)
                 else:
                     self._unserved += 1
                     if self._unserved >= SERVE_EVERY:
                         self.serve()
             else:
-                self.send(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp), delivery)
+                record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
+                self.send(record, delivery, timeout)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except KafkaException as exc:
@@ -204,15 +218,16 @@ class PlainProducer(Handle):
         """Have a record that was not taken among the failures."""
         self._posted.fail(failure)
 
-    def send(self, record: Record, callback: DeliveryCallback | None = None) -> None:
-        """Queue a record. Raises where librdkafka does not take it; after that, only ``callback`` hears of it.
+    def send(self, record: Record, callback: DeliveryCallback | None = None, timeout: float | None = None) -> None:
+        """Queue a record, within ``timeout`` seconds. Raises where librdkafka does not take it; later only ``callback`` hears.
 
         Without a callback it raises as well where an earlier record was refused for want of an ACL: this one would be, too.
         """
         if self._refused:
             self.raise_refused()
         try:
-            enqueue(self._open_raw(), record, callback, self._patient, self._known, serve=self._callbacks.serve)
+            patient = self._patient if timeout is None else partial(self._patient_for, timeout)
+            enqueue(self._open_raw(), record, callback, patient, self._known, serve=self._callbacks.serve)
         except KafkaException as exc:
             raise self._not_taken(exc, record.topic) from exc
         self._unserved += 1
@@ -246,6 +261,9 @@ class PlainProducer(Handle):
         # by then the oldest record in the queue must have been settled, one way or the other
         return waited < self.patience and not (self._lifecycle.out_of_patience or self._callbacks.serving)
 
+    def _patient_for(self, timeout: float, waited: float) -> bool:
+        return waited < timeout and self._patient(waited)
+
     def serve(self, timeout: float = 0) -> None:
         """Serve what waits of callbacks, for at most ``timeout`` seconds. In one of them it does nothing."""
         if self._callbacks.serving:
@@ -258,6 +276,11 @@ class PlainProducer(Handle):
         """Serve callbacks for a moment, or have another thread do it, for at most ``timeout`` seconds. Nothing lingers."""
         self.check_waiting()
         self._turns.wait(delivery, timeout, lambda: self._call(partial(self._hasten, delivery, min(timeout, HURRY))))
+
+    def future_of(self, delivery: Delivery) -> Future[None]:
+        """A future of the running event loop, which is done when the delivery is. Meanwhile nothing lingers."""
+        self.check_waiting()
+        return self._awaited.future(delivery, self.patience, self.wait_for)
 
     @staticmethod
     def _hasten(delivery: Delivery, timeout: float, raw: Producer) -> int:
@@ -334,10 +357,11 @@ class PlainProducer(Handle):
         self._lifecycle.check_fork()
         self._callbacks.check()
 
-    def failures(self, *, forget: bool, posted: bool = True) -> list[KafkaGuaranteesError]:
+    def failures(self, *, forget: bool, posted: bool = True, asked: bool = True) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
 
-        Those of records that were posted do so only with ``posted`` as well.
+        Those of records that were posted do so only with ``posted`` as well. Without ``asked`` those that ``forget_asked`` has
+        logged are not among them.
         """
         if forget:
             self.failed = False  # before they are listed: one that comes meanwhile sets it again
@@ -348,7 +372,21 @@ class PlainProducer(Handle):
             del self.not_written[: len(not_written)]
         if forget:
             self.unacknowledged.difference_update(failed)
+        if asked:
+            found += self._asked
+            if forget:
+                self._asked.clear()
         return found + not_written
+
+    def forget_asked(self) -> None:
+        """Log failures that somebody has waited for in vain, and keep some for flush(): the next record is not to pay."""
+        failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None and delivery.asked]
+        for delivery in failed:
+            if delivery._failure is not None:
+                self._asked.append(delivery._failure)
+            if self._rarely(str(delivery._failure)):
+                log.warning("%s It had been waited for in vain.", delivery._failure)
+        self.unacknowledged.difference_update(failed)
 
     def forgive(self, error: Exception) -> None:
         """What was refused with this exception counts as looked at."""

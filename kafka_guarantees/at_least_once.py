@@ -772,16 +772,21 @@ class AtLeastOnce:
         partition: int | None = None,
         timestamp: int | None = None,
         message_id: str | bytes | None = None,
+        timeout: float | None = None,
     ) -> Delivery:
         """Send a record, and keep trying until it is acknowledged or ``delivery.timeout.ms`` has passed.
 
         Args:
             topic, value, key, headers, partition, timestamp: see ``Record``.
             message_id: written to the header ``message-id``, by which a reader can tell a repeat.
+            timeout: seconds to wait where the queue is full (``queue.buffering.max.messages``, ``.kbytes``), until the record
+                has failed as not sent; None: as long as ``delivery.timeout.ms`` allows it. With one, the first call does not
+                wait for brokers, either: an event loop is not held up by ``timeout=0``.
 
         Returns:
             What becomes of it. A failure that ``result()`` has not raised is raised by the next ``produce``, ``flush`` or
-            ``close``; inside a run it is raised by the run, which commits nothing past it.
+            ``close``; inside a run it is raised by the run, which commits nothing past it. One whose ``result()`` ended with
+            TimeoutError is logged by the next ``produce``, and raised by ``flush`` or ``close``.
 
         Raises:
             DeliveryError, DeliveryUnknown: an *earlier* record failed and nobody looked. This one was not sent.
@@ -799,16 +804,17 @@ class AtLeastOnce:
             value, key, headers = record.value, record.key, record.headers
         producer = self._producer
         if producer is None:
-            producer = self._made(topic)
+            producer = self._made(topic if timeout is None else None)
         elif (producer.failed or producer.not_written) and not self._lifecycle.in_run:
-            self._raise_failures(0, "This record was not sent.")
-        return producer.deliver(topic, value, key, headers, partition, timestamp)
+            producer.forget_asked()
+            self._raise_failures(0, "This record was not sent.", asked=False)
+        return producer.deliver(topic, value, key, headers, partition, timestamp, timeout)
 
     def _send(self, record: Record) -> Delivery:
         return (self._producer or self._made(record.topic)).produce(record)
 
-    def _made(self, topic: str) -> PlainProducer:
-        """The producer, made when it is needed first."""
+    def _made(self, topic: str | None) -> PlainProducer:
+        """The producer, made when it is needed first; and brokers are waited for a moment, if it is for a ``topic``."""
         return first_producer(self, self._settings, self._lifecycle, meet=topic)
 
     def flush(self, timeout: float | None = None) -> None:
@@ -827,13 +833,13 @@ class AtLeastOnce:
             left = self._producer.flush(lambda: deadline is not None and time.monotonic() >= deadline)
             self._raise_failures(left, "What was acknowledged is safe.")
 
-    def _raise_failures(self, left: int, safe: str, *, ends_run: bool = False) -> None:
+    def _raise_failures(self, left: int, safe: str, *, ends_run: bool = False, asked: bool = True) -> None:
         if self._producer is None:
             return
         # in a run only the run forgets them: it must not commit past them, whoever saw them
         forget = not self._lifecycle.in_other_hands
         posted = ends_run or not self._lifecycle.in_run  # also a handler that flushes: these may be of an earlier batch
-        raise_failures(self._producer.failures(forget=forget, posted=posted), left, safe)
+        raise_failures(self._producer.failures(forget=forget, posted=posted, asked=asked), left, safe)
 
     # -- ending -------------------------------------------------------------------------------------------------------
 

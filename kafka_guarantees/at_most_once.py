@@ -342,24 +342,26 @@ class AtMostOnce:
         headers: Headers = None,
         partition: int | None = None,
         timestamp: int | None = None,
+        timeout: float | None = None,
     ) -> None:
         """Send a record at most once, and do not look back: no acknowledgement is asked for, nothing is retried (P07).
 
         Args:
             topic, value, key, headers, partition, timestamp: see ``Record``.
+            timeout: seconds to wait where the queue is full; None: ``delivery.timeout.ms``.
 
         Raises:
-            DeliveryError: it was certainly not sent: too large, or the queue stayed full for ``delivery.timeout.ms``.
+            DeliveryError: it was certainly not sent: too large, or the queue stayed full for so long.
             TypeError, ValueError: it is not a record.
             Exception: whatever a serializer raises. Nothing was sent.
             ForkedClientError: made by another process.
         """
         record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
-        self._send(self._writing.serialize(record))
+        self._send(self._writing.serialize(record), timeout)
 
-    def _send(self, record: Record) -> None:
+    def _send(self, record: Record, timeout: float | None = None) -> None:
         self._lifecycle.check()
-        (self._producer or self._made()).send(record)
+        (self._producer or self._made()).send(record, timeout=timeout)
 
     def _send_lingering(self) -> None:
         """There is nothing to handle: no other record will come to keep those company that linger."""

@@ -16,6 +16,9 @@ from confluent_kafka import KafkaException
 from .errors import DeliveryUnknown, delivery_failure
 
 if TYPE_CHECKING:
+    from asyncio import Future
+    from collections.abc import Generator
+
     from confluent_kafka import KafkaError, Message
     from typing_extensions import Self
 
@@ -215,13 +218,17 @@ class _Server(Protocol):
     patience: float
 
     def wait_for(self, delivery: Delivery, timeout: float) -> None: ...
+    def future_of(self, delivery: Delivery) -> Future[None]: ...
 
 
 class Delivery:
     """What becomes of one record that ``AtLeastOnce.produce`` took.
 
-    A failure cannot be dropped: one that ``result()`` did not raise is raised by the next ``produce``, ``flush`` or
-    ``close``, and a run does not commit past it.
+    ``await`` waits for it in a coroutine of asyncio, as ``result()`` does in a thread.
+
+    A failure cannot be dropped: one that neither of them raised is raised by the next ``produce``, ``flush`` or ``close``, and
+    a run does not commit past it. Where somebody has waited in vain, and so knows that the record may be lost, ``produce`` only
+    logs it: the record that is produced then is somebody else's.
 
     Attributes:
         topic: where the record went.
@@ -230,7 +237,7 @@ class Delivery:
         done: True once the outcome is known.
     """
 
-    __slots__ = ("_failure", "_producer", "done", "offset", "partition", "topic")
+    __slots__ = ("_asked", "_failure", "_producer", "done", "offset", "partition", "topic")
 
     def __init__(self, topic: str, producer: _Server) -> None:
         self.topic = topic
@@ -260,6 +267,7 @@ class Delivery:
                 self._lost()
                 break
             if left <= 0:
+                self._asked = True
                 raise TimeoutError(
                     f"a record for topic {self.topic!r} is not acknowledged after {timeout} s; it is still on its way"
                 )
@@ -268,6 +276,22 @@ class Delivery:
             self._producer.unacknowledged.discard(self)  # looked at
             raise self._failure
         return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """Wait as ``result()`` does, without a limit of its own, and raise what it raises.
+
+        Raises:
+            CancelledError: as by ``asyncio.wait_for(delivery, seconds)``; the record is still on its way.
+        """
+        if not self.done:
+            self._asked = True  # until it is known: who cancels this has waited in vain
+            yield from self._producer.future_of(self)
+        return self.result(0)
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody has waited for it in vain."""
+        return hasattr(self, "_asked")  # most are made and forgotten: they do not have it at all
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         """For librdkafka: it is its own delivery callback, so that none is made for each record. Never raises (P12)."""

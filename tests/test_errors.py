@@ -369,6 +369,9 @@ def refused_by_the_report() -> BaseException:
         def wait_for(self, delivery: Delivery, timeout: float) -> None:
             """Nothing comes."""
 
+        def future_of(self, delivery: Delivery) -> Any:
+            raise NotImplementedError
+
     delivery = Delivery("t", Server())
     delivery(KafkaError(E._MSG_TIMED_OUT), Message(topic="t"))
     with pytest.raises(DeliveryUnknown) as caught:
