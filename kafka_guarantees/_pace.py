@@ -15,6 +15,7 @@ class Pace:
         limit: seconds that a batch may take at most: half of max.poll.interval.ms.
         first: the size to begin with, where a batch is handled as a whole. None: it can be cut, and what is left of it given
             back, so that it should take PROMPT.
+        aim: seconds that handling it should take, where that is less than ``limit``.
         served: the group is served while a batch is in hand, which may take its time.
         max_wait: seconds that a batch which is not full waits for more messages, once it has one.
 
@@ -28,7 +29,14 @@ class Pace:
     """
 
     def __init__(
-        self, max_batch: int, limit: float, first: int | None = None, *, served: bool = False, max_wait: float = 0.0
+        self,
+        max_batch: int,
+        limit: float,
+        first: int | None = None,
+        *,
+        aim: float = math.inf,
+        served: bool = False,
+        max_wait: float = 0.0,
     ) -> None:
         if max_batch < 1:
             raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
@@ -36,7 +44,7 @@ class Pace:
             raise ValueError(f"max_wait is a number of seconds, up to a quarter of max.poll.interval.ms, not {max_wait}")
         prompt = first is None and not served
         self._max_batch = max_batch
-        self._aim = min(limit, PROMPT) if prompt else limit
+        self._aim = min(limit, aim, PROMPT) if prompt else min(limit, aim)
         self.size = max_batch if first is None else min(max_batch, first)
         self.late = min(limit, 2 * PROMPT) if prompt else limit
         self.max_wait = max_wait

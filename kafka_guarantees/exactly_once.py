@@ -24,6 +24,7 @@ What happens to one message::
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from bisect import bisect_left
@@ -277,31 +278,36 @@ class ExactlyOnce:
         except Exception as error:  # noqa: BLE001 - as above
             return Outputs((), (), 0), Failed(len(messages), error)
 
-    def _pace(self, max_batch: int, first: int | None = None, *, max_wait: float = 0.0) -> Pace:
+    def _pace(self, max_batch: int, first: int | None = None, *, aim: float = math.inf, max_wait: float = 0.0) -> Pace:
         limit = self._settings.max_poll_interval / 2
-        return Pace(max_batch, limit, first, served=self._apart is not None, max_wait=max_wait)
+        return Pace(max_batch, limit, first, aim=aim, served=self._apart is not None, max_wait=max_wait)
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
-        try:
-            with self._consuming(topics) as consumer:
-                for batch in consumer.batches(pace, until_idle, self._reading):
-                    self._read(consumer, batch)
-                    rest = batch.messages
-                    while rest:
-                        began = time.monotonic()
-                        outputs, failed = handle(rest)
-                        pace.took(outputs.handled, time.monotonic() - began)
-                        done, failed = self._sent(consumer, batch, rest, outputs, failed)
-                        del outputs  # they would be kept while the next ones are made
+        with self._stopped(), self._consuming(topics) as consumer:
+            for batch in consumer.batches(pace, until_idle, self._reading):
+                self._read(consumer, batch)
+                rest = batch.messages
+                while rest:
+                    began = time.monotonic()
+                    outputs, failed = handle(rest)
+                    pace.took(outputs.handled, time.monotonic() - began)
+                    done, failed = self._sent(consumer, batch, rest, outputs, failed)
+                    del outputs  # they would be kept while the next ones are made
+                    rest = rest[done:]
+                    if failed is not None:
+                        done = self._again(consumer, batch, rest[: failed.size], failed, handle)
                         rest = rest[done:]
-                        if failed is not None:
-                            done = self._again(consumer, batch, rest[: failed.size], failed, handle)
-                            rest = rest[done:]
-                        if rest and (not done or (failed and done < failed.size) or self._must_poll(batch, pace)):
-                            consumer.rewind(rest)
-                            break
+                    if rest and (not done or (failed and done < failed.size) or self._must_poll(batch, pace)):
+                        consumer.rewind(rest)
+                        break
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """End what is inside without an error where stop() was called and no broker answers: nothing is lost by that."""
+        try:
+            yield
         except Abandoned as exc:
-            log.warning("%s", exc)  # stop() was called and no broker answers: nothing is lost, and the caller wants to go
+            log.warning("%s", exc)
             self._lifecycle.answered()
 
     def _sent(
@@ -536,7 +542,9 @@ class ExactlyOnce:
         Signals are left to the caller, and so are failures: only what cannot be read is tried again, or set aside in the
         transaction, without being among its messages.
 
-        One transaction is in flight at a time, whatever ``transactions_in_flight`` is. With ``max_batch=10_000`` it is two to
+        The first have few messages, then as many as the loop gets through in half of ``transaction.timeout.ms``: a block that
+        takes longer than all of that is aborted. One transaction is in flight at a time, whatever ``transactions_in_flight``
+        is. With ``max_batch=10_000`` it is two to
         three times as fast, where the loop is quick and readers may wait for so many.
 
         Args:
@@ -554,13 +562,13 @@ class ExactlyOnce:
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not transactions()")
         check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
-        pace = self._pace(max_batch, max_batch, max_wait=max_wait)  # each is handled as a whole
+        pace = self._pace(max_batch, FIRST_BATCH, aim=self._settings.transaction_timeout / 2, max_wait=max_wait)
         return self._lifecycle.iterate(lambda itself: self._transactions(topics, pace, until_idle, itself))
 
     def _transactions(
         self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself
     ) -> Generator[Transaction, None, None]:
-        with self._consuming(topics, itself) as consumer:
+        with self._stopped(), self._consuming(topics, itself) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch)
                 try:
@@ -569,8 +577,10 @@ class ExactlyOnce:
                     consumer.unplace(batch.partitions)
                     continue
                 transaction = Transaction(self, consumer, batch, letters)
+                began = time.monotonic()
                 yield transaction
                 self._lifecycle.check_fork()
+                pace.took(len(batch.messages), time.monotonic() - began)
                 if not transaction._committed:  # whatever the reason: its messages must not be passed over
                     consumer.unplace(batch.partitions)
                 transaction._check_used()
@@ -728,13 +738,22 @@ class Transaction:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
         self._phase = "over"
         if error is None:
-            self._end()
+            try:
+                self._end()
+            except Abandoned as exc:
+                if self._consumer is None:
+                    raise
+                log.warning("%s", exc)  # stop() was called and no broker answers: the iteration ends next
             return False
         try:
             self._producer.abort()
-        except Exception:
-            log.exception("aborting a transaction failed after the error that is raised")  # never hide the first error
-            return False
+        except Exception as exc:
+            if error is not self._aborted:
+                log.exception("aborting a transaction failed after the error that is raised")  # never hide the first error
+                return False
+            if self._consumer is None or not isinstance(exc, Abandoned):
+                raise  # the reason, as FencedError, for what produce() could only call aborted
+            log.warning("%s", exc)
         # a broker's trouble is no reason to leave the loop: its next transaction has the same messages
         return error is self._aborted and self._consumer is not None
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ from kafka_guarantees import (
 )
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._offsets import Membership
+from kafka_guarantees.prove.proxy import Proxy
 
 from .conftest import fill, has_open_transaction, read_all, values
 from .kafka_wire import Wire
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from confluent_kafka import Message
+
+    from kafka_guarantees.exactly_once import Transaction
 
 
 pytestmark = pytest.mark.broker
@@ -642,6 +645,72 @@ def test_x06_a_second_instance_fences_the_first_and_is_not_disturbed(world: Call
                 tx.produce(here.sink, b"second")
         assert second._producer.renewals == 0
     assert here.output() == [b"second"] * 4
+
+
+@pytest.mark.parametrize("loop", [False, True])
+def test_x06_fenced_while_producing_is_no_mere_abort(world: Callable[..., World], loop: bool) -> None:  # noqa: FBT001
+    """X06: produce() can only say that the transaction must abort. Leaving its block says why: else both go on for ever."""
+    here = world()
+    here.fill(1)
+    with here.client() as first, here.client() as second:
+
+        def produce_until_it_fails(transaction: Transaction) -> None:
+            transaction.produce(here.sink, b"first")
+            with second.transaction() as other:
+                other.produce(here.sink, b"second")
+            deadline = time.monotonic() + 10
+            while time.monotonic() < deadline:
+                transaction.produce(here.sink, b"first")
+                time.sleep(0.05)
+
+        def use() -> None:
+            for tx in first.transactions([here.source]) if loop else [first.transaction()]:
+                with tx as transaction:
+                    produce_until_it_fails(transaction)
+
+        with pytest.raises(FencedError, match=here.transactional_id):
+            use()
+    assert here.output() == [b"second"]
+
+
+def test_x16_transactions_come_to_a_size_that_fits_into_their_time(world: Callable[..., World]) -> None:
+    """X16: a backlog that takes three times as long as a transaction may is gone through, with max_batch as it is."""
+    here = world()
+    here.fill(250)
+    sizes: list[int] = []
+    with here.client(transaction_timeout_ms=1500) as kafka, here.stopping(kafka):
+        for tx in kafka.transactions([here.source]):
+            with tx:
+                sizes.append(len(tx.messages))
+                for message in tx.messages:
+                    time.sleep(0.02)
+                    tx.produce(here.sink, message.value())
+    assert sizes[0] <= 20
+    assert max(sizes) * 0.02 < 1.5
+    assert len(here.output()) == 250
+
+
+@pytest.mark.parametrize("when", ["before", "inside"])
+def test_a_loop_that_is_stopped_ends_where_no_broker_answers(world: Callable[..., World], when: str) -> None:
+    """As run() does: what is open is left to the brokers, and SIGTERM with stop() in it is no error of the process."""
+    here = world()
+    here.fill(3)
+    with ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(here.bootstrap))
+        here.bootstrap, real = proxy.bootstrap, here.bootstrap
+        with here.client() as kafka:
+            if when == "before":
+                stack.enter_context(proxy.refuse())
+                threading.Timer(1.0, kafka.stop).start()
+            for tx in kafka.transactions([here.source]):
+                with tx:
+                    tx.produce(here.sink, b"x")
+                    if when == "inside":
+                        stack.enter_context(proxy.refuse())
+                        kafka.stop()
+            assert not kafka._lifecycle.in_run
+        here.bootstrap = real
+    assert here.committed() in ([0], [-1001])
 
 
 def test_x06_a_run_that_is_fenced_ends(world: Callable[..., World]) -> None:

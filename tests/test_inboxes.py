@@ -759,6 +759,17 @@ def test_durability_is_what_sqlite_calls_synchronous(lite: Place, durability: st
         lite.inbox(durability="none")
 
 
+def test_a_file_that_another_worker_writes_can_be_opened(lite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nothing to make in it: a worker that starts while another has a long transaction waits for nobody."""
+    monkeypatch.setattr(sqlite_inbox, "PATIENCE", 0.1)
+    lite.inbox().close()
+    with closing(lite.connect()) as other:
+        other.execute("BEGIN IMMEDIATE")
+        inbox = lite.inbox()
+        assert inbox.start_offsets("group", [P0]) == {P0: None}
+        other.execute("ROLLBACK")
+
+
 def test_a_locked_file_is_unavailable(lite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """D14, D16: the wait for the write lock ends, nothing is written, and the same call works later."""
     monkeypatch.setattr(sqlite_inbox, "PATIENCE", 0.1)

@@ -313,14 +313,16 @@ class SqliteInbox:
                 time.sleep(0.01)
         for pragma in (f"synchronous = {self._synchronous}", "wal_autocheckpoint = 10000"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
-        connection.execute(_BEGIN)
-        try:
-            version = _made(connection)
-            connection.execute(_COMMIT)
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute(_ROLLBACK)
-            raise
+        version = _version(connection)  # a look first: to write waits for whoever does, and most find what they need
+        if version != VERSION:
+            connection.execute(_BEGIN)
+            try:
+                version = _made(connection)
+                connection.execute(_COMMIT)
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    connection.execute(_ROLLBACK)
+                raise
         if version != VERSION:
             raise KafkaGuaranteesError(
                 f"the inbox in {self._path!r} has version {version} of its tables, and this library knows {VERSION}. "
@@ -430,15 +432,24 @@ class SqliteInboxTransaction:
 
 def _made(connection: sqlite3.Connection) -> int:
     """Make the tables where they are missing, and bring those of version 1 up to date. Returns their version."""
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
+    version = _version(connection)
+    if version is None:
         for statement in _SCHEMA:
             connection.execute(statement)
         connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
-    [(version,)] = connection.execute("SELECT version FROM kg_inbox_version").fetchall()
+        return VERSION
     if version == 1:
         for statement in _UPGRADE:
             connection.execute(statement)
         return VERSION
+    return version
+
+
+def _version(connection: sqlite3.Connection) -> int | None:
+    """The version of the tables; None where there are none."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'kg_inbox_version'").fetchall():
+        return None
+    [(version,)] = connection.execute("SELECT version FROM kg_inbox_version").fetchall()
     return int(version)
 
 
