@@ -155,6 +155,8 @@ class GroupConsumer(Handle):
         also: other topics that must exist.
         in_flight: what is committed beside the loop.
         trailing: there will be commits that nobody waits for: see ``send_commit``.
+        strict: what the group has committed must never go back. A plain commit that librdkafka may have sent twice can arrive
+            once more, later: then a new member takes over, whose group refuses what an old one sends (M02).
 
     Attributes:
         trail: hears of their answers, and of what happens meanwhile.
@@ -171,6 +173,7 @@ class GroupConsumer(Handle):
         also: Sequence[str] = (),
         in_flight: InFlight | None = None,
         trailing: bool = False,
+        strict: bool = False,
     ) -> None:
         self.trail: Trailing | None = None
         self.idle: Callable[[], None] | None = None
@@ -191,6 +194,8 @@ class GroupConsumer(Handle):
         self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
         self._reached: dict[Partition, int] = {}  # up to where messages were handed out
         self._given_away: set[Partition] = set()  # since the batch in hand was fetched
+        self._strict = strict
+        self._stray = ""  # why a start that was committed may still be on its way
         self._rebalances = 0
         self._closing = False
         self._looked = 0  # what _rebalances was when shares() was asked last
@@ -200,17 +205,15 @@ class GroupConsumer(Handle):
         self._static = "group.instance.id" in settings.consumer and protocol[0] != "consumer"
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
         super().__init__()
-        config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
+        self._config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
         if trailing:
-            config["on_commit"] = _weakly(self._on_commit)
-        self.make(Consumer, config)
+            self._config["on_commit"] = _weakly(self._on_commit)
+        self._topics = list(topics)
+        self.make(Consumer, self._config)
         try:
             self._require(topics)
             self._require(also, written=True)
-            heard = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
-            callbacks = {name: _weakly(method) for name, method in heard.items()}
-            # beside the main thread for the same reason as in make()
-            self._caller.call(lambda: self.raw.subscribe(list(topics), **callbacks), self._given_up, "subscribing")
+            self._join()
         except KafkaException as exc:
             self.close()
             raise ValueError(
@@ -278,10 +281,7 @@ class GroupConsumer(Handle):
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
             messages = []
         if self._waiting or self._unplaced:
-            moved = self._find_places(messages)
-            if self.gone_silent:
-                return None
-            messages = [m for m in messages if (m.topic(), m.partition()) not in moved]
+            messages = self._without_moved(messages)
         if not messages:
             return None
         batch = Batch(messages, metadata or self.raw.consumer_group_metadata(), asked, self._topic)
@@ -292,6 +292,16 @@ class GroupConsumer(Handle):
         if self.trail is not None:
             self.trail.follow(batch.member)
         return batch
+
+    def _without_moved(self, messages: list[Message]) -> list[Message]:
+        """Find out where partitions go on, and drop their messages: they come again."""
+        moved = self._find_places(messages)
+        if self.gone_silent:
+            return []
+        if self._stray and not (self._waiting or self._unplaced):
+            self.rejoin(self._stray)
+            return []
+        return [m for m in messages if (m.topic(), m.partition()) not in moved]
 
     def _take(
         self, max_batch: int, wait: float, idle: Callable[[], None] | None = None
@@ -572,6 +582,18 @@ class GroupConsumer(Handle):
                 raise KafkaException(partition.error)
         self._places.note(answer)
 
+    def _commit_start(self, places: list[TopicPartition]) -> None:
+        """Commit where partitions begin, by a decision of ours."""
+        began = time.monotonic()
+        try:
+            self._commit(places)
+        except BaseException:
+            self._stray = "it is not known whether a start was committed" if self._strict else ""
+            raise
+        seconds = time.monotonic() - began
+        if self._strict and seconds > self._settings.retry_backoff / 2:  # librdkafka sends it again after that
+            self._stray = f"committing where to begin took {seconds:.1f} s: the first try may still be on its way"
+
     def _given_up(self) -> bool:
         return self._lifecycle.out_of_patience
 
@@ -615,7 +637,7 @@ class GroupConsumer(Handle):
         try:
             if self._waiting:
                 self._fetch_waiting(ask)
-            for place in self._places.of(self._unplaced & self._owned, ask, self._commit):
+            for place in self._places.of(self._unplaced & self._owned, ask, self._commit_start):
                 self.raw.seek(place)
             self._within = WITHIN
             self._forget(moved)
@@ -632,9 +654,9 @@ class GroupConsumer(Handle):
 
     def _fetch_waiting(self, ask: Ask) -> None:
         if self._incremental:
-            self.raw.incremental_assign(self._places.of(self._waiting, ask, self._commit))
+            self.raw.incremental_assign(self._places.of(self._waiting, ask, self._commit_start))
         else:
-            self.raw.assign(self._places.of(self._owned, ask, self._commit))
+            self.raw.assign(self._places.of(self._owned, ask, self._commit_start))
             self._unplaced.clear()
         self._waiting.clear()
 
@@ -739,13 +761,38 @@ class GroupConsumer(Handle):
         else:
             self._callbacks.interrupt(problem)
 
-    # -- closing ------------------------------------------------------------------------------------------------------
+    # -- joining and leaving ------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        heard = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
+        callbacks = {name: _weakly(method) for name, method in heard.items()}
+        # beside the main thread for the same reason as in make()
+        self._caller.call(lambda: self.raw.subscribe(self._topics, **callbacks), self._given_up, "subscribing")
+
+    def rejoin(self, why: str) -> None:
+        """Have a new member of the group take over, which goes on from what is committed. What is in hand is given back."""
+        log.info("a new member of the group takes over, because %s", why)
+        self._leave()
+        self._caller.end()
+        self._caller = Caller("kafka-guarantees-consumer", self._lifecycle.hands)
+        for partitions in (self._owned, self._waiting, self._resting, self._unplaced, self._ends, self._reached):
+            partitions.clear()
+        self._rebalances += 1
+        self._closing, self._stray = False, ""
+        self.make(Consumer, self._config)
+        self._join()
 
     def close(self) -> None:
         """Leave the group, and let the client go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
         collector_rests.over()
         if self._lifecycle.forked:
             return  # the parent is still a member
+        try:
+            self._leave()
+        finally:
+            self._caller.end()
+
+    def _leave(self) -> None:
         deadline = time.monotonic() + CLOSING
         self._closing = True
 
@@ -759,7 +806,6 @@ class GroupConsumer(Handle):
         except (BrokerError, KafkaException, RuntimeError) as exc:
             log.warning("%s The group gives the partitions to others when the session ends.", exc)
         finally:
-            self._caller.end()
             self.let_go()
 
     def _give_back(self, given_up: Callable[[], bool]) -> None:

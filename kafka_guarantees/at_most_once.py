@@ -117,8 +117,8 @@ class AtMostOnce:
         self._lifecycle = Lifecycle("AtMostOnce")
         self._producer: PlainProducer | None = None
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
+        self._stray = ""  # why a commit of this member may still be on its way
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
-        self._stray: str | None = None  # why a commit of this member may still be on its way
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
         self._apart = Apart(self._lifecycle) if keep_alive else None
@@ -242,22 +242,15 @@ class AtMostOnce:
         check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
-            also = self._failures.topics
-            while True:
-                self._stray = None
-                member = GroupConsumer(self._settings, self._lifecycle, topics, self._places, also=also)
-                also = []  # one that is lost later costs the dead letters, not the run
-                member.idle = self._send_lingering
-                with closing(member) as consumer:
-                    yield from self._portions_of(consumer, pace, until_idle)
-                if self._stray is None or self._lifecycle.stopping:
-                    return
-                log.info("a new member of the group takes over, because %s", self._stray)
+            self._stray, also = "", self._failures.topics
+            member = GroupConsumer(self._settings, self._lifecycle, topics, self._places, also=also, strict=True)
+            member.idle = self._send_lingering
+            with closing(member) as consumer:
+                yield from self._portions_of(consumer, pace, until_idle)
 
     def _portions_of(
         self, consumer: GroupConsumer, pace: Pace, until_idle: float | None
     ) -> Generator[Sequence[Message], None, None]:
-        """The portions of one member, until it is to end, or a commit of it may still be on its way."""
         size = 1
         for batch in consumer.batches(pace, until_idle, self._reading):
             if self._apart is not None:
@@ -267,7 +260,7 @@ class AtMostOnce:
                 log.warning(
                     "%d messages are left out: this client has had them in hand before (M09)", len(batch.messages) - len(rest)
                 )
-            while rest and not self._lifecycle.stopping and self._stray is None:
+            while rest and not self._lifecycle.stopping and not self._stray:
                 if time.monotonic() - batch.taken > pace.late:
                     consumer.rewind(rest)
                     break
@@ -280,8 +273,9 @@ class AtMostOnce:
                 seconds = time.monotonic() - started
                 size = next_size(len(portion), size, seconds, pace.size)
                 pace.took(len(portion), seconds)
-            if self._stray is not None:
-                return
+            if self._stray and not self._lifecycle.stopping:
+                why, self._stray = self._stray, ""
+                consumer.rejoin(why)
 
     def _committed(self, consumer: GroupConsumer, batch: Batch, portion: Sequence[Message]) -> bool:
         """Commit a portion. True: it is committed, and this member may handle it."""

@@ -513,6 +513,7 @@ class ExactlyOnce:
                     self._places,
                     also=self._failures.topics,
                     in_flight=self._in_flight,
+                    strict=True,
                 )
                 yield consumer
                 self._in_flight.settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,12 @@ from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 from tenacity import Retrying, stop_after_attempt, wait_fixed
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, at_most_once
+from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, Record, at_most_once
 from kafka_guarantees._settings import librdkafka
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox
+from kafka_guarantees.prove.proxy import API, Proxy
 
-from .conftest import committed, read_all, values
+from .conftest import committed, fill, read_all, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +31,20 @@ if TYPE_CHECKING:
 broker = pytest.mark.broker
 KINDS = ["at-least-once", "store", "inbox", "exactly-once"]
 COUNT = 12
+# ILLEGAL_GENERATION, UNKNOWN_MEMBER_ID, FENCED_MEMBER_EPOCH, STALE_MEMBER_EPOCH: of a member that is not one any more
+REFUSED = (22, 25, 110, 113)
 SETTINGS = {"max.poll.interval.ms": 3000, "session.timeout.ms": 3000, "heartbeat.interval.ms": 500}
+
+
+def numbers(count: int) -> list[bytes]:
+    return [b"%d" % number for number in range(count)]
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (true := condition()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return true
 
 
 def send(bootstrap: str, topic: str) -> None:
@@ -113,6 +128,50 @@ def made(kind: str, **options: Any) -> AtLeastOnce | AtMostOnce | ExactlyOnce:
 
 
 CLASSES = ["at-most-once", "at-least-once", "exactly-once"]
+
+
+@broker
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+@pytest.mark.parametrize("kind", ["at-most-once", "exactly-once"])
+def test_a_start_that_is_committed_late_does_not_set_the_group_back(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], kind: str, protocol: str
+) -> None:
+    """M02, X01: the commit of the start is held up, and sent again. When the first arrives after all, it is an old member's."""
+    topic, target, group, handled = kafka_topic(), kafka_topic(), fresh("group"), Counter[bytes]()
+
+    def handler(message: Message) -> Record:
+        handled[message.value() or b""] += 1
+        return Record(target, message.value())
+
+    def run(bootstrap: str, **options: Any) -> None:
+        config = {"bootstrap.servers": bootstrap, "group.id": group, "group.protocol": protocol}
+        made = (
+            AtMostOnce(config, start="latest") if kind == "at-most-once" else ExactlyOnce({**config, "transactional.id": group})
+        )
+        clients.append(made)
+        with made:
+            made.run([topic], handler, **options)
+
+    clients: list[AtMostOnce | ExactlyOnce] = []
+    with Proxy(kafka.bootstrap) as proxy:
+        held = proxy.hold([API["OffsetCommit"]])
+        running = threading.Thread(target=run, args=(proxy.bootstrap,))
+        running.start()
+        try:
+            assert held.wait(20)
+            assert until(lambda: committed(kafka.bootstrap, group, topic) == [0])  # sent again
+            fill(kafka.bootstrap, topic, numbers(200))
+            assert until(lambda: committed(kafka.bootstrap, group, topic)[0] == 200)
+            outcome = held.release()
+        finally:
+            clients[0].stop()
+            running.join(30)
+    assert outcome.error in REFUSED
+    assert committed(kafka.bootstrap, group, topic) == [200]
+    run(kafka.bootstrap, until_idle=0.5)
+    assert handled == Counter(numbers(200))
+    if kind == "exactly-once":
+        assert values(read_all(kafka.bootstrap, target)) == sorted(numbers(200))
 
 
 @pytest.mark.parametrize("kind", CLASSES)
