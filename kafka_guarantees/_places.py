@@ -48,6 +48,8 @@ class Places:
     Args:
         group: its id.
         start: where it begins if it has no committed offset.
+        once: nothing may be handled twice. Partitions are added behind the last one: so one without an offset before one that
+            has one is not new, its offset expired or was deleted, and it is read from its end.
 
     Attributes:
         stored: where offsets are, if not with the group.
@@ -56,12 +58,13 @@ class Places:
         ValueError: there is no such start.
     """
 
-    def __init__(self, group: str | None, start: Start) -> None:
+    def __init__(self, group: str | None, start: Start, *, once: bool = False) -> None:
         if start not in get_args(Start):
             raise ValueError(f"start is one of {', '.join(map(repr, get_args(Start)))}, not {start!r}")
         self.stored: Stored | None = None
         self._reset = f"with kafka-consumer-groups.sh --group {group} --reset-offsets"
         self._start = start
+        self._once = once
         self._seen: set[Partition] = set()  # had a committed offset before
 
     @property
@@ -129,23 +132,29 @@ class Places:
                 raise OffsetsLost(
                     f"the group's committed offset of {_where(place)} is gone: it expired or was deleted while this process "
                     "ran. Nothing was committed. Going on from the start would repeat messages, from the end lose them: "
-                    "decide, and set it with kafka-consumer-groups.sh."
+                    f"decide, and set it {self._reset}."
                 )
-        new = set() if self._start == "earliest" else {t for t in {place.topic for place in fresh} if not self._knows(t, ask)}
-        at_end = [place for place in fresh if place.topic in new]
-        at_beginning = [place for place in fresh if place.topic not in new]
+        last: dict[str, int | None] = {}
+        if self._start == "latest":
+            last = {topic: self._last(topic, ask) for topic in {place.topic for place in fresh}}
+        at_end = [place for place in fresh if place.topic in last and self._old(place.partition, last[place.topic])]
+        at_beginning = [place for place in fresh if place not in at_end]
         for places, edge in ((at_beginning, OFFSET_BEGINNING), (at_end, OFFSET_END)):
             for place, offset in zip(places, _edges(places, edge, ask), strict=True):
                 place.offset = offset
 
-    def _knows(self, topic: str, ask: Ask) -> bool:
-        """Whether the group has read this topic before.
+    def _old(self, number: int, last: int | None) -> bool:
+        """Whether a partition without an offset was there when the group began to read its topic; ``last``: see ``_last``.
 
-        Then a partition without an offset was added since, and its first messages must not be skipped (C11).
+        One that was added since must not be read from its end: its first messages would be skipped (C11).
         """
+        return last is None or (self._once and number < last)
+
+    def _last(self, topic: str, ask: Ask) -> int | None:
+        """The last partition of a topic of which the group has an offset. None: it has not read the topic before."""
         numbers = ask(lambda raw, within: raw.list_topics(topic, timeout=within)).topics[topic].partitions
         committed = self.committed([(topic, number) for number in numbers], ask)
-        return any(place.offset != OFFSET_INVALID for place in committed)
+        return max((place.partition for place in committed if place.offset != OFFSET_INVALID), default=None)
 
 
 def _edges(places: Sequence[TopicPartition], edge: int, ask: Ask) -> list[int]:

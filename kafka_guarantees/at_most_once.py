@@ -66,7 +66,8 @@ class AtMostOnce:
     Args:
         config: librdkafka's properties, for both sides. See ``explain()`` for what is set on top.
         start: where a group without committed offsets begins. ``"latest"`` is the only start that can never handle a message
-            twice: ``"earliest"`` repeats everything once the group's offsets have expired or were deleted (M05).
+            twice: ``"earliest"`` repeats everything once the group's offsets have expired or were deleted (M05). Where only the
+            offset of a topic's last partition is gone, that cannot be told from one that was added.
         on_error: called with a message and the exception that the handler raised for it; by default it is logged.
         retry: refused: a second attempt is a second handling.
         dead_letter: topic for messages that could not be handled, or read. Copies are sent at most once, like all records.
@@ -110,7 +111,7 @@ class AtMostOnce:
                 "on_error or dead_letter tell of the message; AtLeastOnce tries again",
             )
         self._settings = resolve(Guarantee.AT_MOST_ONCE, config)
-        self._places = Places(self._settings.group_id, start)
+        self._places = Places(self._settings.group_id, start, once=True)
         if not (on_error is None or callable(on_error)):
             raise TypeError(f"on_error is called with a message and its error: give a function, not {on_error!r}")
         self._on_error = on_error or _log_dropped

@@ -82,6 +82,13 @@ def test_a_start_is_decided_once_and_written_down(start: Start, known: dict[str,
     assert brokers.questions == 1
 
 
+@pytest.mark.parametrize("once", [True, False])
+def test_an_offset_that_is_gone_is_not_that_of_a_new_partition(once: bool) -> None:  # noqa: FBT001
+    """M05: partitions are added behind the last one. One before it had an offset: its messages would be repeated."""
+    places = Places("g", "latest", once=once)
+    assert of(places, Brokers(p1=42), 0, 1, 2) == {0: 90 if once else 10, 1: 42, 2: 10}
+
+
 def test_what_is_committed_is_where_it_goes_on() -> None:
     """And nothing is committed for that."""
     brokers = Brokers(p0=42, p1=43)
