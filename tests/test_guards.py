@@ -1,0 +1,237 @@
+"""Checks that stand behind other checks: each is removed by a mutant that nothing else in the suite would notice."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import KafkaError, Message, TopicPartition
+from tenacity import Retrying, stop_after_attempt, wait_fixed
+
+from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, Record, _failures
+from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._places import Places
+from kafka_guarantees._transactional import TransactionalProducer
+from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox, position
+
+from .conftest import committed, fill, read_all, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from kafka_guarantees._consumer import Batch
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
+    from .world import World
+
+broker = pytest.mark.broker
+DEAD = {"bootstrap.servers": "127.0.0.1:1", "group.id": "group"}
+
+
+def test_one_partition_that_was_not_committed_is_an_error() -> None:
+    """C06: the answer as a whole is good, and says of one partition that it was refused. Nothing of it counts as committed."""
+    consumer = GroupConsumer.__new__(GroupConsumer)
+    consumer._places = Places("group", "earliest")
+    consumer._settings = SimpleNamespace(group_id="group")  # type: ignore[assignment] # what it needs of them
+    good = SimpleNamespace(topic="t", partition=0, offset=5, error=None)
+    bad = SimpleNamespace(topic="t", partition=1, offset=5, error=KafkaError(KafkaError.ILLEGAL_GENERATION))
+    with pytest.raises(BrokerError, match=r"committing offsets failed.*ILLEGAL_GENERATION"):
+        consumer.check_commit(None, [good, bad])  # type: ignore[list-item] # like a TopicPartition
+    assert not consumer._places._seen
+    consumer.check_commit(None, [good])  # type: ignore[list-item] # likewise
+    assert consumer._places._seen == {("t", 0)}
+
+
+def test_before_it_commits_at_most_once_asks_the_clock_as_well() -> None:
+    """M03: within half a session of a poll nobody can have thrown it out; and after the commit within a whole one."""
+    client = AtMostOnce({**DEAD, "session.timeout.ms": 20_000})
+    asked: list[float] = []
+
+    def still_ours(_batch: object, *, within: float) -> bool:
+        asked.append(within)
+        return True
+
+    consumer: Any = SimpleNamespace(still_ours=still_ours, commit=lambda _offsets: None, rewind=lambda _messages: None)
+    batch: Any = SimpleNamespace(topic=None, messages=())
+    assert client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
+    assert asked == [10.0, 20.0]
+    client.close()
+
+
+@broker
+@pytest.mark.parametrize("how", ["run", "transactions"])
+def test_offsets_go_with_the_membership_that_their_batch_was_fetched_under(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """X03: what the brokers compare is who this member was then. Asked for later, it would be good after any rebalance."""
+    here = world()
+    here.fill(30)
+    fetched: list[bytes] = []
+    given: list[object] = []
+    fetch, send_offsets = GroupConsumer.fetch, TransactionalProducer.send_offsets
+
+    def fetching(consumer: GroupConsumer, *limits: Any) -> Batch | None:
+        batch = fetch(consumer, *limits)
+        if batch is not None:
+            fetched.append(batch.metadata)
+        return batch
+
+    def sending(producer: TransactionalProducer, offsets: Sequence[TopicPartition], metadata: object) -> None:
+        given.append(metadata)
+        send_offsets(producer, offsets, metadata)
+
+    monkeypatch.setattr(GroupConsumer, "fetch", fetching)
+    monkeypatch.setattr(TransactionalProducer, "send_offsets", sending)
+    with here.client() as kafka:
+        if how == "run":
+            here.run(kafka, max_batch=10)
+        else:
+            with here.stopping(kafka):
+                for tx in kafka.transactions([here.source], max_batch=10):
+                    with tx:
+                        for message in tx.messages:
+                            tx.produce(here.sink, message.value())
+    assert given
+    assert all(any(metadata is known for known in fetched) for metadata in given)
+
+
+@broker
+def test_a_transaction_of_a_batch_that_was_given_away_is_aborted(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X02: the brokers check the membership, but not whose the partitions are. Its messages come again, to whoever has them."""
+    here = world()
+    written = here.fill(6)
+    still_ours, asked = GroupConsumer.still_ours, list[bool]()
+
+    def given_away_once(consumer: GroupConsumer, batch: Batch, *, within: float) -> bool:
+        asked.append(True)
+        return len(asked) > 1 and still_ours(consumer, batch, within=within)
+
+    monkeypatch.setattr(GroupConsumer, "still_ours", given_away_once)
+    rounds: list[int] = []
+    with here.client() as kafka, here.stopping(kafka):
+        for tx in kafka.transactions([here.source], max_batch=6):
+            with tx:
+                rounds.append(len(tx.messages))
+                for message in tx.messages:
+                    tx.produce(here.sink, message.value())
+    assert sum(rounds) > 6
+    assert here.output() == written
+
+
+def made(kind: str, bootstrap: str, group: str, stack: ExitStack, directory: Path, **options: Any) -> Any:
+    config = {"bootstrap.servers": bootstrap, "group.id": group}
+    options["preflight"] = "off"
+    if kind == "exactly-once":
+        return stack.enter_context(ExactlyOnce({**config, "transactional.id": group}, **options))
+    if kind == "inbox":
+        options |= {"inbox": stack.enter_context(SqliteInbox(directory / "inbox.db")), "message_id": None}
+    if kind == "store":
+        options |= {"dedup": stack.enter_context(MemoryDedupStore()), "message_id": position()}
+    return stack.enter_context(AtLeastOnce(config, **options))
+
+
+@broker
+@pytest.mark.parametrize("kind", ["at-least-once", "store", "inbox", "exactly-once"])
+def test_a_batch_that_is_handled_one_by_one_hears_of_a_stop_and_serves_the_group(
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """C10, L08: between two messages, not after all of them; and with a store its claims are renewed (D04)."""
+    topic, dead, singles, served, renewed = kafka_topic(), kafka_topic(), list[bytes](), list[float](), list[float]()
+    fill(kafka.bootstrap, topic, [b"%02d" % number for number in range(20)])
+    monkeypatch.setattr(_failures, "PROMPT", 0.05)
+    keep_alive = GroupConsumer.serve
+
+    def serve(consumer: GroupConsumer, batch: Batch, wait: float = 0) -> None:
+        served.append(time.monotonic())
+        keep_alive(consumer, batch, wait)
+
+    monkeypatch.setattr(GroupConsumer, "serve", serve)
+
+    def handler(messages: Sequence[Message], *_connection: object) -> None:
+        if len(messages) > 1:
+            raise ValueError("not together")
+        singles.append(messages[0].value() or b"")
+        time.sleep(0.1)
+        if len(singles) == 5:
+            client.stop()
+
+    with ExitStack() as stack:
+        client = made(kind, kafka.bootstrap, topic, stack, tmp_path, dead_letter=dead)
+        if kind == "store":
+            monkeypatch.setattr(client, "_renew", lambda: renewed.append(time.monotonic()))
+        client.run_batches([topic], handler)
+    assert len(singles) == 5
+    assert len(served) >= 2
+    assert len(renewed) >= 2 or kind != "store"
+    assert committed(kafka.bootstrap, topic, topic) == [5]
+    assert not values(read_all(kafka.bootstrap, dead))
+
+
+@broker
+def test_claims_are_renewed_while_a_handler_waits_for_its_next_attempt(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D04: else another worker would take the message over, in the middle of the wait."""
+    topic, renewed, times = kafka_topic(), list[float](), Counter[bytes]()
+    monkeypatch.setattr(_failures, "SLICE", 0.1)
+    fill(kafka.bootstrap, topic, [b"1"])
+
+    def handler(message: Message) -> None:
+        times[message.value() or b""] += 1
+        if times[b"1"] == 1:
+            raise RuntimeError("not yet")
+
+    retry = Retrying(stop=stop_after_attempt(2), wait=wait_fixed(0.5))
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": topic}
+    with MemoryDedupStore() as store, AtLeastOnce(config, dedup=store, message_id=position(), retry=retry) as client:
+        monkeypatch.setattr(client, "_renew", lambda: renewed.append(time.monotonic()))
+        client.run([topic], handler, until_idle=0.3)
+    assert times == {b"1": 2}
+    assert len(renewed) >= 3
+
+
+@broker
+def test_a_commit_that_fails_between_single_messages_is_not_passed_over(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D17, X02: what was handled one by one and is not committed comes again; nothing behind it is committed before."""
+    topic, dead, target, finished, handled = kafka_topic(), kafka_topic(), kafka_topic(), list[bool](), list[bytes]()
+    fill(kafka.bootstrap, topic, [b"%02d" % number for number in range(10)])
+    finish = AtLeastOnce._finish
+
+    def refused_once(client: Any, *given: Any, **named: Any) -> bool:
+        finished.append(True)
+        if len(finished) == 2:  # the first is of nothing, before the attempts at all of them
+            given[0].rewind(given[1].messages)
+            handled.append(b"refused")
+            return False
+        return finish(client, *given, **named)
+
+    def handler(messages: Sequence[Message]) -> list[Record]:
+        if len(messages) > 1 or messages[0].value() == b"04":
+            raise ValueError("never")
+        handled.append(messages[0].value() or b"")
+        return [Record(target, message.value()) for message in messages]
+
+    monkeypatch.setattr(AtLeastOnce, "_finish", refused_once)
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": topic}
+    with AtLeastOnce(config, dead_letter=dead, preflight="off") as client:
+        threading.Timer(20, client.stop).start()
+        client.run_batches([topic], handler, until_idle=0.5)
+    assert handled[:6] == [b"00", b"01", b"02", b"03", b"refused", b"00"]
+    copied = values(read_all(kafka.bootstrap, target))
+    assert set(copied) == {b"%02d" % number for number in range(10) if number != 4}
+    assert b"04" in values(read_all(kafka.bootstrap, dead))
+    assert committed(kafka.bootstrap, topic, topic) == [10]
