@@ -10,6 +10,7 @@ Rules.
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -44,7 +45,7 @@ class Reading:
 
     def __init__(self, key: Deserializer | None, value: Deserializer | None) -> None:
         for name, given in (("key_deserializer", key), ("value_deserializer", value)):
-            _callable(name, given)
+            _check(name, given, "the bytes")
         self._key = key
         self._value = value
         self._raw: dict[int, tuple[Message, Raw]] = {}  # by the identity of a message, which the entry keeps alive
@@ -139,7 +140,7 @@ class Writing:
 
     def __init__(self, key: Serializer | None, value: Serializer | None) -> None:
         for name, given in (("key_serializer", key), ("value_serializer", value)):
-            _callable(name, given)
+            _check(name, given, "an object")
         self._key = key
         self._value = value
         self.needed = key is not None or value is not None
@@ -203,6 +204,18 @@ def _copied(part: Any) -> Any:
 _CHANGING = (bytearray, memoryview)
 
 
-def _callable(name: str, given: object) -> None:
-    if given is not None and not callable(given):
-        raise TypeError(f"{name} is called with a payload and a SerializationContext: give such an object, not {given!r}")
+def _check(name: str, given: object, payload: str) -> None:
+    """Refuse what cannot be called: else no message at all could be read, and each would be set aside."""
+    if given is None:
+        return
+    called = f"{name} is called with {payload} and a SerializationContext"
+    if not callable(given):
+        raise TypeError(f"{called}: give such an object, not {given!r}")
+    try:
+        signature = inspect.signature(given)
+    except (TypeError, ValueError):  # of some functions in C nobody knows it
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as exc:
+        raise TypeError(f"{called}, and takes {signature}: {exc}. Give lambda data, context: ... around it.") from None

@@ -297,7 +297,7 @@ class AtLeastOnce:
         if messages:
             try:
                 self._reading.check(messages[0])
-                send(handler(messages, *connection))
+                send(handler(list(messages), *connection))
             except Exception as error:  # noqa: BLE001 - as above
                 self._forgive(error)
                 return 0, Failed(len(messages), error)

@@ -197,7 +197,7 @@ class AtMostOnce:
                 messages = self._readable(portion)
                 try:
                     if messages:
-                        self._send_all(call(messages), ready=ready)
+                        self._send_all(call(list(messages)), ready=ready)
                 except Exception as error:  # noqa: BLE001 - M04
                     self._dropped(messages, error)
 

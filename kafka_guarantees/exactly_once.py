@@ -273,7 +273,7 @@ class ExactlyOnce:
         messages = messages[: self._reading.readable(messages)] or messages[:1]
         try:
             self._reading.check(messages[0])
-            records = call(messages)
+            records = call(list(messages))
             return Outputs(records, [len(records)], len(messages)), None
         except Exception as error:  # noqa: BLE001 - as above
             return Outputs((), (), 0), Failed(len(messages), error)

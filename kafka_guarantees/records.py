@@ -107,10 +107,10 @@ def _subclassed(cls: type[T], parts: tuple[object, ...]) -> T:
 
 
 Records = Iterable[Record] | Record | None
-Handler = Callable[["Message"], Records]
-BatchHandler = Callable[["Sequence[Message]"], Records]
-InboxHandler = Callable[["Message", Any], Records]  # with the connection of the inbox
-InboxBatchHandler = Callable[["Sequence[Message]", Any], Records]
+Handler = Callable[["Message[Any, Any]"], Records]  # of whatever deserializers make of key and value
+BatchHandler = Callable[["list[Message[Any, Any]]"], Records]
+InboxHandler = Callable[["Message[Any, Any]", Any], Records]  # with the connection of the inbox
+InboxBatchHandler = Callable[["list[Message[Any, Any]]", Any], Records]
 
 
 def pairs(headers: Headers) -> list[tuple[str, Payload]]:

@@ -142,6 +142,14 @@ def batch_yields(messages: Sequence[Message]) -> Iterable[Record]:
     return (Record("out", message.value()) for message in messages)
 
 
+def of_what_was_deserialized(message: Message[str, dict[str, int]]) -> Record:
+    return Record("out", message.value())
+
+
+def batch_as_a_list(messages: list[Message]) -> None:
+    messages.reverse()
+
+
 class Service:
     """A bound method is a handler too."""
 
@@ -188,6 +196,8 @@ def at_most_once() -> None:
         kafka.stop()
         kafka.close(timeout=3)
         kafka.run(["in"], may_return)
+        kafka.run(["in"], of_what_was_deserialized)
+        kafka.run_batches(["in"], batch_as_a_list)
         kafka.run(["in"], batch_of_nothing)  # type: ignore[arg-type]
         kafka.produce("t", message_id="1")  # type: ignore[call-arg]  # for a reader who cannot see repeats, it has no use
     AtMostOnce(ONLY_TEXT)

@@ -73,8 +73,8 @@ class PreflightReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is unsafe. What could not be asked does not count: see ``cluster_id`` and the findings."""
-        return not self._unsafe()
+        """Whether a broker answered, and nothing is unsafe. What else could not be asked does not count: see the findings."""
+        return self.cluster_id is not None and not self._unsafe()
 
     def raise_if_unsafe(self) -> None:
         """Raise one error that names everything unsafe.
