@@ -25,7 +25,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from ._client import Callbacks, Caller, Handle
 from ._collector import collector_rests
-from ._offsets import Membership, Partition, membership, next_offsets
+from ._offsets import Membership, Partition, membership, named, next_offsets
 from .errors import (
     NO_TOPIC,
     BrokerError,
@@ -682,6 +682,7 @@ class GroupConsumer(Handle):
             self._rebalances += 1
             new = {(p.topic, p.partition) for p in partitions}
             self._owned |= new
+            log.info("group %r has assigned %s", self._settings.group_id, named(new))
             if self._closing:
                 return  # revoked in the next moment: confluent-kafka accepts them
             places = self._placed(new)
@@ -720,6 +721,7 @@ class GroupConsumer(Handle):
             self._settle()  # before the partitions are given away
             self._rebalances += 1
             gone = {(p.topic, p.partition) for p in partitions}
+            log.info("group %r has %s %s", self._settings.group_id, "given away" if lost else "revoked", named(gone))
             if lost and self.trail is not None:
                 self.trail.lost(gone)
             raw.resume(partitions)  # librdkafka keeps a pause, and would read nothing once they are assigned again
@@ -764,6 +766,7 @@ class GroupConsumer(Handle):
     # -- joining and leaving ------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
+        log.info("joining group %r for %s", self._settings.group_id, ", ".join(self._topics))
         heard = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
         callbacks = {name: _weakly(method) for name, method in heard.items()}
         # beside the main thread for the same reason as in make()
@@ -793,6 +796,7 @@ class GroupConsumer(Handle):
             self._caller.end()
 
     def _leave(self) -> None:
+        log.info("leaving group %r", self._settings.group_id)
         deadline = time.monotonic() + CLOSING
         self._closing = True
 

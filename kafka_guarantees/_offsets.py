@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 from confluent_kafka import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from confluent_kafka import Message
 
@@ -68,6 +68,26 @@ def not_before(messages: Sequence[Message], marks: dict[Partition, int]) -> Sequ
         return messages
     late = [m for m in consumed if m.offset() >= marks.get((m.topic(), m.partition()), 0)]
     return cast("Sequence[Message]", late)
+
+
+def named(partitions: Iterable[Partition]) -> str:
+    """Partitions for a log line, however many they are: ``orders 0-3,7; payments 0``."""
+    numbers: dict[str, list[int]] = {}
+    for topic, number in sorted(partitions):
+        numbers.setdefault(topic, []).append(number)
+    return "; ".join(f"{topic} {','.join(_runs(found))}" for topic, found in numbers.items()) or "nothing"
+
+
+def _runs(numbers: list[int]) -> Iterator[str]:
+    """Ascending numbers, with those that follow one another as ``0-3``."""
+    first = last = numbers[0]
+    for number in [*numbers[1:], None]:
+        if number == last + 1:
+            last = number
+            continue
+        yield str(first) if first == last else f"{first}-{last}"
+        if number is not None:
+            first = last = number
 
 
 class Membership(NamedTuple):

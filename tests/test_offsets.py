@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kafka_guarantees._offsets import Membership, membership, next_offsets, not_before
+from kafka_guarantees._offsets import Membership, membership, named, next_offsets, not_before
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,3 +227,17 @@ def test_continuing_is_an_order(first: Membership, second: Membership, third: Me
         assert third.continues(first)
     if second.continues(first) and first.continues(second):
         assert first == second
+
+
+@pytest.mark.parametrize(
+    ("partitions", "text"),
+    [
+        ([], "nothing"),
+        ([("t", 3)], "t 3"),
+        ([("t", 2), ("t", 0), ("t", 1), ("t", 7), ("a", 10), ("a", 9)], "a 9-10; t 0-2,7"),
+        ([("t", number) for number in range(500)], "t 0-499"),
+    ],
+)
+def test_partitions_are_named_in_a_line(partitions: list[tuple[str, int]], text: str) -> None:
+    """A log line of 500 partitions is as long as one of two."""
+    assert named(partitions) == text
