@@ -46,7 +46,7 @@ from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer, raise_failures
 from ._recognition.claims import Work
 from ._recognition.message_ids import entries_of, entry_of
-from ._recognition.options import BY_HEADER, MESSAGE_ID, Recognition
+from ._recognition.options import BY_HEADER, Recognition
 from ._recognition.patience import patiently
 from ._recognition.portions import Portions
 from ._recognition.topics import TopicIds
@@ -54,7 +54,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._trail import AGAIN, Portion, Trail
 from .errors import AuthorizationError, BrokerError, DeliveryError, DeliveryUnknown, PartitionFenced, StoreUnavailable
-from .records import Record, RecordRefused, check_handler, leave, pairs, records_in
+from .records import Record, RecordRefused, check_handler, leave, records_in, with_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -797,7 +797,7 @@ class AtLeastOnce:
         if self._lifecycle.closed or self._lifecycle.forked:
             self._lifecycle.check()
         if message_id is not None:
-            headers = [*pairs(headers), (MESSAGE_ID, message_id)] if headers else [(MESSAGE_ID, message_id)]
+            headers = with_id(headers, message_id)
         if self._writing.needed:
             record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
             record = self._writing.serialize(record)

@@ -219,6 +219,17 @@ STOPS = {
     KafkaError.INVALID_MSG: _DAMAGED,
 }
 
+# The group has changed, or this member is not one any more: the run goes on, and asks where.
+_REBALANCED = frozenset(
+    {
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.UNKNOWN_MEMBER_ID,
+        KafkaError.REBALANCE_IN_PROGRESS,
+        KafkaError.FENCED_MEMBER_EPOCH,
+        KafkaError.STALE_MEMBER_EPOCH,
+    }
+)
+
 INSTANCE = frozenset({KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID})
 
 # What says that a topic, or its partition, is not there.
@@ -312,7 +323,8 @@ def broker_failure(error: KafkaError, doing: str, safe: str, **names: str | Coll
     if acl:
         return AuthorizationError(f"{doing} was refused ({describe(error)}). Grant {acl}. {safe}")
     kind = FencedError if code in INSTANCE else BrokerError
-    return kind(f"{doing} failed ({describe(error)}). {safe} {STOPS.get(code, _LOOK)}")
+    advice = _NOTHING_TO_DO if code in _REBALANCED else STOPS.get(code, _LOOK)
+    return kind(f"{doing} failed ({describe(error)}). {safe} {advice}")
 
 
 def _grant(operation: str, resource: str, names: Collection[str]) -> str:
@@ -325,6 +337,7 @@ def _grant(operation: str, resource: str, names: Collection[str]) -> str:
 
 
 _LOOK = "Look whether the brokers are up and can be reached."
+_NOTHING_TO_DO = "The group has assigned its partitions anew meanwhile. Look for members that come and go, if it happens often."
 
 
 def _behind(error: KafkaError) -> KafkaError:

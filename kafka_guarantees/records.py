@@ -28,6 +28,7 @@ log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
 
+MESSAGE_ID = "message-id"  # the header that carries the id of a logical message through every retry (D06)
 LOST = 2.0  # seconds after which a report that should have come counts as lost; a record may be noted for 1 s and not sent
 
 Payload = Union[bytes, bytearray, memoryview, str, None]  # noqa: UP007 - an alias is evaluated, also in 3.10
@@ -59,6 +60,7 @@ class Record(_Unfrozen):
         headers: pairs, or a dict, of name and value.
         partition: number of the partition; ``None`` lets the key decide.
         timestamp: milliseconds since the epoch, above 0; ``None`` is the time of producing.
+        message_id: written to the header ``message-id``, by which a reader can tell a repeat.
     """
 
     __slots__ = ()
@@ -79,7 +81,10 @@ class Record(_Unfrozen):
         headers: Headers = None,
         partition: int | None = None,
         timestamp: int | None = None,
+        message_id: str | bytes | None = None,
     ) -> Self:
+        if message_id is not None:
+            headers = with_id(headers, message_id)
         # one for each message that is handled: a frozen dataclass's own way, object.__setattr__, takes three times as long
         if cls is not Record:
             return _subclassed(cls, (headers, key, partition, timestamp, topic, value))
@@ -118,6 +123,11 @@ def pairs(headers: Headers) -> list[tuple[str, Payload]]:
     if headers.__class__ is list:
         return headers
     return list(headers.items() if isinstance(headers, Mapping) else headers or ())
+
+
+def with_id(headers: Headers, message_id: str | bytes) -> list[tuple[str, Payload]]:
+    """Headers with the id of a message behind them."""
+    return [*pairs(headers), (MESSAGE_ID, message_id)] if headers else [(MESSAGE_ID, message_id)]
 
 
 def check_handler(handler: object, arguments: int) -> None:

@@ -197,6 +197,14 @@ def test_the_class_of_a_failure_depends_on_its_code_alone(code: int, flags: tupl
     assert type(failure) is (DeliveryError if code in REFUSED_THIS_TIME | NOT_SENT_THIS_TIME else DeliveryUnknown)
 
 
+@pytest.mark.parametrize("code", [E.ILLEGAL_GENERATION, E.UNKNOWN_MEMBER_ID, E.STALE_MEMBER_EPOCH])
+def test_a_rebalance_is_not_blamed_on_the_brokers(code: int) -> None:
+    """They are up, and have answered."""
+    text = str(broker_failure(KafkaError(code), "committing offsets", "They may or may not be committed."))
+    assert "assigned its partitions anew" in text
+    assert "brokers are up" not in text
+
+
 def test_the_same_record_is_not_tried_again_where_it_must_fail_again() -> None:
     """A transaction that is aborted for such a record, and begun again with it, never ends."""
     assert {code for code in CODES if futile(KafkaError(code))} == REFUSED_THIS_TIME

@@ -60,6 +60,15 @@ def test_records_with_the_same_parts_are_equal() -> None:
     assert hash(Record("t", b"v")) == hash(Record("t", b"v"))
 
 
+@pytest.mark.parametrize("headers", [None, [("a", b"1")], {"a": b"1"}])
+def test_the_id_of_a_record_is_its_last_header(headers: Headers) -> None:
+    """D06: where readers look for it by default, behind its own headers, in a copy of the record too."""
+    record = Record("t", b"v", headers=headers, message_id="id-1")
+    assert checked_headers(record.headers) == [*(checked_headers(headers) or []), ("message-id", b"id-1")]
+    assert pickle.loads(pickle.dumps(record)) == record
+    assert Record("t", b"v", headers=headers).headers is headers
+
+
 def test_a_record_does_not_change() -> None:
     """A record that a handler has returned cannot be altered behind the producer's back."""
     with pytest.raises(dataclasses.FrozenInstanceError):

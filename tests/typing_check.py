@@ -171,7 +171,7 @@ def records() -> None:
     assert_type(record.timestamp, "int | None")
     Record("t")
     Record("t", None, bytearray(b"k"), headers=[("a", memoryview(b"x"))])
-    Record(topic="t", value="v", key=None)
+    Record(topic="t", value="v", key=None, message_id="order-1-booked")
     Record("t", b"v", b"k", {"a": b"1"})  # type: ignore[call-arg]  # headers are given by name
     Record("t", {"price": 5}, 7)  # for the serializers of the client; without them it is refused when it is produced
     Record("t", headers={1: b"x"})  # type: ignore[dict-item]

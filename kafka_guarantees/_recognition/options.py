@@ -12,6 +12,7 @@ from .._places import Stored
 from ..dedup.contract import Source, Takeover
 from ..dedup.ids import header
 from ..errors import DurabilityWarning, UnsafeConfigError
+from ..records import MESSAGE_ID
 from .claims import Claims, OnStoreError
 from .message_ids import MessageIds, OnMissingId
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
-MESSAGE_ID = "message-id"  # the header that carries the id of a logical message through every retry (D06)
 BY_HEADER: Final = header(MESSAGE_ID)
 COUNTED = ("duplicate", "taken over", "waited for", "unprotected", "lost")  # see AtLeastOnce.dedup_counts
 SHORT = timedelta(hours=1)  # a relay that starts again, or a worker that was down, repeats older messages than that
