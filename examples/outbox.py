@@ -38,7 +38,7 @@ def relay(database: sqlite3.Connection, kafka: AtLeastOnce) -> None:
             kafka.produce(BOOKED, value, key, message_id=f"booked-{number}")  # after a crash the same event has the same id
         kafka.flush()  # raises where one was not acknowledged
         with database:
-            database.execute("DELETE FROM outbox WHERE id <= ?", (events[-1][0],))
+            database.executemany("DELETE FROM outbox WHERE id = ?", [event[:1] for event in events])
 
 
 with tempfile.TemporaryDirectory() as folder:

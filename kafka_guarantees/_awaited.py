@@ -1,19 +1,21 @@
 """Deliveries that coroutines wait for: one thread for all of them serves librdkafka, and tells their event loops.
 
 Rules.
-* The thread is there while something is awaited. It holds the producer for as long, and no longer.
+* The thread is there while something is awaited, and a moment longer. It holds the producer for as long.
 * An event loop is never held up: nothing here waits in its thread.
+* Nothing depends on there being one thread only: where it is not known to be at work, another one begins.
 """
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import time
 from contextlib import suppress
 from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from ._threads import start
+from ._threads import Flag
 from .records import LOST
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     Wait = Callable[[Delivery, float], None]
 
 LOOK = 0.05  # seconds until an awaited delivery that was cancelled is let go of
+LINGER = 1.0  # seconds without anything to wait for until the thread ends: to begin one takes a while
+NEVER = float("-inf")
+SILENT = 5.0  # seconds without a sign of it until it counts as gone
 
 
 class _One(NamedTuple):
@@ -36,7 +41,7 @@ class _One(NamedTuple):
 
     def tell(self, error: BaseException | None = None) -> None:
         with suppress(RuntimeError):  # its event loop is closed
-            self.loop.call_soon_threadsafe(_settle, self.future, error)
+            self.loop.call_soon_threadsafe(_settle, self.future, None if self.delivery.done else error)
 
 
 class Awaited:
@@ -44,7 +49,8 @@ class Awaited:
 
     def __init__(self) -> None:
         self._ones: list[_One] = []
-        self._working = False
+        self._alive = NEVER  # when the thread has last looked
+        self._more = Flag()
         self._lock = Lock()
 
     def future(self, delivery: Delivery, patience: float, wait: Wait) -> asyncio.Future[None]:
@@ -54,41 +60,63 @@ class Awaited:
             delivery: on its way.
             patience: seconds after which its record must have been settled.
             wait: serves librdkafka for a moment.
+
+        Raises:
+            RuntimeError: the system has no thread left.
         """
         loop = asyncio.get_running_loop()
         one = _One(delivery, time.monotonic() + patience + LOST, loop, loop.create_future())
         with self._lock:
             self._ones.append(one)
-            begin, self._working = not self._working, True
-        if begin:
+            gone = time.monotonic() - self._alive > SILENT
+            if gone:
+                self._alive = time.monotonic()
+        self._more.set()
+        if gone:
             try:
-                start(self._work, wait, name="kafka-guarantees-await")
-            except BaseException:
-                self._working = False  # two of them do no harm
+                _thread.start_new_thread(self._work, (wait,))  # not start(): that would wait until it runs
+            except RuntimeError as error:
+                with self._lock:
+                    ones, self._ones, self._alive = self._ones, [], NEVER
+                for other in ones:
+                    if other is not one:  # who called hears it now, and nobody will ask this future
+                        other.tell(error)
                 raise
         return one.future
 
     def _work(self, wait: Wait) -> None:
         while True:
             with self._lock:
+                self._alive = time.monotonic()
                 waiting = [one for one in self._ones if not (one.delivery.done or one.future.done())]
                 over, self._ones = [one for one in self._ones if one.delivery.done], waiting
-                self._working = bool(waiting)
+                self._more = more = Flag()
             for one in over:
                 one.tell()
-            if not waiting:
-                return
-            try:
-                wait(waiting[0].delivery, LOOK)
-            except BaseException as error:  # noqa: BLE001 - for those who wait: nobody serves them any more
+            if waiting:
+                self._serve(waiting, wait)
+            elif not more.wait(LINGER):
                 with self._lock:
-                    self._ones = [one for one in self._ones if one not in waiting]
-                for one in waiting:
-                    one.tell(error)
-            now = time.monotonic()
-            for one in waiting:
-                if now > one.deadline and not one.delivery.done:
-                    one.delivery._lost()
+                    if not self._ones:
+                        self._alive = NEVER
+                        return
+
+    def _serve(self, waiting: list[_One], wait: Wait) -> None:
+        try:
+            wait(waiting[0].delivery, LOOK)
+        except BaseException as error:  # noqa: BLE001 - for those who wait: nobody serves them any more
+            self._fail(waiting, error)
+        now = time.monotonic()
+        for one in waiting:
+            if now > one.deadline and not one.delivery.done:
+                one.delivery._lost()
+
+    def _fail(self, ones: list[_One], error: BaseException) -> None:
+        failed = {id(one) for one in ones}
+        with self._lock:
+            self._ones = [one for one in self._ones if id(one) not in failed]
+        for one in ones:
+            one.tell(error)
 
 
 def _settle(future: asyncio.Future[None], error: BaseException | None) -> None:

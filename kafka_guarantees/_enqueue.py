@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 AS_IT_IS = frozenset({bytes, str, type(None)})  # what librdkafka takes for a key or a value
 SLICE = 0.1  # seconds that serving callbacks waits at a time, so that a stop is noticed
+SHORT = 0.002  # seconds of the first of these slices, so that a short patience is not exceeded by much
+NOT_AT_ALL = -1.0  # seconds that were waited: whoever has no patience may look once
 KNOWING = 1.0  # seconds that the partitions of a topic are asked for
 
 
@@ -107,7 +109,7 @@ def enqueue(
     if key.__class__ not in AS_IT_IS:
         key = _payload(key, "key")
     partition, timestamp = record.partition, record.timestamp
-    if partition is not None and topic not in known and patient(0):
+    if partition is not None and topic not in known and patient(0.0):
         known.add(topic)  # once: who produces while no broker answers must not wait for each record
         with suppress(KafkaException):  # no answer: then it is said later
             raw.list_topics(topic, KNOWING)
@@ -127,12 +129,13 @@ def _when_there_is_room(
     patient: Callable[[float], bool],
     serve: Callable[[Callable[[], object]], object],
 ) -> None:
-    started = time.monotonic()
-    while patient(time.monotonic() - started):
-        serve(partial(raw.poll, SLICE))
+    started, pause = time.monotonic(), 0.0  # at first only what has been reported already makes room
+    while patient(time.monotonic() - started if pause else NOT_AT_ALL):
+        serve(partial(raw.poll, pause))
         with suppress(BufferError):
             raw.produce(*arguments)
             return
+        pause = min(SLICE, max(SHORT, (time.monotonic() - started) / 4))
     raise DeliveryError(
         f"a record for topic {arguments[0]!r} was not sent: the producer's queue stayed full. The brokers take "
         "records more slowly than they are produced, or not at all."

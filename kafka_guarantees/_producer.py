@@ -87,7 +87,8 @@ class PlainProducer(Handle):
         self._turns = Turns()
         self._awaited = Awaited()
         self._rarely = Rarely()
-        self._asked: deque[KafkaGuaranteesError] = deque(maxlen=ASKED)  # failures that were waited for in vain
+        self._asked: dict[Delivery, None] = {}  # that have failed, and had been waited for in vain
+        self._forgotten: list[None] = []  # one for each of these that there was no room for
         self.begin()
         self._closing = Flag()
         start(_serve_idle, weakref.ref(self), self._closing, name="kafka-guarantees-serve")
@@ -373,20 +374,31 @@ class PlainProducer(Handle):
         if forget:
             self.unacknowledged.difference_update(failed)
         if asked:
-            found += self._asked
+            late = list(self._asked)
+            found += [delivery._failure for delivery in late if delivery._failure is not None]
+            found += found[-1:] * len(self._forgotten)  # that is how many there were
             if forget:
-                self._asked.clear()
+                for delivery in late:
+                    self._asked.pop(delivery, None)
+                self._forgotten.clear()
         return found + not_written
 
     def forget_asked(self) -> None:
         """Log failures that somebody has waited for in vain, and keep some for flush(): the next record is not to pay."""
         failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None and delivery.asked]
         for delivery in failed:
-            if delivery._failure is not None:
-                self._asked.append(delivery._failure)
+            if len(self._asked) < ASKED:
+                self._asked[delivery] = None
+            else:
+                self._forgotten.append(None)
             if self._rarely(str(delivery._failure)):
                 log.warning("%s It had been waited for in vain.", delivery._failure)
         self.unacknowledged.difference_update(failed)
+
+    def looked_at(self, delivery: Delivery) -> None:
+        """Somebody has been told of its failure."""
+        self.unacknowledged.discard(delivery)
+        self._asked.pop(delivery, None)
 
     def forgive(self, error: Exception) -> None:
         """What was refused with this exception counts as looked at."""

@@ -212,8 +212,8 @@ def _check(name: str, given: object, payload: str) -> None:
     if not callable(given):
         raise TypeError(f"{called}: give such an object, not {given!r}")
     try:
-        signature = inspect.signature(given)
-    except (TypeError, ValueError):  # of some functions in C nobody knows it
+        signature = inspect.signature(given, follow_wrapped=False)  # what is called, and not what a decorator has wrapped
+    except Exception:  # noqa: BLE001 - of some functions in C nobody knows it, nor where an annotation cannot be evaluated
         return
     try:
         signature.bind(None, None)

@@ -839,6 +839,7 @@ class AtLeastOnce:
         # in a run only the run forgets them: it must not commit past them, whoever saw them
         forget = not self._lifecycle.in_other_hands
         posted = ends_run or not self._lifecycle.in_run  # also a handler that flushes: these may be of an earlier batch
+        asked = asked and not ends_run  # these are of no message of a run: they had been let go of outside of it
         raise_failures(self._producer.failures(forget=forget, posted=posted, asked=asked), left, safe)
 
     # -- ending -------------------------------------------------------------------------------------------------------

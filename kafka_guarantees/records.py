@@ -229,6 +229,7 @@ class _Server(Protocol):
 
     def wait_for(self, delivery: Delivery, timeout: float) -> None: ...
     def future_of(self, delivery: Delivery) -> Future[None]: ...
+    def looked_at(self, delivery: Delivery) -> None: ...
 
 
 class Delivery:
@@ -283,7 +284,7 @@ class Delivery:
                 )
             self._producer.wait_for(self, left)
         if self._failure is not None:
-            self._producer.unacknowledged.discard(self)  # looked at
+            self._producer.looked_at(self)
             raise self._failure
         return self
 
@@ -294,8 +295,11 @@ class Delivery:
             CancelledError: as by ``asyncio.wait_for(delivery, seconds)``; the record is still on its way.
         """
         if not self.done:
-            self._asked = True  # until it is known: who cancels this has waited in vain
-            yield from self._producer.future_of(self)
+            try:
+                yield from self._producer.future_of(self)
+            except BaseException:
+                self._asked = True
+                raise
         return self.result(0)
 
     @property

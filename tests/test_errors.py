@@ -380,6 +380,9 @@ def refused_by_the_report() -> BaseException:
         def future_of(self, delivery: Delivery) -> Any:
             raise NotImplementedError
 
+        def looked_at(self, delivery: Delivery) -> None:
+            """It is not kept."""
+
     delivery = Delivery("t", Server())
     delivery(KafkaError(E._MSG_TIMED_OUT), Message(topic="t"))
     with pytest.raises(DeliveryUnknown) as caught:

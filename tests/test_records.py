@@ -262,6 +262,9 @@ class Server:
     def future_of(self, delivery: Delivery) -> Any:
         raise NotImplementedError
 
+    def looked_at(self, delivery: Delivery) -> None:
+        self.unacknowledged.discard(delivery)
+
     def wait_for(self, _delivery: Delivery, timeout: float) -> None:
         assert timeout > 0  # librdkafka would wait without a limit
         self.looks += 1

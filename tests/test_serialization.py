@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -238,7 +239,19 @@ def test_a_function_that_can_read_no_message_is_refused_at_once(option: str) -> 
             given: dict[str, Any] = {option: bad}
             with pytest.raises(TypeError, match=rf"{option} is called with .* a SerializationContext, and takes .*lambda data"):
                 kind(config, **given)
-        for good in (lambda data, context: data, lambda data, context=None, *more: data, StringDeserializer(), str, Mock()):
+
+        def adapted(data: Any, _context: object) -> Any:
+            return json.loads(data)
+
+        decorated = functools.wraps(json.loads)(adapted)
+        for good in (
+            decorated,
+            lambda data, context: data,
+            lambda data, context=None, *more: data,
+            StringDeserializer(),
+            str,
+            Mock(),
+        ):
             given = {option: good}
             kind(config, **given).close(0.1)
 
