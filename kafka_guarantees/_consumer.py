@@ -280,7 +280,7 @@ class GroupConsumer(Handle):
         if self._rebalances != before:
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
             messages = []
-        if self._waiting or self._unplaced:
+        if self._waiting or self._unplaced or self._stray:
             messages = self._without_moved(messages)
         if not messages:
             return None
@@ -796,6 +796,8 @@ class GroupConsumer(Handle):
             self._caller.end()
 
     def _leave(self) -> None:
+        if self.raw is None:
+            return  # what interrupted a rejoin is not to be hidden
         log.info("leaving group %r", self._settings.group_id)
         deadline = time.monotonic() + CLOSING
         self._closing = True

@@ -48,8 +48,8 @@ class Places:
     Args:
         group: its id.
         start: where it begins if it has no committed offset.
-        once: nothing may be handled twice. Partitions are added behind the last one: so one without an offset before one that
-            has one is not new, its offset expired or was deleted, and it is read from its end.
+        once: nothing may be handled twice. So with ``"latest"`` a partition without an offset is read from its end, if it was
+            there when its topic was first seen here: its offset may have expired, or another member decides at the same time.
 
     Attributes:
         stored: where offsets are, if not with the group.
@@ -65,6 +65,7 @@ class Places:
         self._reset = f"with kafka-consumer-groups.sh --group {group} --reset-offsets"
         self._start = start
         self._once = once
+        self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
 
     @property
@@ -97,6 +98,9 @@ class Places:
         wanted = [TopicPartition(*partition) for partition in partitions]
         if not wanted:
             return []
+        if self._once and self._start == "latest":
+            for topic in {place.topic for place in wanted} - self._counts.keys():
+                self._counts[topic] = len(_numbers(topic, ask))
         committed: list[TopicPartition] = ask(lambda raw, within: raw.committed(wanted, within))
         for place in committed:
             if place.error is not None:
@@ -134,27 +138,25 @@ class Places:
                     "ran. Nothing was committed. Going on from the start would repeat messages, from the end lose them: "
                     f"decide, and set it {self._reset}."
                 )
-        last: dict[str, int | None] = {}
-        if self._start == "latest":
-            last = {topic: self._last(topic, ask) for topic in {place.topic for place in fresh}}
-        at_end = [place for place in fresh if place.topic in last and self._old(place.partition, last[place.topic])]
+        new = set() if self._start == "earliest" else {t for t in {place.topic for place in fresh} if not self._knows(t, ask)}
+        at_end = [p for p in fresh if p.topic in new or p.partition < self._counts.get(p.topic, 0)]
         at_beginning = [place for place in fresh if place not in at_end]
         for places, edge in ((at_beginning, OFFSET_BEGINNING), (at_end, OFFSET_END)):
             for place, offset in zip(places, _edges(places, edge, ask), strict=True):
                 place.offset = offset
 
-    def _old(self, number: int, last: int | None) -> bool:
-        """Whether a partition without an offset was there when the group began to read its topic; ``last``: see ``_last``.
+    def _knows(self, topic: str, ask: Ask) -> bool:
+        """Whether the group has read this topic before.
 
-        One that was added since must not be read from its end: its first messages would be skipped (C11).
+        Then a partition without an offset was added since, and its first messages must not be skipped (C11).
         """
-        return last is None or (self._once and number < last)
+        committed = self.committed([(topic, number) for number in _numbers(topic, ask)], ask)
+        return any(place.offset != OFFSET_INVALID for place in committed)
 
-    def _last(self, topic: str, ask: Ask) -> int | None:
-        """The last partition of a topic of which the group has an offset. None: it has not read the topic before."""
-        numbers = ask(lambda raw, within: raw.list_topics(topic, timeout=within)).topics[topic].partitions
-        committed = self.committed([(topic, number) for number in numbers], ask)
-        return max((place.partition for place in committed if place.offset != OFFSET_INVALID), default=None)
+
+def _numbers(topic: str, ask: Ask) -> Sequence[int]:
+    """The partitions of a topic."""
+    return list(ask(lambda raw, within: raw.list_topics(topic, timeout=within)).topics[topic].partitions)
 
 
 def _edges(places: Sequence[TopicPartition], edge: int, ask: Ask) -> list[int]:

@@ -369,7 +369,8 @@ class AtLeastOnce:
                     work = claimed
                     del claimed  # it would keep its messages while the next ones are fetched
                     while work.messages:
-                        done, until = 0, time.monotonic() + COMMIT_EVERY
+                        done, began = 0, time.monotonic()
+                        until = began + COMMIT_EVERY
                         try:
                             for message in work.fresh[: self._reading.readable(work.fresh)]:
                                 yield message
@@ -382,6 +383,7 @@ class AtLeastOnce:
                             self._lifecycle.leave(LEAVING)
                             self._finish(consumer, batch, work, done)
                             raise
+                        pace.took(done, time.monotonic() - began)
                         if not self._finish(consumer, batch, work, done, to_the_end=True):
                             break
                         work = work.rest(done)
@@ -615,7 +617,8 @@ class AtLeastOnce:
 
     def _must_poll(self, batch: Batch, pace: Pace) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
-        late = time.monotonic() - batch.taken > pace.late  # also before claims lapse
+        now = time.monotonic()
+        late = now - batch.fetched > pace.late or now - batch.taken > self._settings.max_poll_interval / 2  # claims lapse
         return late or self._lifecycle.stopping
 
     def _finish(self, consumer: GroupConsumer, batch: Batch, work: Work, handled: int, *, to_the_end: bool = False) -> bool:

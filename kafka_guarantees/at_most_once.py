@@ -24,6 +24,8 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from confluent_kafka import KafkaException
+
 from ._apart import Apart, ended_after
 from ._consumer import GroupConsumer, check_run
 from ._failures import Failures, GaveUp
@@ -35,7 +37,7 @@ from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
-from .errors import AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError
+from .errors import REBALANCED, AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError, kafka_error
 from .records import Record, check_handler, leave, records_in
 
 if TYPE_CHECKING:
@@ -66,8 +68,8 @@ class AtMostOnce:
     Args:
         config: librdkafka's properties, for both sides. See ``explain()`` for what is set on top.
         start: where a group without committed offsets begins. ``"latest"`` is the only start that can never handle a message
-            twice: ``"earliest"`` repeats everything once the group's offsets have expired or were deleted (M05). Where only the
-            offset of a topic's last partition is gone, that cannot be told from one that was added.
+            twice: ``"earliest"`` repeats everything once the group's offsets have expired or were deleted (M05). So a partition
+            without an offset is read from its end, unless it was added to its topic while this client was there.
         on_error: called with a message and the exception that the handler raised for it; by default it is logged.
         retry: refused: a second attempt is a second handling.
         dead_letter: topic for messages that could not be handled, or read. Copies are sent at most once, like all records.
@@ -293,7 +295,10 @@ class AtMostOnce:
             raise
         except BrokerError as exc:
             log.warning("%s Nothing of this batch was handled; the brokers are asked what is committed.", exc)
-            self._stray = "a commit may or may not have arrived"
+            if refused(exc) and not sent_twice(time.monotonic() - began, self._commits, self._settings.retry_backoff):
+                consumer.rewind(batch.messages)  # the one request there was; to join anew would only make others be refused
+            else:
+                self._stray = "a commit may or may not have arrived"
             return False
         seconds = time.monotonic() - began
         if sent_twice(seconds, self._commits, self._settings.retry_backoff):
@@ -449,6 +454,12 @@ def next_size(handled: int, size: int, seconds: float, limit: int) -> int:
     if seconds > PORTION:
         return max(1, min(limit, int(handled * PORTION / seconds)))
     return min(limit, 2 * size) if handled == size else size
+
+
+def refused(error: BrokerError) -> bool:
+    """Whether the group has refused a commit, because it has assigned partitions anew."""
+    cause = error.__cause__
+    return isinstance(cause, KafkaException) and kafka_error(cause).code() in REBALANCED
 
 
 def sent_twice(seconds: float, recent: Collection[float], backoff: float) -> bool:

@@ -220,7 +220,7 @@ STOPS = {
 }
 
 # The group has changed, or this member is not one any more: the run goes on, and asks where.
-_REBALANCED = frozenset(
+REBALANCED = frozenset(
     {
         KafkaError.ILLEGAL_GENERATION,
         KafkaError.UNKNOWN_MEMBER_ID,
@@ -323,7 +323,7 @@ def broker_failure(error: KafkaError, doing: str, safe: str, **names: str | Coll
     if acl:
         return AuthorizationError(f"{doing} was refused ({describe(error)}). Grant {acl}. {safe}")
     kind = FencedError if code in INSTANCE else BrokerError
-    advice = _NOTHING_TO_DO if code in _REBALANCED else STOPS.get(code, _LOOK)
+    advice = _NOTHING_TO_DO if code in REBALANCED else STOPS.get(code, _LOOK)
     return kind(f"{doing} failed ({describe(error)}). {safe} {advice}")
 
 

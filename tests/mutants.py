@@ -375,9 +375,10 @@ def alo_says_acknowledged_at_once() -> None:
     """A delivery counts as done as soon as it is queued (P01, P04)."""
 
     @instead(PlainProducer, "deliver")
-    def _(_original: Any, self: Any, topic: Any, value: Any, key: Any, record: Any) -> Delivery:
+    def _(_original: Any, self: Any, topic: Any, *parts: Any) -> Delivery:
+        value, key, headers, partition, timestamp, _timeout = parts
         delivery = Delivery(topic, self)
-        self.send(Record(topic, value, key) if record is None else record)
+        self.send(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
         delivery.done = True
         return delivery
 

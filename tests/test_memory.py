@@ -107,10 +107,10 @@ def test_no_batch_is_kept_while_the_next_one_is_fetched(
     resting: list[bool] = []
     fetch = GroupConsumer.fetch
 
-    def counting(self: GroupConsumer, max_batch: int) -> Any:
+    def counting(self: GroupConsumer, max_batch: int, max_wait: float) -> Any:
         if handled:
             kept.append(alive(Message) - before)
-        return fetch(self, max_batch)
+        return fetch(self, max_batch, max_wait)
 
     def handler(messages: Any, *_connection: object) -> list[Record]:
         assert not rests()
