@@ -5,17 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from tenacity import Retrying, stop_after_attempt, wait_fixed
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, Record, _failures
 from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._pace import Pace
 from kafka_guarantees._places import Places
+from kafka_guarantees._serialization import Reading
+from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._transactional import TransactionalProducer
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox, position
 
@@ -235,3 +239,78 @@ def test_a_commit_that_fails_between_single_messages_is_not_passed_over(
     assert set(copied) == {b"%02d" % number for number in range(10) if number != 4}
     assert b"04" in values(read_all(kafka.bootstrap, dead))
     assert committed(kafka.bootstrap, topic, topic) == [10]
+
+
+@broker
+def test_a_stray_start_is_heeded_by_the_next_fetch(kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """M02: it may have been committed while a batch was given back, or its partition waited for. A new member takes over."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, [b"1", b"2"])
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": topic, "transactional.id": topic}
+    settings = resolve(Guarantee.EXACTLY_ONCE, config)
+    lifecycle = Lifecycle("test")
+    with (
+        lifecycle.running(),
+        closing(GroupConsumer(settings, lifecycle, [topic], Places(topic, "earliest"), strict=True)) as one,
+    ):
+        first = next(one.batches(Pace(1, 60), None, Reading(None, None)))
+        member = one.membership()
+        assert member.active
+        one._stray = "for the test"
+        second = next(one.batches(Pace(1, 60), None, Reading(None, None)))
+        assert not one._stray
+        assert not one.membership().continues(member)
+    assert [message.value() for message in (*first.messages, *second.messages)] == [b"1"] * 2  # nothing was committed
+
+
+def test_what_interrupts_a_rejoin_is_not_hidden_by_its_end() -> None:
+    """Between the old client and the new one there is none: to close that is no error, and hides none."""
+    consumer = GroupConsumer.__new__(GroupConsumer)
+    consumer._lifecycle = SimpleNamespace(forked=False)  # type: ignore[assignment] # what it needs of it
+    consumer._caller = SimpleNamespace(end=lambda: None)  # type: ignore[assignment] # likewise
+    consumer.raw = None
+    consumer.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "stray"),
+    [(KafkaError.ILLEGAL_GENERATION, False), (KafkaError.STALE_MEMBER_EPOCH, False), (KafkaError._TRANSPORT, True)],
+)
+def test_a_commit_that_the_group_refused_is_no_reason_to_join_anew(code: int, stray: bool) -> None:  # noqa: FBT001
+    """M02: it did not arrive, and no copy of it can. To leave would make the group assign anew, and refuse others, for ever."""
+    client = AtMostOnce(DEAD)
+    rewound: list[object] = []
+
+    def refuses(_offsets: object) -> None:
+        raise BrokerError("refused") from KafkaException(KafkaError(code))
+
+    consumer: Any = SimpleNamespace(still_ours=lambda *_, **__: True, commit=refuses, rewind=rewound.append)
+    batch: Any = SimpleNamespace(topic=None, messages=("all of it",))
+    assert not client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
+    assert bool(client._stray) is stray
+    assert rewound == ([] if stray else [("all of it",)])
+    client.close()
+
+
+@broker
+def test_a_loop_fetches_what_it_gets_through(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C10: messages() learns its pace as run() does. Else all of a large batch would be fetched again every two seconds."""
+    topic, sizes = kafka_topic(), list[int]()
+    fill(kafka.bootstrap, topic, [b"x"] * 2000)
+    fetch = GroupConsumer.fetch
+
+    def fetching(consumer: GroupConsumer, *limits: Any) -> Batch | None:
+        batch = fetch(consumer, *limits)
+        sizes.append(0 if batch is None else len(batch.messages))
+        return batch
+
+    monkeypatch.setattr(GroupConsumer, "fetch", fetching)
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": topic}, preflight="off") as client:
+        for number, _message in enumerate(client.messages([topic])):
+            time.sleep(0.02)
+            if number == 250:
+                break
+    assert max(sizes) > 500
+    assert sum(sizes) < 3000
