@@ -107,7 +107,7 @@ class PlainProducer(Handle):
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
         return self.deliver(record.topic, record.value, record.key, record.headers, record.partition, record.timestamp)
 
-    def deliver(  # noqa: PLR0917 - it is called for each record, and names cost time
+    def deliver(  # noqa: C901, PLR0917 - it is called for each record, and calls and names cost time
         self,
         topic: str,
         value: Payload,
@@ -127,7 +127,10 @@ class PlainProducer(Handle):
             plain = partition is None and timestamp is None
             if plain and value.__class__ in AS_IT_IS and key.__class__ in AS_IT_IS:
                 try:
-                    raw.produce(topic, value, key, -1, delivery, None, 0, checked_headers(headers) if headers else None)
+                    if headers:
+                        raw.produce(topic, value, key, -1, delivery, None, 0, checked_headers(headers))
+                    else:
+                        raw.produce(topic, value, key, -1, delivery)
                 except BufferError:
                     self.send(Record(topic, value, key, headers=headers), delivery, timeout)
                 else:
@@ -168,7 +171,10 @@ class PlainProducer(Handle):
         try:
             if plain and value.__class__ in AS_IT_IS and key.__class__ in AS_IT_IS:
                 try:
-                    raw.produce(topic, value, key, -1, self._report, None, 0, checked_headers(headers) if headers else None)
+                    if headers:
+                        raw.produce(topic, value, key, -1, self._report, None, 0, checked_headers(headers))
+                    else:
+                        raw.produce(topic, value, key, -1, self._report)
                 except BufferError:
                     enqueue(raw, record, self._report, self._patient, self._known, serve=self._callbacks.serve)
             else:
