@@ -680,6 +680,7 @@ class Transaction:
         self._phase = "new"
         self._committed = False
         self._aborted: TransactionAborted | None = None  # raised by produce(), for a reason that is not the record's
+        self._left = False  # to the brokers, which did not answer: there is nothing to end
 
     def produce(
         self,
@@ -706,6 +707,8 @@ class Transaction:
         self._kafka._lifecycle.check_fork()
         if self._phase != "open":
             raise KafkaGuaranteesError(f"this transaction is {self._phase}: produce inside its `with` block. Nothing was sent.")
+        if self._aborted is not None:
+            raise self._aborted
         try:
             record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
             self._producer.produce([self._kafka._writing.serialize(record)])
@@ -722,6 +725,11 @@ class Transaction:
         except InDoubt as exc:
             self._producer.abort()
             raise TransactionAborted(f"the transaction could not begin: {exc}") from exc
+        except Abandoned as exc:
+            if self._consumer is None:
+                raise
+            self._aborted, self._left = TransactionAborted(f"the transaction could not begin: {exc}"), True
+            return self  # stop() was called: the iteration ends after this
         for letter in self._letters.values():
             self._set_aside(letter)
         return self
@@ -738,6 +746,8 @@ class Transaction:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
         self._phase = "over"
+        if self._left:
+            return error is self._aborted
         if error is None:
             try:
                 self._end()

@@ -690,7 +690,7 @@ def test_x16_transactions_come_to_a_size_that_fits_into_their_time(world: Callab
     assert len(here.output()) == 250
 
 
-@pytest.mark.parametrize("when", ["before", "inside"])
+@pytest.mark.parametrize("when", ["before", "between", "between, without a record", "inside"])
 def test_a_loop_that_is_stopped_ends_where_no_broker_answers(world: Callable[..., World], when: str) -> None:
     """As run() does: what is open is left to the brokers, and SIGTERM with stop() in it is no error of the process."""
     here = world()
@@ -703,8 +703,13 @@ def test_a_loop_that_is_stopped_ends_where_no_broker_answers(world: Callable[...
                 stack.enter_context(proxy.refuse())
                 threading.Timer(1.0, kafka.stop).start()
             for tx in kafka.transactions([here.source]):
+                if when.startswith("between"):
+                    stack.enter_context(proxy.refuse())
+                    time.sleep(0.5)  # the producer has seen it, and would be made anew
+                    threading.Timer(1.0, kafka.stop).start()
                 with tx:
-                    tx.produce(here.sink, b"x")
+                    if when != "between, without a record":
+                        tx.produce(here.sink, b"x")
                     if when == "inside":
                         stack.enter_context(proxy.refuse())
                         kafka.stop()

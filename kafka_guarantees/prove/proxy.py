@@ -216,6 +216,7 @@ class Proxy:
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()
         self._refusals = 0
+        self._accepted: set[socket.socket] = set()  # that nobody serves yet
         self._delays: list[tuple[float, Clients | None]] = []
         self._holds: list[Held] = []
         self._droppings: list[Dropping] = []
@@ -421,12 +422,15 @@ class Proxy:
         await self._close()
 
     async def _close(self) -> None:
+        for server in self._servers:
+            asyncio.get_running_loop().remove_reader(server)
+            server.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for server in self._servers:
-            server.close()
+        for accepted in self._accepted:
+            accepted.close()
         for held in self._holds:
             held._finish(Outcome(sent=False, error=None, detail="the proxy was closed before such a request came"))
         await asyncio.sleep(0)  # transports close their sockets in the loop's next round
@@ -447,22 +451,32 @@ class Proxy:
             server.setblocking(False)  # noqa: FBT003 - the socket module's own signature
             self._servers.append(server)
             self._ports[host, port] = server.getsockname()[1]
-            self._start(asyncio.get_running_loop().create_task(self._accept(server, (host, port))))
+            self._listen(server, (host, port))
         return _HERE, self._ports[host, port]
 
-    async def _accept(self, server: socket.socket, broker: Address) -> None:
+    def _listen(self, server: socket.socket, broker: Address) -> None:
+        if not self._stop.is_set():
+            asyncio.get_running_loop().add_reader(server, self._accept, server, broker)
+
+    def _accept(self, server: socket.socket, broker: Address) -> None:
+        """Not ``loop.sock_accept()``: where that is cancelled, what it has accepted is lost, and never closed."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                client, _ = await loop.sock_accept(server)
-            except OSError as exc:  # too many open files: the next one may find room
-                log.warning("a client of %s:%d was not accepted: %s", *broker, exc)
-                await asyncio.sleep(0.1)
-                continue
-            self._start(loop.create_task(self._serve(client, broker)))
+        try:
+            client, _ = server.accept()
+        except BlockingIOError:  # it has gone again
+            return
+        except OSError as exc:  # too many open files: the next one may find room
+            log.warning("a client of %s:%d was not accepted: %s", *broker, exc)
+            loop.remove_reader(server)
+            loop.call_later(0.1, self._listen, server, broker)
+            return
+        client.setblocking(False)  # noqa: FBT003 - as above
+        self._accepted.add(client)
+        self._start(loop.create_task(self._serve(client, broker)))
 
     async def _serve(self, accepted: socket.socket, broker: Address) -> None:
         client = await _Side.of(accepted)
+        self._accepted.discard(accepted)
         try:
             if self._refusals:
                 client.reset()
