@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import confluent_kafka
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import (
@@ -614,7 +614,14 @@ def test_an_inbox_that_lost_its_database_is_refused(
         with pytest.raises(OffsetsLost, match="another database, or an older state"):
             kafka.run([topic], effect, until_idle=1)
         consumer = Consumer({"bootstrap.servers": config["bootstrap.servers"], "group.id": config["group.id"]})
-        consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)  # as kafka-consumer-groups.sh does
+        left = time.monotonic()
+        while True:  # librdkafka does not wait until the group has let its member go
+            try:
+                consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)  # as kafka-consumer-groups.sh does
+                break
+            except KafkaException:
+                assert time.monotonic() < left + 3, "the member has not left: its session is six seconds"
+                time.sleep(0.05)
         consumer.close()
         kafka.run([topic], effect, until_idle=1)
     assert effects(path) == effects(empty) == ["a", "b"]
