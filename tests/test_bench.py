@@ -312,7 +312,7 @@ def test_an_echo_is_ready_then_copies_and_ends_in_time(
 ) -> None:
     """What comes after ``ready`` is copied, and what was copied is counted, also where fewer came than were asked for."""
     source, sink = kafka_topic(), kafka_topic()
-    asked = job(kafka, "echo", fresh, input=source, output=sink, guarantee=guarantee, seconds=2)
+    asked = job(kafka, "echo", fresh, input=source, output=sink, guarantee=guarantee, seconds=6)
     with Process(asked, tmp_path) as process:
         process.ready()
         assert len(read_all(kafka.bootstrap, sink)) == 0
