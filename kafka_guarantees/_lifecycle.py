@@ -12,6 +12,7 @@ Rules.
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
 import sys
@@ -28,6 +29,8 @@ from .errors import ForkedClientError, KafkaGuaranteesError
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from types import FrameType
+
+log = logging.getLogger("kafka_guarantees")
 
 T = TypeVar("T")
 Itself = Callable[[], "Generator[Any, None, None] | None"]  # the iteration that is running, while its user has it
@@ -184,6 +187,16 @@ class Lifecycle:
             iteration.close()
             return True
         return False
+
+
+def close_behind(error: BaseException | None, close: Callable[[], None]) -> None:
+    """Close a client whose ``with`` block is left, by an error perhaps: one of ``close()`` never hides that."""
+    try:
+        close()
+    except Exception:
+        if error is None:
+            raise
+        log.exception("close() failed after the error that is raised")
 
 
 def _gone(thread: threading.Thread) -> bool:

@@ -10,7 +10,6 @@ Rules.
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +18,7 @@ from confluent_kafka import Message
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
 
 from ._collector import collector_rests
-from .records import Record, leave, pairs, records_in
+from .records import Record, leave, misfit, pairs, records_in
 
 if TYPE_CHECKING:
     from .records import Records
@@ -211,11 +210,5 @@ def _check(name: str, given: object, payload: str) -> None:
     called = f"{name} is called with {payload} and a SerializationContext"
     if not callable(given):
         raise TypeError(f"{called}: give such an object, not {given!r}")
-    try:
-        signature = inspect.signature(given, follow_wrapped=False)  # what is called, and not what a decorator has wrapped
-    except Exception:  # noqa: BLE001 - of some functions in C nobody knows it, nor where an annotation cannot be evaluated
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as exc:
-        raise TypeError(f"{called}, and takes {signature}: {exc}. Give lambda data, context: ... around it.") from None
+    if (takes := misfit(given, 2)) is not None:
+        raise TypeError(f"{called}, and takes {takes}. Give lambda data, context: ... around it.")

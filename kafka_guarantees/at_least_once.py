@@ -38,7 +38,7 @@ from ._apart import Apart, ended_after
 from ._client import Rarely
 from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
-from ._lifecycle import Lifecycle
+from ._lifecycle import Lifecycle, close_behind
 from ._offsets import next_offsets
 from ._pace import Pace
 from ._places import Places
@@ -877,12 +877,7 @@ class AtLeastOnce:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
-            self.close()
-        except Exception:
-            if error is None:
-                raise
-            log.exception("close() failed after the error that is raised")  # never hide the first error
+        close_behind(error, self.close)
 
     def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
         """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException
 
 from ._apart import Apart, ended_after
-from ._consumer import GroupConsumer, check_run
+from ._consumer import GroupConsumer, check_run, sent_twice
 from ._failures import Failures, GaveUp
-from ._lifecycle import Lifecycle
+from ._lifecycle import Lifecycle, close_behind
 from ._offsets import next_offsets, not_before
 from ._pace import Pace
 from ._places import Places
@@ -41,7 +41,7 @@ from .errors import REBALANCED, AuthorizationError, BrokerError, DeliveryError, 
 from .records import Record, check_handler, leave, records_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
     from types import TracebackType
 
     from confluent_kafka import Message
@@ -424,12 +424,7 @@ class AtMostOnce:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
-            self.close()
-        except Exception:
-            if error is None:
-                raise
-            log.exception("close() failed after the error that is raised")  # never hide the first error
+        close_behind(error, self.close)
 
     def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
         """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.
@@ -460,14 +455,6 @@ def refused(error: BrokerError) -> bool:
     """Whether the group has refused a commit, because it has assigned partitions anew."""
     cause = error.__cause__
     return isinstance(cause, KafkaException) and kafka_error(cause).code() in REBALANCED
-
-
-def sent_twice(seconds: float, recent: Collection[float], backoff: float) -> bool:
-    """Whether a commit took so long that librdkafka may have sent it again (M02).
-
-    It does so after ``backoff`` seconds, more or less a fifth. The quickest of the recent commits tells what the network needs.
-    """
-    return seconds > min(recent, default=0.0) + backoff / 2
 
 
 def _log_dropped(message: Message, error: Exception) -> None:

@@ -39,7 +39,7 @@ from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._in_flight import InFlight
-from ._lifecycle import Lifecycle
+from ._lifecycle import Lifecycle, close_behind
 from ._offsets import next_offsets
 from ._pace import Pace
 from ._places import Places
@@ -635,12 +635,7 @@ class ExactlyOnce:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
-            self.close()
-        except Exception:
-            if error is None:
-                raise
-            log.exception("close() failed after the error that is raised")  # never hide the first error
+        close_behind(error, self.close)
 
     def preflight(self, topics: Sequence[str] = ()) -> PreflightReport:
         """Ask the brokers whether they keep this guarantee for ``topics``, consumed or produced to, within 5 seconds.

@@ -145,15 +145,22 @@ def check_handler(handler: object, arguments: int) -> None:
     for called in (handler, getattr(handler, "__call__", None)):  # noqa: B004 - of an object the method
         if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
             raise TypeError("the handler is a coroutine function: handlers are plain functions")
+    if (takes := misfit(handler, arguments)) is not None:
+        given = "a message, or a list of them" + (", and the connection of the inbox" if arguments > 1 else "")
+        raise TypeError(f"the handler is called with {given}, and takes {takes}. Nothing was consumed.")
+
+
+def misfit(called: Callable[..., object], arguments: int) -> str | None:
+    """What a function takes, and why it cannot be called with so many arguments; None: it can, or nobody knows."""
     try:
-        signature = inspect.signature(handler, follow_wrapped=False)  # what is called, and not what a decorator has wrapped
+        signature = inspect.signature(called, follow_wrapped=False)  # what is called, and not what a decorator has wrapped
     except Exception:  # noqa: BLE001 - of some functions in C nobody knows it, nor where an annotation cannot be evaluated
-        return
+        return None
     try:
         signature.bind(*[None] * arguments)
     except TypeError as exc:
-        given = "a message, or a list of them" + (", and the connection of the inbox" if arguments > 1 else "")
-        raise TypeError(f"the handler is called with {given}, and takes {signature}: {exc}. Nothing was consumed.") from None
+        return f"{signature}: {exc}"
+    return None
 
 
 def records_in(result: Records) -> Iterable[Record]:

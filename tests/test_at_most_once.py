@@ -11,8 +11,8 @@ from confluent_kafka import ConsumerGroupTopicPartitions, Message, TopicPartitio
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtMostOnce, BrokerError, Record
-from kafka_guarantees._consumer import GroupConsumer
-from kafka_guarantees.at_most_once import PORTION, next_size, sent_twice
+from kafka_guarantees._consumer import GroupConsumer, sent_twice
+from kafka_guarantees.at_most_once import PORTION, next_size
 from kafka_guarantees.prove.proxy import API, Proxy
 
 from .conftest import committed, fill, read_all, values
