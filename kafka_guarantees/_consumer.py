@@ -59,6 +59,8 @@ WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop 
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 CLOSING = 10.0  # seconds that leaving the group may take
 GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no broker
+REFRESH = 3600.0  # seconds after which offsets that have not moved are committed again
+REFRESH_AGAIN = 60.0  # seconds until that is tried again
 UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
 _SAFE = "Nothing was committed that was not handled."
 
@@ -203,7 +205,7 @@ class GroupConsumer(Handle):
         self._reached: dict[Partition, int] = {}  # up to where messages were handed out
         self._given_away: set[Partition] = set()  # since the batch in hand was fetched
         self._strict = strict
-        self._stray = ""  # why a start that was committed may still be on its way
+        self._stray = ""  # why something that was committed may still be on its way
         self._rebalances = 0
         self._closing = False
         self._looked = 0  # what _rebalances was when shares() was asked last
@@ -212,6 +214,9 @@ class GroupConsumer(Handle):
         # KIP-345: such a member keeps its partitions while it restarts, and only close() knows not to leave the group
         self._static = "group.instance.id" in settings.consumer and protocol[0] != "consumer"
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
+        # A group of KIP-848 expires each offset by the time of its commit, once it has no member; others by when that was
+        self._refresh_at = 0.0 if protocol[0] == "consumer" and places.stored is None else math.inf
+        self._unmoved: dict[Partition, int] = {}  # what was committed when that was looked at last
         super().__init__()
         self._config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
         if trailing:
@@ -274,11 +279,8 @@ class GroupConsumer(Handle):
         Raises:
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
-        self._wake()
-        if self._in_flight is not None and self._in_flight.failed:
-            self._find_places()
-            if self.gone_silent:
-                return None
+        if not self._put_right():
+            return None
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
         fetched, before, metadata = self._take(max_batch, WAIT, self.idle)
         messages = self._without_events(fetched)
@@ -300,6 +302,15 @@ class GroupConsumer(Handle):
         if self.trail is not None:
             self.trail.follow(batch.member)
         return batch
+
+    def _put_right(self) -> bool:
+        """Do what is due before messages are taken. False: a call got no answer, in a client that stops."""
+        self._wake()
+        if self._in_flight is not None and self._in_flight.failed:
+            self._find_places()
+        if self._owned and time.monotonic() >= self._refresh_at and not self.gone_silent:
+            self._refresh()
+        return not self.gone_silent
 
     def _without_moved(self, messages: list[Message]) -> list[Message]:
         """Find out where partitions go on, and drop their messages: they come again."""
@@ -590,17 +601,32 @@ class GroupConsumer(Handle):
                 raise KafkaException(partition.error)
         self._places.note(answer)
 
-    def _commit_start(self, places: list[TopicPartition]) -> None:
-        """Commit where partitions begin, by a decision of ours."""
+    def _commit_places(self, places: list[TopicPartition]) -> None:
+        """Commit where partitions begin, by a decision of ours, or where they are."""
         began = time.monotonic()
         try:
             self._commit(places)
         except BaseException:
-            self._stray = "it is not known whether a start was committed" if self._strict else ""
+            self._stray = "it is not known whether offsets were committed" if self._strict else ""
             raise
         seconds = time.monotonic() - began
         if self._strict and sent_twice(seconds, (), self._settings.retry_backoff):
-            self._stray = f"committing where to begin took {seconds:.1f} s: the first try may still be on its way"
+            self._stray = f"committing offsets took {seconds:.1f} s: the first try may still be on its way"
+
+    def _refresh(self) -> None:
+        """Commit once more where nothing was committed for long: else it expires, and what was handled comes again."""
+        self._settle_all()
+        self._refresh_at = time.monotonic() + REFRESH
+        try:
+            ask: Ask = partial(self._asked, limit=WITHIN)
+            places = [place for place in self._places.committed(self._owned - self._waiting, ask) if place.offset >= 0]
+            quiet = [p for p in places if self._unmoved.get((p.topic, p.partition), p.offset) == p.offset]
+            if quiet:
+                self._commit_places(quiet)
+            self._unmoved = {(place.topic, place.partition): place.offset for place in places}
+        except (KafkaException, BrokerError) as exc:
+            self._refresh_at = time.monotonic() + REFRESH_AGAIN
+            log.info("offsets that have not moved were not committed again: %s", exc)
 
     def _given_up(self) -> bool:
         return self._lifecycle.out_of_patience
@@ -629,10 +655,7 @@ class GroupConsumer(Handle):
         Args:
             messages: in hand. Those of other partitions do not wait for long.
         """
-        if self._in_flight is not None:
-            self.unplace(self._in_flight.settle())  # else the brokers would name a place before it
-        if self.trail is not None:
-            self.trail.settle()  # else what was handled would come again
+        self._settle_all()
         if self._waiting and not self._incremental:
             self._unplaced |= self._owned  # the eager protocol knows only the whole
         moved = set(self._unplaced)
@@ -645,7 +668,7 @@ class GroupConsumer(Handle):
         try:
             if self._waiting:
                 self._fetch_waiting(ask)
-            for place in self._places.of(self._unplaced & self._owned, ask, self._commit_start):
+            for place in self._places.of(self._unplaced & self._owned, ask, self._commit_places):
                 self.raw.seek(place)
             self._within = WITHIN
             self._forget(moved)
@@ -660,11 +683,18 @@ class GroupConsumer(Handle):
             log.warning("where to go on is not known yet: %s", exc)
         return moved
 
+    def _settle_all(self) -> None:
+        """Wait for the end of what is on its way: the brokers would name a place before it."""
+        if self._in_flight is not None:
+            self.unplace(self._in_flight.settle())
+        if self.trail is not None:
+            self.trail.settle()
+
     def _fetch_waiting(self, ask: Ask) -> None:
         if self._incremental:
-            self.raw.incremental_assign(self._places.of(self._waiting, ask, self._commit_start))
+            self.raw.incremental_assign(self._places.of(self._waiting, ask, self._commit_places))
         else:
-            self.raw.assign(self._places.of(self._owned, ask, self._commit_start))
+            self.raw.assign(self._places.of(self._owned, ask, self._commit_places))
             self._unplaced.clear()
         self._waiting.clear()
 

@@ -97,8 +97,8 @@ BROKERS = (
         "offsets.retention.minutes",
         {AMO: "warning", ALO: "warning", EXO: "warning"},
         _offsets_kept,
-        "A group that has no members for that long forgets its offsets and begins anew. With group.protocol=consumer it "
-        "forgets that of a partition in which nothing was committed for that long as soon as it has no members for a moment.",
+        "A group that has no members for that long forgets its offsets and begins anew. With group.protocol=consumer, and less "
+        "than an hour, it forgets that of a quiet partition as soon as it has no members for a moment.",
     ),
     BrokerRow(
         "offsets.topic.replication.factor",
