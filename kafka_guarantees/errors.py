@@ -114,7 +114,15 @@ class MessageIdMissing(KafkaGuaranteesError):
 
 
 class MessageIdReused(KafkaGuaranteesError):
-    """A message has the id of another one, which was handled. It was not handled, and nothing is committed past it (D08)."""
+    """A message has the id of another one, which was handled. It was not handled, and nothing is committed past it (D08).
+
+    Attributes:
+        index: which of its entries it is, where an inbox raises this.
+    """
+
+    def __init__(self, text: str, index: int | None = None) -> None:
+        super().__init__(text)
+        self.index = index
 
 
 class PartitionFenced(KafkaGuaranteesError):

@@ -230,10 +230,10 @@ class Answers:
 
 
 def claims(store: Answers | MemoryDedupStore, counts: Counter[str] | None = None) -> Claims:
-    ids = MessageIds(header("id"), "raise", lambda _topic: bytes(16))
+    ids = MessageIds(header("id"), "raise", lambda _topic: bytes(16), fingerprint=True)
     kept: Counter[str] = Counter() if counts is None else counts
     made: DedupStore = store  # type: ignore[assignment]  # what Claims does not call is missing
-    return Claims(made, ids, "scope", max_poll_interval=300, takeover="position", fingerprint=True, counts=kept)
+    return Claims(made, ids, "scope", max_poll_interval=300, takeover="position", counts=kept)
 
 
 def message(name: str | None, offset: int = 0, partition: int = 0, value: bytes | None = None) -> Message:

@@ -503,6 +503,25 @@ def test_an_inbox_has_one_effect_for_each_id(
     assert sum(committed(config["bootstrap.servers"], config["group.id"], topic, 3)) == 300
 
 
+@pytest.mark.parametrize("batch", [1, 100])
+def test_one_id_for_two_messages_ends_the_run_of_an_inbox(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path], batch: int
+) -> None:
+    """D08: likewise; what came before has its effect."""
+    inbox, path = database
+    topic = kafka_topic()
+    send(config, topic, ["a", "b", "a"])
+    send(config, topic, ["b"], value=b"something else")
+    send(config, topic, ["c"])
+    with AtLeastOnce(config, inbox=inbox) as kafka, pytest.raises(MessageIdReused, match="offset 3"):
+        kafka.run([topic], effect, max_batch=batch, until_idle=1)
+    assert len(effects(path)) == 2
+    assert committed(config["bootstrap.servers"], config["group.id"], topic) == [3]
+    with AtLeastOnce(config, inbox=inbox, fingerprint=False) as kafka:
+        kafka.run([topic], effect, until_idle=1)
+    assert len(effects(path)) == 3
+
+
 def test_the_inbox_decides_where_to_go_on(
     config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path], fresh: Callable[[str], str]
 ) -> None:

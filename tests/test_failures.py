@@ -1005,7 +1005,7 @@ def test_a_message_without_an_id_is_set_aside_or_ends_the_run(world: World, kind
         assert world.offsets(topic) == [8]
 
 
-@side_by_side(["memory store", "sqlite store"], [True, False])
+@side_by_side(REMEMBER, [True, False])
 def test_a_message_with_the_id_of_another_is_set_aside_or_ends_the_run(
     world: World,
     kind: str,

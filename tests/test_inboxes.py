@@ -40,6 +40,7 @@ from kafka_guarantees.dedup.sqlite_inbox import SqliteInbox
 from kafka_guarantees.errors import (
     ForkedClientError,
     KafkaGuaranteesError,
+    MessageIdReused,
     PartitionFenced,
     StoreUnavailable,
     TopicRecreated,
@@ -214,14 +215,16 @@ def test_offsets_pass_what_is_handled_and_nothing_else(history: History) -> None
     [
         [Entry(P0, 5, None), Entry(P0, 3, None)],
         [Entry(P0, 5, b"short")],
+        [Entry(P0, 5, b"k" * 16, b"short")],
+        [Entry(P0, 5, b"k" * 16, b"f" * 8), Entry(P0, 6, b"l" * 16)],
         [Entry(P0, 5, None), Entry(P1._replace(topic_id=b"j" * 16), 6, None)],
     ],
-    ids=["descending", "key", "topic ids"],
+    ids=["descending", "key", "fingerprint", "some fingerprints", "topic ids"],
 )
 def test_entries_that_cannot_be_are_refused(place: Place, wrong: list[Entry]) -> None:
     """Entries out of order, keys that are no digests and two incarnations of a topic raise before anything is written."""
     inbox = place.inbox()
-    with pytest.raises(ValueError, match=r"after offset|16 bytes|two ids"), inbox.transaction("group", wrong):
+    with pytest.raises(ValueError, match=r"after offset|16 bytes|8 bytes|two ids"), inbox.transaction("group", wrong):
         pytest.fail("it began")
     with pytest.raises(ValueError, match="handled=2"), inbox.transaction("group", entries(P0, [0])) as tx:
         tx.finish(2)
@@ -735,9 +738,45 @@ def test_a_file_of_version_1_keeps_its_ids_and_offsets(lite: Place) -> None:
         for offset, scope, fresh in ((0, "group", [1, 2]), (0, "other", [1, 2]), (3, "third", [0, 1, 2])):
             with inbox.transaction(scope, entries(P1, range(offset, offset + 3), "a", "b", "c")) as tx:
                 assert list(tx.fresh) == fresh
-        with pytest.raises(sqlite3.OperationalError, match="expires"):
+        with pytest.raises(sqlite3.OperationalError, match="columns"):
             old.execute(insert, ("group", key_of("d"), 100_000_000, 0))
         assert lite.ids() == 9
+
+
+def test_tables_without_fingerprints_get_them(place: Place) -> None:
+    """Those of the version before: their ids are known, and not compared. Once that is done another one finds nothing to do."""
+    kinds = {"sqlite": (sqlite_inbox, 2), "postgres": (postgres_inbox, 1)}
+    module, earlier = kinds[place.kind]
+    with place.inbox().transaction("group", entries(P0, [0, 1], "a", "b")):
+        pass
+    place.sql("ALTER TABLE kg_inbox_id DROP COLUMN fingerprint")
+    place.sql(f"UPDATE kg_inbox_version SET version = {earlier}")
+    came = [Entry(P1, number, key_of(name), b"%8d" % number) for number, name in enumerate(["a", "c"])]
+    for fresh in ([1], []):
+        with place.inbox().transaction("group", came) as tx:
+            assert list(tx.fresh) == fresh
+    assert place.sql("SELECT version FROM kg_inbox_version") == [(module.VERSION,)]
+    again = came[1]._replace(source=P2, fingerprint=b"another1")
+    with pytest.raises(MessageIdReused, match=r"orders\[2\] offset 1"), place.inbox().transaction("group", [again]):
+        pass
+
+
+def test_who_may_not_change_the_tables_is_told_what_to_do(postgres: Place) -> None:
+    """The statements, for their owner."""
+    postgres.inbox().start_offsets("group", [P0])
+    postgres.sql("ALTER TABLE kg_inbox_id DROP COLUMN fingerprint")
+    postgres.sql("UPDATE kg_inbox_version SET version = 1")
+    user = secret = f"u{uuid.uuid4().hex[:12]}"
+    [(schema,)] = postgres.sql("SELECT current_schema()")
+    postgres.sql(f"CREATE ROLE {user} LOGIN PASSWORD '{secret}'")
+    postgres.sql(f"GRANT USAGE ON SCHEMA {schema} TO {user}")
+    postgres.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {user}")
+    with (
+        PostgresInbox(make_conninfo(postgres.where, user=user, password=secret)) as inbox,
+        pytest.raises(KafkaGuaranteesError, match=r'may not change them.*ALTER TABLE "kg_inbox_id" ADD COLUMN'),
+    ):
+        inbox.start_offsets("group", [P0])
+    assert postgres.sql("SELECT version FROM kg_inbox_version") == [(1,)]
 
 
 def test_the_file_belongs_to_the_user(lite: Place) -> None:

@@ -18,12 +18,10 @@ import os
 import time
 from collections import Counter
 from functools import partial
-from itertools import repeat
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .._collector import collector_rests
 from ..dedup.contract import Item, Outcome
-from ..dedup.ids import fingerprint_of
 from ..errors import StoreUnavailable
 from .message_ids import Problem, place, reused_id
 
@@ -153,7 +151,6 @@ class Claims:
         scope: whose ids these are.
         max_poll_interval: seconds.
         takeover: whether a record that comes again is taken over at once, or when the lease is over.
-        fingerprint: whether to notice an id that is used for another message.
         counts: to count in.
     """
 
@@ -165,7 +162,6 @@ class Claims:
         *,
         max_poll_interval: float,
         takeover: Takeover,
-        fingerprint: bool,
         counts: Counter[str],
     ) -> None:
         self._store = store
@@ -173,7 +169,6 @@ class Claims:
         self._scope = scope
         self._lease = max_poll_interval + LEASE_MARGIN
         self._takeover: Takeover = takeover
-        self._fingerprint = fingerprint
         self._counts = counts
         self._token = os.urandom(16)
         self._pid = os.getpid()
@@ -238,9 +233,7 @@ class Claims:
         with collector_rests:
             keys, missing = self._ids.keys(messages)
             messages = messages[: len(keys)]
-            prints = map(fingerprint_of, messages) if self._fingerprint else repeat(b"")
-            places = self._ids.places_of(messages)
-            rows = zip(keys, places, prints, strict=False)  # repeat() has no end
+            rows = zip(keys, self._ids.places_of(messages), self._ids.fingerprints_of(messages), strict=False)
             items: list[Item | None] = list(map(_ITEM, rows))
         if None in keys:
             items = [None if key is None else item for key, item in zip(keys, items, strict=True)]

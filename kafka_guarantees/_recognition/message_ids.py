@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import methodcaller
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -10,11 +10,11 @@ from .._collector import collector_rests
 from .._dead_letters import text_of
 from .._failures import where
 from ..dedup.contract import Entry, Source
-from ..dedup.ids import OFFSET_SIZE, POSITION, key_of, partition_of, position_of
+from ..dedup.ids import OFFSET_SIZE, POSITION, fingerprint_of, key_of, partition_of, position_of
 from ..errors import MessageIdMissing, MessageIdReused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from confluent_kafka import Message
 
@@ -39,12 +39,20 @@ class MessageIds:
         extractor: of the user. None: messages have no ids, only places.
         on_missing: what a message without an id is: an error, the record at its place, or a message without protection.
         topic_id: asks the brokers for the id of a topic.
+        fingerprint: whether to notice an id that is used for another message.
     """
 
-    def __init__(self, extractor: IdOf | None, on_missing: OnMissingId, topic_id: Callable[[str], bytes]) -> None:
+    def __init__(
+        self, extractor: IdOf | None, on_missing: OnMissingId, topic_id: Callable[[str], bytes], *, fingerprint: bool
+    ) -> None:
         self._extractor = extractor
         self._on_missing = on_missing
+        self._fingerprint = fingerprint and extractor is not None
         self.topic_id = topic_id
+
+    def fingerprints_of(self, messages: Iterable[Message]) -> Iterator[bytes]:
+        """What tells a message from another one with its id; without an end, where they are not compared."""
+        return map(fingerprint_of, messages) if self._fingerprint else repeat(b"")
 
     def place_of(self, message: Message) -> bytes:
         """What stands for the place of a record."""
@@ -141,10 +149,10 @@ def entries_of(messages: Sequence[Message], ids: MessageIds) -> tuple[list[Entry
     entries: list[Entry] = []
     with collector_rests:
         for (topic, partition), run in groupby(messages, _partition):
-            source = Source(topic, ids.topic_id(topic), partition)
-            for message in run:
+            source, of_run = Source(topic, ids.topic_id(topic), partition), list(run)
+            for message, fingerprint in zip(of_run, ids.fingerprints_of(of_run), strict=False):
                 try:
-                    entries.append(Entry(source, _offset(message), ids.key(message)))
+                    entries.append(Entry(source, _offset(message), ids.key(message), fingerprint))
                 except MessageIdMissing as error:
                     return entries, Problem(message, error)
     return entries, None

@@ -126,7 +126,7 @@ class Recognition:
 
     def ids(self, topic_id: Callable[[str], bytes]) -> MessageIds:
         """The ids of messages, for one run."""
-        return MessageIds(self._message_id, self._on_missing, topic_id)
+        return MessageIds(self._message_id, self._on_missing, topic_id, fingerprint=self._fingerprint)
 
     def claims(self, topic_id: Callable[[str], bytes]) -> Claims | None:
         """The claims of one run; None without a store."""
@@ -138,7 +138,6 @@ class Recognition:
             self.scope,
             max_poll_interval=self._settings.max_poll_interval,
             takeover=self._takeover,
-            fingerprint=self._fingerprint,
             counts=self.counts,
         )
 

@@ -17,8 +17,9 @@ from confluent_kafka import TopicPartition
 
 from .._failures import Failed, GaveUp, Left
 from .._offsets import next_offsets
-from ..errors import BrokerError, KafkaGuaranteesError, PartitionFenced, StoreUnavailable
+from ..errors import BrokerError, KafkaGuaranteesError, MessageIdReused, PartitionFenced, StoreUnavailable
 from .claims import TIDY_EVERY, Work, tidy
+from .message_ids import reused_id
 from .patience import patiently
 
 if TYPE_CHECKING:
@@ -147,9 +148,13 @@ class Portions:
             How many are finished; 0: they come again.
 
         Raises:
-            HandlerError: there is nowhere to set it aside.
+            HandlerError, MessageIdReused: there is nowhere to set it aside.
         """
         messages, entries = messages[: failed.size], entries[: failed.size]
+        if isinstance(failed.error, MessageIdReused):  # no attempt would help
+            if self._failures.topic is None:
+                raise failed.error
+            return self.set_aside(batch, messages[0], entries[0], GaveUp(failed.error, 0))
         attempt = partial(self._attempt, batch, messages, entries, handle)
         try:
             outcome = self._failures.again(attempt, messages[0], failed.error, self._failures.waiting(self._consumer, batch))
@@ -159,6 +164,10 @@ class Portions:
             return outcome
         if len(messages) == 1 or not self._failures.narrows(outcome):
             return self.set_aside(batch, messages[0], entries[0], outcome)
+        return self._one_by_one(batch, messages, entries, handle)
+
+    def _one_by_one(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
+        """Find out which messages of a batch fail, and set only these aside. Returns how many are finished."""
         for number, (message, entry) in enumerate(zip(messages, entries, strict=True)):
             if not self._failures.in_hand(self._consumer, batch):
                 return number
@@ -192,10 +201,11 @@ class Portions:
         """
         if not self._ours(batch):
             raise PartitionFenced("the group gave partitions away.")
-        rolled_back, ending = None, False
+        rolled_back, begun, ending = None, False, False
         finished: Sequence[Message] = ()
         try:
             with self._inbox.transaction(self._scope, entries) as transaction:
+                begun = True
                 work = Work(messages, transaction.fresh)
                 handled, failed = handle(work.fresh, transaction.connection)
                 finished = work.finished(handled)
@@ -208,6 +218,8 @@ class Portions:
                 transaction.finish(handled)
                 ending = True
         except Exception as error:
+            if isinstance(error, MessageIdReused) and error.index is not None and not begun:
+                raise _RolledBack(error.index, Failed(1, reused_id(messages[error.index]))) from None
             if rolled_back is not None and error is rolled_back.failed.error:
                 raise rolled_back from None
             if ending and finished and not isinstance(error, KafkaGuaranteesError):

@@ -7,10 +7,11 @@ Rules.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
-from ..errors import KafkaGuaranteesError, PartitionFenced, TopicRecreated
-from .ids import KEY_SIZE
+from ..errors import KafkaGuaranteesError, MessageIdReused, PartitionFenced, TopicRecreated
+from .ids import FINGERPRINT_SIZE, KEY_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from .contract import Entry, Source
 
     Offsets = Mapping[Source, int | None]  # where to go on; None: nothing of the partition was handled yet
+
+_FINGERPRINT = itemgetter(3)  # of an entry
 
 
 class Batch(NamedTuple):
@@ -28,6 +31,7 @@ class Batch(NamedTuple):
         first: the first offset of each partition, in the order of topics and partitions: locks are taken in it (D13).
         after: the offset after the last one of each partition.
         keys: each key once, sorted: ids are inserted in this order (D13).
+        fingerprints: of these keys; empty: they are not compared.
         distinct: whether no record and no key comes twice.
     """
 
@@ -35,6 +39,7 @@ class Batch(NamedTuple):
     first: dict[Source, int]
     after: dict[Source, int]
     keys: list[bytes]
+    fingerprints: Mapping[bytes, bytes]
     distinct: bool
 
 
@@ -54,7 +59,7 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     """Look at the entries once.
 
     Raises:
-        ValueError: the offsets of a partition do not ascend, a topic has two ids, or a key is not a digest.
+        ValueError: the offsets of a partition do not ascend, a topic has two ids, or a key or a fingerprint is not a digest.
     """
     first: dict[Source, int] = {}
     after: dict[Source, int] = {}
@@ -64,9 +69,14 @@ def batch_of(entries: Sequence[Entry]) -> Batch:
     for size in set(map(len, keys)):
         if size != KEY_SIZE:
             raise ValueError(f"a key has {KEY_SIZE} bytes, not {size}: it is a digest of the message id")
+    fingerprints: dict[bytes, bytes] = {}
+    if keys and any(map(_FINGERPRINT, entries)):
+        fingerprints = {key: fingerprint for _, _, key, fingerprint in entries if key is not None}
+    if not set(map(len, fingerprints.values())) <= {FINGERPRINT_SIZE}:
+        raise ValueError(f"a fingerprint has {FINGERPRINT_SIZE} bytes, and all entries with a key have one, or none has")
     distinct = sorted(set(keys))
     in_order = {source: first[source] for source in sorted(first)}
-    return Batch(entries, in_order, after, distinct, len(distinct) == len(keys) and records == len(entries))
+    return Batch(entries, in_order, after, distinct, fingerprints, len(distinct) == len(keys) and records == len(entries))
 
 
 def _look(entries: Sequence[Entry], first: dict[Source, int], after: dict[Source, int]) -> tuple[int, list[bytes]]:
@@ -74,7 +84,7 @@ def _look(entries: Sequence[Entry], first: dict[Source, int], after: dict[Source
     keys: list[bytes] = []
     records = len(entries)
     current, last = None, -1  # those of a partition stand together, mostly: a dict is asked once for all of them
-    for source, offset, key in entries:
+    for source, offset, key, _ in entries:
         if source is not current:
             if current is not None:
                 after[current] = last + 1
@@ -93,23 +103,42 @@ def _look(entries: Sequence[Entry], first: dict[Source, int], after: dict[Source
 
 
 def pending(batch: Batch, stored: Offsets) -> Sequence[int]:
-    """The indexes of the entries that are not behind the stored offsets, and of each key only the first of them."""
+    """The indexes of the entries that are not behind the stored offsets, and of each key only the first of them.
+
+    Raises:
+        MessageIdReused: two of them have one key, and different fingerprints.
+    """
     for source, offset in batch.first.items():
         if not batch.distinct or (stored[source] or 0) > offset:
             break
     else:  # the usual batch
         return range(len(batch.entries))
     expected = {source: offset or 0 for source, offset in stored.items()}
-    seen: set[bytes] = set()
+    seen: dict[bytes, bytes] = {}
     found = []
-    for index, (source, offset, key) in enumerate(batch.entries):
+    for index, (source, offset, key, fingerprint) in enumerate(batch.entries):
         if offset >= expected[source]:
             expected[source] = offset + 1
             if key is None or key not in seen:
                 found.append(index)
                 if key is not None:
-                    seen.add(key)
+                    seen[key] = fingerprint
+            elif seen[key] and fingerprint and seen[key] != fingerprint:
+                raise reused(batch, index)
     return found
+
+
+def compare(batch: Batch, waiting: Sequence[int], known: Mapping[bytes, bytes | None]) -> None:
+    """Look at the fingerprints of those of ``pending()`` whose key the database has known, with its fingerprint or without.
+
+    Raises:
+        MessageIdReused: one has another.
+    """
+    for index in waiting if known else ():
+        _, _, key, fingerprint = batch.entries[index]
+        before = known.get(key) if key is not None else None
+        if before and fingerprint and before != fingerprint:
+            raise reused(batch, index)
 
 
 def fresh_of(batch: Batch, waiting: Sequence[int], new: Collection[bytes]) -> Sequence[int]:
@@ -129,7 +158,7 @@ def advance(batch: Batch, stored: Offsets, fresh: Sequence[int], handled: int | 
         offsets, left = dict(offsets), set(fresh[count:])
         forget = {key for index in left if (key := batch.entries[index].key) is not None}
         for index in range(fresh[count], len(batch.entries)):  # no repeat of what is left comes before its first
-            source, offset, key = batch.entries[index]
+            source, offset, key, _ = batch.entries[index]
             if (stored[source] or 0) <= offset < offsets[source] and (index in left or key in forget):
                 offsets[source] = offset
     moved = {source: offsets[source] for source in batch.first if offsets[source] > (stored[source] or 0)}
@@ -145,6 +174,16 @@ def recreated(scope: str, source: Source, stored: bytes, table: str) -> TopicRec
         f"the inbox has an offset of {_name(source)} for {scope!r}, but for a topic with the id {stored.hex()}; this one has "
         f"the id {source.topic_id.hex()}: the topic was deleted and created again, or the cluster is another one. Nothing was "
         f"handled. To begin the new topic at its start, delete the rows of {scope!r} and {source.topic!r} from {table}."
+    )
+
+
+def reused(batch: Batch, index: int) -> MessageIdReused:
+    """The error for one id of two messages (D08)."""
+    entry = batch.entries[index]
+    return MessageIdReused(
+        f"the message at {_name(entry.source)} offset {entry.offset} has the id of another message, with another key or value. "
+        "Nothing was written.",
+        index,
     )
 
 

@@ -140,11 +140,14 @@ class Entry(NamedTuple):
         source: where it comes from.
         offset: its offset there.
         key: digest of the message id, 16 bytes; None: only this record itself is recognised when it comes again.
+        fingerprint: digest of key and value, 8 bytes; empty: not compared. All entries of a call that have a key have one, or
+            none of them has.
     """
 
     source: Source
     offset: int
     key: bytes | None
+    fingerprint: bytes = b""
 
 
 class InboxTransaction(Protocol[C_co]):
@@ -206,6 +209,8 @@ class Inbox(Protocol[C_co]):
         Raises:
             PartitionFenced: another owner advanced an offset meanwhile. Nothing was written.
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            MessageIdReused: an entry that is not behind the offsets has an id that is known with another fingerprint, or that
+                another entry of this call has (D08). Its ``index`` says which, one of them. Nothing was written.
             StoreUnavailable: the database did not answer. Whether it was committed is unknown: the next transaction with the
                 same entries knows, and leaves out what was.
         """

@@ -26,8 +26,8 @@ from psycopg_pool import ConnectionPool
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._conninfo import options_of
 from ._pooler import pooled
-from ._progress import Advance, advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
-from .ids import KEY_SIZE
+from ._progress import Advance, advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
+from .ids import FINGERPRINT_SIZE, KEY_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[Any]
     Cursor = psycopg.Cursor[tuple[Any, ...]]
 
-VERSION = 1
+VERSION = 2  # 1: without fingerprints
 PATIENCE = "10s"  # that a transaction waits for a lock of another one, or for a connection
 CONNECT_TIMEOUT = 10  # seconds
 
@@ -57,9 +57,14 @@ _SCHEMA = (
     # purge() walks through the table.
     # Not partitioned by time: a unique index covers only one partition, so an id would be new again the next day.
     """CREATE TABLE IF NOT EXISTS "{p}_id" (
-        expires timestamptz NOT NULL, key bytea NOT NULL, scope text COLLATE "C" NOT NULL, PRIMARY KEY (key, scope))""",
+        expires timestamptz NOT NULL, key bytea NOT NULL, scope text COLLATE "C" NOT NULL, fingerprint bytea,
+        PRIMARY KEY (key, scope))""",
     """CREATE TABLE IF NOT EXISTS "{p}_version" (version int NOT NULL)""",
     """INSERT INTO "{p}_version" SELECT {version} WHERE NOT EXISTS (SELECT FROM "{p}_version")""",
+)
+_UPGRADE = (
+    """ALTER TABLE "{p}_id" ADD COLUMN IF NOT EXISTS fingerprint bytea""",
+    """UPDATE "{p}_version" SET version = {version}""",
 )
 
 
@@ -74,9 +79,11 @@ class _Statements:
 
     def __init__(self, prefix: str) -> None:
         def named(statement: str) -> bytes:
-            return statement.format(p=prefix, version=VERSION, size=KEY_SIZE, ended=_ENDED, moved=_MOVED).encode()
+            sizes = {"size": KEY_SIZE, "short": FINGERPRINT_SIZE}
+            return statement.format(p=prefix, version=VERSION, ended=_ENDED, moved=_MOVED, **sizes).encode()
 
         self.schema = [named(statement) for statement in _SCHEMA]
+        self.upgrade = [named(statement) for statement in _UPGRADE]
         self.version = named('SELECT version FROM "{p}_version"')
         self.read = named(
             'SELECT topic, partition, topic_id, next_offset FROM "{p}_offset" '
@@ -94,8 +101,9 @@ class _Statements:
             "WHERE o.scope = %s ORDER BY o.topic, o.partition FOR UPDATE OF o)"
         )
         self._added = named(
-            ', added AS (INSERT INTO "{p}_id" (expires, key, scope) '
-            "SELECT statement_timestamp() + %s, substring(%s::bytea FROM i * {size} + 1 FOR {size}), %s "
+            ', added AS (INSERT INTO "{p}_id" (expires, key, scope, fingerprint) '
+            "SELECT statement_timestamp() + %s, substring(%s::bytea FROM i * {size} + 1 FOR {size}), %s, "
+            "substring(%s::bytea FROM i * {short} + 1 FOR {short}) "
             "FROM generate_series(0, %s - 1) AS i WHERE (SELECT count(*) FROM locked) = @@ "
             "ON CONFLICT DO NOTHING RETURNING key), done AS MATERIALIZED (SELECT count(*) AS new, "
             "CASE WHEN count(*) < %s THEN (SELECT string_agg(key, '') FROM added) END AS keys FROM added)"
@@ -115,9 +123,11 @@ class _Statements:
         self.refresh = named(
             'WITH old AS (SELECT key FROM "{p}_id" WHERE scope = %(scope)s AND key = ANY(%(keys)s) '
             "AND expires <= statement_timestamp() ORDER BY key FOR UPDATE) "
-            'UPDATE "{p}_id" AS known SET expires = statement_timestamp() + %(retention)s FROM old '
+            'UPDATE "{p}_id" AS known SET expires = statement_timestamp() + %(retention)s, fingerprint = came.fingerprint '
+            "FROM old JOIN unnest(%(keys)s::bytea[], %(fingerprints)s::bytea[]) AS came(key, fingerprint) USING (key) "
             "WHERE known.scope = %(scope)s AND known.key = old.key RETURNING known.key"
         )
+        self.fingerprints = named('SELECT key, fingerprint FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
         self.forget = named('DELETE FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
         # It fails where it does not move what it has to, so that the COMMIT that is sent with it is not executed. The number of
         # the transaction is that of the locks and the ids. Another one: the handler ended that.
@@ -232,6 +242,7 @@ class PostgresInbox:
         Raises:
             PartitionFenced: another owner advanced an offset meanwhile. Nothing was written.
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            MessageIdReused: an entry has the id of another message. Nothing was written.
             StoreUnavailable: the database did not answer, or another transaction held a lock for 10 seconds. Repeat it.
             KafkaGuaranteesError: the handler ended the transaction, or went on after a statement of it had failed.
         """
@@ -274,6 +285,7 @@ class PostgresInbox:
 
         Raises:
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            MessageIdReused: an entry has the id of another message. Roll back.
             StoreUnavailable: the database did not answer. Roll back, and repeat the transaction.
             KafkaGuaranteesError: no transaction is open, or its isolation level is not READ COMMITTED.
         """
@@ -331,7 +343,8 @@ class PostgresInbox:
                 what += (source.topic, source.partition)
             what.append(scope)
             if keys:
-                what += (self._retention, b"".join(keys), scope, len(keys), len(keys))
+                fingerprints = b"".join(map(batch.fingerprints.__getitem__, keys)) if batch.fingerprints else None
+                what += (self._retention, b"".join(keys), scope, fingerprints, len(keys), len(keys))
             asked.execute(self._statements.begin(len(sources), ids=bool(keys)), what, binary=True)
         return asked
 
@@ -363,13 +376,14 @@ class PostgresInbox:
         keys = {key for index in waiting if (key := batch.entries[index].key) is not None}
         if behind := new - keys:  # their ids had expired; the offsets know that they are handled
             _cursor(connection).execute(self._statements.forget, (scope, sorted(behind)))
-        if known := keys - new:
-            refreshed = _cursor(connection).execute(self._statements.refresh, self._ids(scope, sorted(known))).fetchall()
-            new.update(key for (key,) in refreshed)
+        if known := sorted(keys - new):
+            ids = {"keys": known, "fingerprints": [*map(batch.fingerprints.get, known)]}
+            expired = {"scope": scope, "retention": self._retention, **ids}
+            new.update(key for (key,) in _cursor(connection).execute(self._statements.refresh, expired).fetchall())
+        if batch.fingerprints and (known := sorted(keys - new)):
+            found = _cursor(connection).execute(self._statements.fingerprints, (scope, known)).fetchall()
+            compare(batch, waiting, dict(found))
         return fresh_of(batch, waiting, new)
-
-    def _ids(self, scope: str, keys: object, **more: object) -> dict[str, object]:
-        return {"scope": scope, "keys": keys, "retention": self._retention, **more}
 
     def _offsets(self, scope: str, sources: Collection[Source], rows: Iterable[tuple[Any, ...]]) -> dict[Source, int | None]:
         found = {(topic, partition): (topic_id, offset) for topic, partition, topic_id, offset, *_ in rows}
@@ -413,12 +427,27 @@ class PostgresInbox:
                 for statement in self._statements.schema:
                     cursor.execute(statement)
             [(version,)] = cursor.execute(self._statements.version).fetchall()
+            if version == 1:
+                version = self._upgrade(cursor)
         if version != VERSION:
             raise KafkaGuaranteesError(
                 f"the inbox {self._prefix!r} has version {version} of its tables, and this library knows {VERSION}. "
                 "Nothing was changed. Use the release of kafka-guarantees that made them, or a newer one."
             )
         self._prepared = True
+
+    def _upgrade(self, cursor: Cursor) -> int:
+        """Bring tables of version 1 up to date. Two that do so at the same time do no harm."""
+        try:
+            for statement in self._statements.upgrade:
+                cursor.execute(statement)
+        except psycopg.errors.InsufficientPrivilege as exc:
+            by_hand = "; ".join(statement.decode() for statement in self._statements.upgrade)
+            raise KafkaGuaranteesError(
+                f"the tables of the inbox {self._prefix!r} are of an earlier version, and this user may not change them. "
+                f"Nothing was changed. Have their owner execute: {by_hand}"
+            ) from exc
+        return VERSION
 
 
 class PostgresInboxTransaction:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._place import refuse
-from ._progress import advance, batch_of, ended, fenced, finished_twice, fresh_of, pending, recreated
+from ._progress import advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ._progress import Batch, Offsets
     from .contract import Entry, Source
 
-VERSION = 2  # 1: ids with the name of their scope, and an index by time
+VERSION = 3  # 1: ids with the name of their scope, and an index by time; 2: no fingerprints
 PATIENCE = 5.0  # seconds that a transaction waits for the write lock
 MICRO = 1_000_000
 
@@ -43,7 +43,8 @@ _IDS = (
     """CREATE TABLE kg_inbox_scope (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)""",
     # until: microseconds since 1970. Not called "expires" any more: a process with version 1 must not write here.
     """CREATE TABLE kg_inbox_id (
-        scope INTEGER NOT NULL, key BLOB NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (scope, key)) WITHOUT ROWID""",
+        scope INTEGER NOT NULL, key BLOB NOT NULL, until INTEGER NOT NULL, fingerprint BLOB, PRIMARY KEY (scope, key))
+        WITHOUT ROWID""",
 )
 _SCHEMA = (
     """CREATE TABLE kg_inbox_version (version INTEGER NOT NULL)""",
@@ -62,8 +63,10 @@ _MOVE = "UPDATE kg_inbox_offset SET next_offset = ? WHERE scope = ? AND topic = 
 _SCOPE = "SELECT number FROM kg_inbox_scope WHERE name = ?"
 _NEW_SCOPE = "INSERT INTO kg_inbox_scope (name) VALUES (?) RETURNING number"
 _REMEMBER = (
-    "INSERT INTO kg_inbox_id VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET until = excluded.until WHERE kg_inbox_id.until <= ?"
+    "INSERT INTO kg_inbox_id VALUES (?, ?, ?, ?) "
+    "ON CONFLICT DO UPDATE SET until = excluded.until, fingerprint = excluded.fingerprint WHERE kg_inbox_id.until <= ?"
 )
+_FINGERPRINT = "SELECT fingerprint FROM kg_inbox_id WHERE scope = ? AND key = ?"
 _FORGET = "DELETE FROM kg_inbox_id WHERE scope = (SELECT number FROM kg_inbox_scope WHERE name = ?) AND key = ?"
 _WALK = "SELECT scope, key FROM kg_inbox_id WHERE (scope, key) > (?, ?) ORDER BY scope, key LIMIT 1 OFFSET ?"
 _START, _END = (-1, b""), (2**63 - 1, b"")  # before and behind every id
@@ -71,14 +74,17 @@ _PURGE = (
     "DELETE FROM kg_inbox_id WHERE (scope, key) IN (SELECT scope, key FROM kg_inbox_id "
     "WHERE (scope, key) > (?, ?) AND (scope, key) <= (?, ?) AND until <= ? ORDER BY scope, key LIMIT ?) RETURNING scope, key"
 )
-_UPGRADE = (
+_NEWEST = "UPDATE kg_inbox_version SET version = 3"
+_UPGRADE_2 = ("ALTER TABLE kg_inbox_id ADD COLUMN fingerprint BLOB", _NEWEST)
+_UPGRADE_1 = (
     "DROP INDEX kg_inbox_id_expires",
     "ALTER TABLE kg_inbox_id RENAME TO kg_inbox_id_1",
     *_IDS,
     "INSERT INTO kg_inbox_scope (name) SELECT DISTINCT scope FROM kg_inbox_id_1",
-    "INSERT INTO kg_inbox_id SELECT number, key, expires FROM kg_inbox_id_1 JOIN kg_inbox_scope ON name = scope ORDER BY 1, 2",
+    """INSERT INTO kg_inbox_id
+        SELECT number, key, expires, NULL FROM kg_inbox_id_1 JOIN kg_inbox_scope ON name = scope ORDER BY 1, 2""",
     "DROP TABLE kg_inbox_id_1",
-    "UPDATE kg_inbox_version SET version = 2",
+    _NEWEST,
 )
 
 
@@ -162,6 +168,7 @@ class SqliteInbox:
 
         Raises:
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            MessageIdReused: an entry has the id of another message. Nothing was written.
             StoreUnavailable: the file did not answer, or was locked for 5 seconds. Nothing was written.
             KafkaGuaranteesError: the handler tried to end the transaction.
         """
@@ -201,6 +208,7 @@ class SqliteInbox:
 
         Raises:
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
+            MessageIdReused: an entry has the id of another message. Roll back.
             StoreUnavailable: the file did not answer, or was locked. Roll back, and repeat the transaction.
         """
         self._check()
@@ -246,7 +254,7 @@ class SqliteInbox:
             stored = _offsets(connection, scope, batch.first)
             fresh = pending(batch, stored)
             keys = _keys(batch, fresh)
-            if connection.executemany(_REMEMBER, self._rows(connection, scope, keys)).rowcount < len(keys):
+            if connection.executemany(_REMEMBER, self._rows(connection, scope, batch, keys)).rowcount < len(keys):
                 return None
         return SqliteInboxTransaction(connection, scope, batch, stored, fresh)
 
@@ -257,20 +265,27 @@ class SqliteInbox:
             fresh = pending(batch, stored)
             if batch.keys:
                 keys = _keys(batch, fresh)
-                rows = self._rows(connection, scope, keys)
+                rows = self._rows(connection, scope, batch, keys)
                 new = {row[1] for row in rows if connection.execute(_REMEMBER, row).rowcount}
                 self._repeats = len(new) < len(keys)
                 if len(new) < len(keys):
+                    if batch.fingerprints:
+                        places = [row[:2] for row in rows if row[1] not in new]
+                        known = {place[1]: connection.execute(_FINGERPRINT, place).fetchone()[0] for place in places}
+                        compare(batch, fresh, known)
                     fresh = fresh_of(batch, fresh, new)
         return SqliteInboxTransaction(connection, scope, batch, stored, fresh)
 
-    def _rows(self, connection: sqlite3.Connection, scope: str, keys: list[bytes]) -> list[tuple[int, bytes, int, int]]:
+    def _rows(
+        self, connection: sqlite3.Connection, scope: str, batch: Batch, keys: list[bytes]
+    ) -> list[tuple[int, bytes, int, bytes | None, int]]:
         """What _REMEMBER takes for each of the ids."""
         found = connection.execute(_SCOPE, (scope,)).fetchall() or connection.execute(_NEW_SCOPE, (scope,)).fetchall()
         [(number,)] = found
         now = self._now()
         until = now + self._retention // timedelta(microseconds=1)
-        return [(number, key, until, now) for key in keys]
+        prints = map(batch.fingerprints.get, keys)
+        return [(number, key, until, fingerprint, now) for key, fingerprint in zip(keys, prints, strict=True)]
 
     def _connect(self) -> sqlite3.Connection:
         with self._answers("opening"):
@@ -431,18 +446,19 @@ class SqliteInboxTransaction:
 
 
 def _made(connection: sqlite3.Connection) -> int:
-    """Make the tables where they are missing, and bring those of version 1 up to date. Returns their version."""
+    """Make the tables where they are missing, and bring those of earlier versions up to date. Returns their version."""
     version = _version(connection)
     if version is None:
         for statement in _SCHEMA:
             connection.execute(statement)
         connection.execute("INSERT INTO kg_inbox_version VALUES (?)", (VERSION,))
         return VERSION
-    if version == 1:
-        for statement in _UPGRADE:
-            connection.execute(statement)
-        return VERSION
-    return version
+    upgrade = {1: _UPGRADE_1, 2: _UPGRADE_2}.get(version)
+    if upgrade is None:
+        return version
+    for statement in upgrade:
+        connection.execute(statement)
+    return VERSION
 
 
 def _version(connection: sqlite3.Connection) -> int | None:

@@ -379,8 +379,23 @@ class ReadsBeforeItLocks(ReferenceInbox):
 class IgnoresIds(ReferenceInbox):
     """Knows offsets only: what was sent twice is handled twice."""
 
-    def remember(self, scope: str, key: bytes) -> bool:
-        return super().remember(scope, key) or True
+    def remember(self, scope: str, key: bytes, fingerprint: bytes) -> bool:
+        return super().remember(scope, key, fingerprint) or True
+
+
+class IgnoresFingerprints(ReferenceInbox):
+    """D08: an id that is used once more for another message swallows that."""
+
+    def differs(self, scope: str, entry: Entry) -> bool:  # noqa: ARG002 - that is its mistake
+        return False
+
+
+class ComparesIdsOnly(ReferenceInbox):
+    """A message that was sent twice is an error, where its fingerprint is not known or not asked for."""
+
+    def differs(self, scope: str, entry: Entry) -> bool:
+        query = "SELECT 1 FROM inbox_ids WHERE scope = ? AND key = ? AND fingerprint <> ?"
+        return bool(self.connection.execute(query, (scope, entry.key, entry.fingerprint)).fetchall())
 
 
 class IgnoresOffsets(ReferenceInbox):
@@ -407,10 +422,10 @@ class IgnoresTheTopicId(ReferenceInbox):
 class RemembersIdsForEver(ReferenceInbox):
     """D18: the retention is not used."""
 
-    def remember(self, scope: str, key: bytes) -> bool:
+    def remember(self, scope: str, key: bytes, fingerprint: bytes) -> bool:
         self.retention, retention = self.retention * 1000, self.retention
         try:
-            return super().remember(scope, key)
+            return super().remember(scope, key, fingerprint)
         finally:
             self.retention = retention
 
@@ -547,6 +562,8 @@ CAUGHT_BY: dict[type[ReferenceStore | ReferenceInbox], str] = {
     AdvancesAlthoughRolledBack: "test_an_exception_undoes_everything",
     ReadsBeforeItLocks: "test_rival_threads_handle_each_message_once",
     IgnoresIds: "test_ids_that_are_known_are_left_out",
+    IgnoresFingerprints: "test_an_id_of_another_message_is_refused",
+    ComparesIdsOnly: "test_without_a_fingerprint_nothing_is_compared",
     IgnoresOffsets: "test_offsets_that_come_again_are_left_out",
     IgnoresTheTopicId: "test_a_topic_that_was_created_again_is_refused",
     RemembersIdsForEver: "test_an_id_is_forgotten_after_its_retention_and_the_offset_never",

@@ -14,7 +14,7 @@ import pytest
 
 from kafka_guarantees.dedup.contract import Entry, Source
 from kafka_guarantees.dedup.ids import key_of
-from kafka_guarantees.errors import PartitionFenced, StoreUnavailable, TopicRecreated
+from kafka_guarantees.errors import MessageIdReused, PartitionFenced, StoreUnavailable, TopicRecreated
 
 from .running import in_processes, in_threads
 from .stores import LONG, ODD_KEYS, ODD_SCOPES, SCOPE, difference, fresh_name
@@ -45,6 +45,11 @@ def entry(offset: int, key: object = None, source: Source = ORDERS) -> Entry:
 def some_without_id(offset: int) -> Entry:
     """Every other one has no id, so that only its offset can tell that it was handled."""
     return entry(offset, "" if offset % 2 else None)
+
+
+def signed(offset: int, key: str, fingerprint: int, source: Source = ORDERS) -> Entry:
+    """A message with the id of this name, and one of several fingerprints."""
+    return Entry(source, offset, key_of(key), b"\x00\xff'%5d" % fingerprint)
 
 
 def entries(offsets: Sequence[int], source: Source = ORDERS) -> list[Entry]:
@@ -263,6 +268,43 @@ class InboxConformance:
         assert desk.handle(odd) == list(range(len(odd)))
         again = [one._replace(source=OTHERS) for one in odd]
         assert desk.handle(again) == []
+
+    def test_an_id_of_another_message_is_refused(self, desk: Desk) -> None:
+        """D08: known from before, or from the same call, with another fingerprint: an error says which, and nothing is done."""
+        desk.handle([signed(0, "a", 1), signed(1, "b", 1)])
+        for batch, index in (
+            ([signed(2, "c", 1), signed(3, "a", 1), signed(4, "b", 2), signed(5, "c", 1)], 2),
+            ([signed(2, "c", 1), signed(0, "d", 1, OTHERS), signed(3, "c", 2), signed(4, "b", 1)], 2),
+            ([signed(0, "b", 2, OTHERS)], 0),
+        ):
+            with pytest.raises(MessageIdReused) as caught:
+                desk.handle(batch)
+            assert caught.value.index == index
+            assert [desk.next_offset(source) for source in (ORDERS, OTHERS)] == [2, None]
+            assert len(desk.effects()) == 2
+        assert desk.handle([signed(2, "c", 1), signed(3, "a", 1), signed(0, "d", 2, OTHERS)]) == [0, 2]
+
+    def test_what_is_behind_the_offset_is_not_compared(self, desk: Desk) -> None:
+        """It was handled, whatever it was."""
+        desk.handle([signed(0, "a", 1), signed(1, "b", 1)])
+        assert desk.handle([signed(0, "a", 2), signed(1, "c", 1), signed(2, "c", 2)]) == [2]
+
+    def test_without_a_fingerprint_nothing_is_compared(self, desk: Desk) -> None:
+        """On either side: neither what is known, nor what comes."""
+        desk.handle([signed(0, "a", 1), signed(1, "b", 1)])
+        desk.handle([entry(2, "c"), entry(3, "d")])
+        assert desk.handle([entry(4, "a"), entry(5, "e"), entry(6, "e")]) == [1]
+        assert desk.handle([signed(7, "c", 1), signed(8, "b", 1), signed(9, "f", 1)]) == [2]
+
+    def test_a_fingerprint_is_forgotten_with_its_id(self, desk: Desk) -> None:
+        """After the retention, or where it was not handled, an id is free for another message, and has its fingerprint."""
+        desk.remembering(3)
+        desk.handle([signed(0, "event", 1)])
+        desk.handle([signed(1, "left", 1)], handled=0)
+        desk.wait(10)
+        assert desk.handle([signed(1, "left", 2), signed(0, "event", 2, OTHERS)]) == [0, 1]
+        with pytest.raises(MessageIdReused):
+            desk.handle([signed(1, "event", 1, OTHERS)])
 
     # -- a part of it -------------------------------------------------------------------------------------------------------
 

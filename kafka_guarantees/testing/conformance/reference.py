@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from kafka_guarantees.dedup.contract import Capabilities, Outcome
-from kafka_guarantees.errors import PartitionFenced, StoreUnavailable, TopicRecreated
+from kafka_guarantees.errors import MessageIdReused, PartitionFenced, StoreUnavailable, TopicRecreated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -139,13 +139,19 @@ class ReferenceTransaction:
         self.inbox, self.scope, self.entries = inbox, scope, entries
         self.before = {entry.source: inbox.next_offset(scope, entry.source) for entry in entries}
         self.fresh = [index for index, entry in enumerate(entries) if self.is_fresh(entry)]
+        for index, entry in enumerate(entries):
+            if not self.is_behind(entry) and inbox.differs(scope, entry):
+                raise MessageIdReused(f"entry {index} has the id of another message. Nothing was written.", index)
         self.finished = False
 
     def is_fresh(self, entry: Entry) -> bool:
         """Whether it is to be handled; its id is known from then on."""
-        if entry.offset < (self.before[entry.source] or 0):
+        if self.is_behind(entry):
             return False
-        return entry.key is None or self.inbox.remember(self.scope, entry.key)
+        return entry.key is None or self.inbox.remember(self.scope, entry.key, entry.fingerprint)
+
+    def is_behind(self, entry: Entry) -> bool:
+        return entry.offset < (self.before[entry.source] or 0)
 
     def finish(self, handled: int | None = None) -> None:
         self.finished = True
@@ -180,7 +186,8 @@ class ReferenceInbox:
         with _known_errors():
             self.connection.execute("PRAGMA synchronous = OFF")
             self.connection.execute("BEGIN IMMEDIATE")
-            self.connection.execute("CREATE TABLE IF NOT EXISTS inbox_ids (scope, key, until, PRIMARY KEY (scope, key))")
+            ids = "scope, key, until, fingerprint, PRIMARY KEY (scope, key)"
+            self.connection.execute(f"CREATE TABLE IF NOT EXISTS inbox_ids ({ids})")
             columns = "scope, topic, partition, topic_id, next, PRIMARY KEY (scope, topic, partition)"
             self.connection.execute(f"CREATE TABLE IF NOT EXISTS inbox_offsets ({columns})")
             self.connection.execute("COMMIT")
@@ -195,12 +202,18 @@ class ReferenceInbox:
         offset: int = found[1]
         return offset
 
-    def remember(self, scope: str, key: bytes) -> bool:
+    def remember(self, scope: str, key: bytes, fingerprint: bytes) -> bool:
         """Whether the id was not known. Now it is."""
         now = self.clock()
         self.connection.execute("DELETE FROM inbox_ids WHERE scope = ? AND key = ? AND until <= ?", (scope, key, now))
-        row = (scope, key, now + self.retention.total_seconds())
-        return self.connection.execute("INSERT OR IGNORE INTO inbox_ids VALUES (?, ?, ?)", row).rowcount > 0
+        row = (scope, key, now + self.retention.total_seconds(), fingerprint)
+        return self.connection.execute("INSERT OR IGNORE INTO inbox_ids VALUES (?, ?, ?, ?)", row).rowcount > 0
+
+    def differs(self, scope: str, entry: Entry) -> bool:
+        """Whether the id is known with another fingerprint."""
+        query = "SELECT fingerprint FROM inbox_ids WHERE scope = ? AND key = ?"
+        [known] = self.connection.execute(query, (scope, entry.key)).fetchone() or (b"",)
+        return bool(known and entry.fingerprint and known != entry.fingerprint)
 
     def advance(self, scope: str, source: Source, before: int | None, end: int) -> None:
         if before is None:
