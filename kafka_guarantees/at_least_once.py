@@ -23,6 +23,8 @@ With an inbox::
 
     database transaction begun: offsets locked, ids noted, what was handled before left out -> handled -> ... acknowledged
     -> offsets moved -> transaction committed -> the group's offset committed, for those who watch it
+
+The loops are here; ``_at_least_once_run.py`` has what they do with a batch before and after its handling.
 """
 
 from __future__ import annotations
@@ -35,25 +37,19 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._apart import Apart, ended_after
-from ._client import Rarely
+from ._at_least_once_run import COMMIT_EVERY, Run
 from ._consumer import GroupConsumer, check_run
-from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted
+from ._failures import RETRY, Failed, Failures
 from ._lifecycle import Lifecycle, close_behind
-from ._offsets import next_offsets
 from ._pace import Pace
 from ._places import Places
 from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer, raise_failures
-from ._recognition.claims import Work
-from ._recognition.message_ids import entries_of, entry_of
 from ._recognition.options import BY_HEADER, Recognition
-from ._recognition.patience import patiently
-from ._recognition.portions import Portions
 from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
-from ._trail import AGAIN, Portion, Trail
-from .errors import AuthorizationError, BrokerError, DeliveryError, DeliveryUnknown, PartitionFenced, StoreUnavailable
+from .errors import DeliveryError, DeliveryUnknown
 from .records import Record, RecordRefused, check_handler, leave, records_in, with_id
 
 if TYPE_CHECKING:
@@ -69,8 +65,9 @@ if TYPE_CHECKING:
     from ._lifecycle import Itself
     from ._places import Start
     from ._preflight import AtStart, PreflightReport
-    from ._recognition.claims import Claims, OnStoreError
-    from ._recognition.message_ids import OnMissingId, Problem
+    from ._recognition.claims import OnStoreError
+    from ._recognition.message_ids import OnMissingId
+    from ._recognition.portions import Portions
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
     from .dedup.contract import DedupStore, Inbox, Takeover
@@ -81,8 +78,6 @@ log = logging.getLogger("kafka_guarantees")
 
 LEAVING = 10.0  # seconds that a loop which is left waits for brokers that do not answer
 FENCED_REST = 0.5  # seconds until messages are fetched again that another member handles, or that an inbox did not take
-COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
-_NOT_PAST = "Nothing was committed past the messages it came from."
 FIRST_BATCH = 20  # messages: nobody knows yet how long they take
 
 
@@ -159,8 +154,6 @@ class AtLeastOnce:
         self._lifecycle = Lifecycle("AtLeastOnce")
         self._producer: PlainProducer | None = None
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
-        self._claims: Claims | None = None  # of the run
-        self._rarely = Rarely()
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
         self._apart = Apart(self._lifecycle) if keep_alive else None
@@ -310,31 +303,50 @@ class AtLeastOnce:
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
-        if self._recognition.inbox is not None:
-            self._run_inbox(self._recognition.inbox, topics, handle, pace, until_idle)
-            return
-        with self._consuming(topics) as consumer:
-            for batch in consumer.batches(pace, until_idle, self._reading):
-                self._work_off(consumer, batch, handle, pace)
+        with self._consuming(topics) as run:
+            for batch in run.consumer.batches(pace, until_idle, self._reading):
+                if run.portions is None:
+                    self._work_off(run, batch, handle, pace)
+                else:
+                    self._transact(run, run.portions, batch, handle, pace)
 
-    def _work_off(self, consumer: GroupConsumer, batch: Batch, handle: Handling, pace: Pace) -> None:
+    @staticmethod
+    def _work_off(run: Run, batch: Batch, handle: Handling, pace: Pace) -> None:
         """Handle and finish a batch, portion by portion, to its end or until the rest is given back."""
-        with self._claimed(consumer, batch) as claimed:
+        with run.claimed(batch) as claimed:
             work = claimed
             while work.messages:
                 began = time.monotonic()
                 done, failed = handle(work.fresh)
                 pace.took(done, time.monotonic() - began)
-                if not self._finish(consumer, batch, work, done, to_the_end=failed is None):
-                    return
-                work = work.rest(done)
-                if failed is not None:
-                    done = self._again(consumer, batch, work, failed, handle)
-                    work = work.rest(done)
-                if work.messages and (self._must_poll(batch, pace) or (failed and done < failed.size)):
-                    consumer.rewind(work.messages)
-                    return
-            self._refuse(consumer, batch, work.problem)
+                work = run.finish(batch, work, done, to_the_end=failed is None)
+                if failed is not None and work.messages:
+                    work = run.again(batch, work, failed, handle)
+                if work.messages and run.must_poll(batch, pace):
+                    work = run.give_back(work.messages)
+            run.refuse(batch, work.problem)
+
+    @staticmethod
+    def _transact(run: Run, portions: Portions, batch: Batch, handle: Handling, pace: Pace) -> None:
+        """The same with an inbox: each portion is one transaction of its database."""
+        messages, entries, problem = run.entries(batch)
+        while messages:
+            began = time.monotonic()
+            done, failed = portions.transact(batch, messages, entries, handle)
+            pace.took(done, time.monotonic() - began)
+            messages, entries = messages[done:], entries[done:]
+            if failed is not None:
+                done = portions.again(batch, messages, entries, failed, handle)
+                messages, entries = messages[done:], entries[done:]
+            if not done:
+                run.consumer.rest(batch.messages, FENCED_REST)
+                break
+            if messages and (run.must_poll(batch, pace) or (failed and done < failed.size)):
+                run.consumer.rewind(batch.messages)
+                break
+        else:
+            run.refuse(batch, problem)
+        portions.tidy()
 
     def messages(
         self, topics: Sequence[str], *, max_batch: int = 4000, until_idle: float | None = None
@@ -363,9 +375,9 @@ class AtLeastOnce:
     def _messages(
         self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself
     ) -> Generator[Message, None, None]:
-        with self._consuming(topics, itself) as consumer:
-            for batch in consumer.batches(pace, until_idle, self._reading):
-                with self._claimed(consumer, batch) as claimed:
+        with self._consuming(topics, itself) as run:
+            for batch in run.consumer.batches(pace, until_idle, self._reading):
+                with run.claimed(batch) as claimed:
                     work = claimed
                     del claimed  # it would keep its messages while the next ones are fetched
                     while work.messages:
@@ -381,373 +393,46 @@ class AtLeastOnce:
                             if self._lifecycle.forked:
                                 raise
                             self._lifecycle.leave(LEAVING)
-                            self._finish(consumer, batch, work, done)
+                            run.finish(batch, work, done)
                             raise
                         pace.took(done, time.monotonic() - began)
-                        if not self._finish(consumer, batch, work, done, to_the_end=True):
-                            break
-                        work = work.rest(done)
-                        unreadable = work.fresh[:1] and not self._reading.readable(work.fresh[:1])
-                        done = self._read_again(consumer, batch, work) if unreadable else 0
-                        work = work.rest(max(done, 0))
-                        if work.messages and (self._must_poll(batch, pace) or done < 0):
-                            consumer.rewind(work.messages)
-                            break
-                    else:
-                        self._refuse(consumer, batch, work.problem)
-
-    # -- what fails -----------------------------------------------------------------------------------------------------
-
-    def _again(self, consumer: GroupConsumer, batch: Batch, work: Work, failed: Failed, handle: Handling) -> int:
-        """Try again what failed, and set it aside where that has no use. Returns how many are finished; 0: they come again.
-
-        Raises:
-            HandlerError: there is nowhere to set it aside.
-            DeliveryError, DeliveryUnknown: the dead letter was not acknowledged. Nothing of this is committed.
-        """
-        messages = work.fresh[: failed.size]
-        try:
-            wait = self._failures.waiting(consumer, batch, self._renew)
-            outcome = self._failures.again(partial(attempted, handle, messages), messages[0], failed.error, wait)
-        except Left:
-            return 0
-        if isinstance(outcome, GaveUp):
-            if len(messages) > 1 and self._failures.narrows(outcome):
-                return self._one_by_one(consumer, batch, work, handle, len(messages))
-            self._set_aside(messages[0], outcome)
-        return len(messages) if self._finish(consumer, batch, work, len(messages)) else 0
-
-    def _one_by_one(self, consumer: GroupConsumer, batch: Batch, work: Work, handle: Handling, size: int) -> int:
-        """Find out which messages of a batch fail, and set only these aside. Returns how many are finished."""
-        done = 0
-        while done < size:
-            handled, failed = self._each(consumer, batch, work.fresh[: size - done], handle)
-            if handled and not self._finish(consumer, batch, work, handled):
-                break
-            done += handled
-            work = work.rest(handled)
-            if failed is not None:
-                self._set_aside(work.fresh[0], GaveUp(failed.error, 1))
-                if not self._finish(consumer, batch, work, 1):
-                    break
-                done += 1
-                work = work.rest(1)
-            elif not handled:
-                break
-        return done
-
-    def _each(
-        self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling
-    ) -> tuple[int, Failed | None]:
-        """Handle messages in calls of their own until the portion is full, up to one that fails. Returns how many they are."""
-        until = time.monotonic() + COMMIT_EVERY
-        for number, message in enumerate(messages):
-            if not self._failures.in_hand(consumer, batch, self._renew):
-                return number, None
-            _, failed = handle([message])
-            if failed is not None:
-                return number, failed
-            if time.monotonic() >= until:
-                return number + 1, None
-        return len(messages), None
-
-    def _set_aside(self, message: Message, outcome: GaveUp) -> None:
-        """Send a message to the dead letter topic. It is finished once that is acknowledged (L05)."""
-        self._send(self._failures.letter(message, outcome))
-        if self._claims is not None:
-            self._claims.set_aside()
-
-    def _refuse(self, consumer: GroupConsumer, batch: Batch, problem: Problem | None, portions: Portions | None = None) -> None:
-        """The end of a batch before a message that must not be handled: it is raised, or set aside."""
-        if problem is None:
-            return
-        message, error = problem
-        if self._failures.topic is None:
-            raise error
-        if portions is not None:
-            portions.set_aside(batch, message, entry_of(message, self._ids), GaveUp(error, 0))
-        else:
-            self._send(self._failures.letter(message, GaveUp(error, 0)))
-            self._finish(consumer, batch, Work([message]), 1)
-        consumer.rewind(batch.messages)  # what came after it
-
-    def _read_again(self, consumer: GroupConsumer, batch: Batch, work: Work) -> int:
-        """Read the next message again, or set it aside. Returns how many are finished with that; -1: it comes again."""
-        message = work.fresh[0]
-        check = partial(self._reading.check, message)
-        try:
-            outcome = self._failures.again(
-                check, message, self._reading.unreadable[id(message)], self._failures.waiting(consumer, batch, self._renew)
-            )
-        except Left:
-            return -1
-        if not isinstance(outcome, GaveUp):
-            return 0
-        self._set_aside(message, outcome)
-        return 1 if self._finish(consumer, batch, work, 1) else -1
-
-    def _forgive(self, error: Exception) -> None:
-        """A record that was refused with this error is not held against its message: that goes another way."""
-        if self._producer is not None:
-            self._producer.forgive(error)
-
-    # -- recognising what was handled before ---------------------------------------------------------------------------
+                        work = run.finish(batch, work, done, to_the_end=True)
+                        work = run.read_again(batch, work)
+                        if work.messages and run.must_poll(batch, pace):
+                            work = run.give_back(work.messages)
+                    run.refuse(batch, work.problem)
 
     @contextmanager
-    def _claimed(self, consumer: GroupConsumer, batch: Batch) -> Iterator[Work]:
-        """What of a batch is to be handled. Claims that are not completed at the end are released."""
-        self._attend(consumer, batch)
-        if self._claims is None:
-            self._reading.open(batch.messages)
-            yield Work(batch.messages)
-            return
-        self._topic_ids.renew()
-        try:
-            work = self._claim(consumer, batch, self._claims)
-            self._reading.open(work.fresh)
-            yield work
-        finally:
-            self._claims.release()
-        self._claims.tidy()
-
-    def _attend(self, consumer: GroupConsumer, batch: Batch) -> None:
-        if self._apart is not None:
-            self._apart.attend(lambda: self._serve(consumer, batch), consumer.resume)
-
-    def _serve(self, consumer: GroupConsumer, batch: Batch) -> None:
-        """Serve the group while a handler works in its own thread."""
-        consumer.serve_beside(batch)
-        self._renew()
-
-    def _renew(self) -> None:
-        if self._claims is not None:
-            self._claims.renew()
-
-    def _claim(self, consumer: GroupConsumer, batch: Batch, claims: Claims) -> Work:
-        try:
-            work, held = patiently(partial(self._claim_now, consumer, batch, claims), consumer, batch, self._no_more)
-        except (StoreUnavailable, BrokerError) as error:
-            if not self._no_more():
-                raise  # not of the store: the group was served meanwhile
-            if self._lifecycle.stopping:
-                return Work(())
-            log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
-            return claims.unprotected(batch.messages)
-        except PartitionFenced:
-            consumer.rewind(batch.messages)  # the group went on while the store was down
-            return Work(())
-        self._recognition.note(apart=consumer.shares)
-        if held:
-            consumer.rest(held, claims.rest_for(held))
-        return work
-
-    def _claim_now(self, consumer: GroupConsumer, batch: Batch, claims: Claims) -> tuple[Work, Sequence[Message]]:
-        """Claim a batch that is still ours: else its new owner would lose its claims to us."""
-        if not consumer.still_ours(batch, within=self._settings.max_poll_interval):
-            raise PartitionFenced("the group gave partitions away.")
-        return claims.claim(batch.messages)
-
-    def _complete(
-        self, consumer: GroupConsumer, batch: Batch, claims: Claims, handled: int, finished: Sequence[Message]
-    ) -> bool:
-        """Complete the ids of what was handled. False: they are not, and what was handled is handled again (D17)."""
-        try:
-            patiently(partial(claims.complete, handled, finished), consumer, batch, self._no_more)
-        except (StoreUnavailable, BrokerError) as error:
-            if not self._no_more():
-                raise
-            claims.skip(handled)
-            log.warning("the ids of %d messages that were handled could not be stored: %s", handled, error)
-            return not self._recognition.waits
-        return True
-
-    def _no_more(self) -> bool:
-        """Whether a store that does not answer is not asked again."""
-        return self._lifecycle.stopping or not self._recognition.waits
-
-    # -- in the transactions of an inbox -------------------------------------------------------------------------------
-
-    def _run_inbox(
-        self,
-        inbox: Inbox[Any],
-        topics: Sequence[str],
-        handle: Handling,
-        pace: Pace,
-        until_idle: float | None,
-    ) -> None:
-        """The loop with an inbox: each portion of a batch is one transaction of its database."""
-        with self._consuming(topics) as consumer:
-            portions = Portions(
-                self._settings,
-                self._lifecycle,
-                consumer,
-                inbox=inbox,
-                scope=self._recognition.scope,
-                mark=self._recognition.mark,
-                counts=self._recognition.counts,
-                acknowledged=self._acknowledged,
-                failures=self._failures,
-                send=self._send,
-            )
-            for batch in consumer.batches(pace, until_idle, self._reading):
-                self._attend(consumer, batch)
-                self._topic_ids.renew()
-                entries, problem = patiently(partial(entries_of, batch.messages, self._ids), consumer, batch, self._no_more)
-                messages = batch.messages[: len(entries)]
-                self._reading.open(messages)
-                while messages:
-                    began = time.monotonic()
-                    done, failed = portions.transact(batch, messages, entries, handle)
-                    pace.took(done, time.monotonic() - began)
-                    messages, entries = messages[done:], entries[done:]
-                    if failed is not None:
-                        done = portions.again(batch, messages, entries, failed, handle)
-                        messages, entries = messages[done:], entries[done:]
-                    if not done:
-                        consumer.rest(batch.messages, FENCED_REST)
-                        break
-                    if messages and (self._must_poll(batch, pace) or (failed and done < failed.size)):
-                        consumer.rewind(batch.messages)
-                        break
-                else:
-                    self._refuse(consumer, batch, problem, portions)
-                portions.tidy()
-
-    # -- finishing ------------------------------------------------------------------------------------------------------
-
-    def _must_poll(self, batch: Batch, pace: Pace) -> bool:
-        """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
-        now = time.monotonic()
-        late = now - batch.fetched > pace.late or now - batch.taken > self._settings.max_poll_interval / 2  # claims lapse
-        return late or self._lifecycle.stopping
-
-    def _finish(self, consumer: GroupConsumer, batch: Batch, work: Work, handled: int, *, to_the_end: bool = False) -> bool:
-        """Wait for what was produced, then commit what was handled. False: it was not committed, and comes again.
-
-        Where that is all of a batch, handled ``to_the_end`` and soon, its commit trails behind: see ``Trail``.
-
-        Raises:
-            DeliveryError, DeliveryUnknown: nothing was committed.
-        """
-        behind = to_the_end and handled == len(work.fresh) and work.problem is None and self._soon(batch)
-        producer, posted = self._producer, None
-        if behind and self._claims is None and (producer is None or not (producer.unacknowledged or producer.failed)):
-            posted = None if producer is None else producer.portion()
-        else:
-            self._acknowledged()
-        finished = work.finished(handled)
-        if not finished:
-            self._trail.settle()
-            return True
-        if self._claims is not None and not self._complete(consumer, batch, self._claims, handled, finished):
-            consumer.rewind(batch.messages)
-            return False
-        if behind:
-            self._trail.add(Portion(next_offsets(finished, batch.topic), batch, posted, len(finished)))
-            return True
-        return self._commit(consumer, batch, finished)
-
-    def _soon(self, batch: Batch) -> bool:
-        """Whether a batch was handled so fast that waiting for its commit would count. A client that stops waits for all."""
-        return time.monotonic() - batch.taken < COMMIT_EVERY and not self._lifecycle.stopping
-
-    def _commit(self, consumer: GroupConsumer, batch: Batch, finished: Sequence[Message]) -> bool:
-        """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
-        while consumer.still_ours(batch, within=self._settings.max_poll_interval):
-            offsets = {**self._trail.offsets(), **next_offsets(finished, batch.topic)}
-            try:
-                consumer.commit(offsets.values())
-            except AuthorizationError:
-                raise
-            except BrokerError as exc:
-                if self._rarely(str(exc)):
-                    log.warning("%s", exc)
-                if self._lifecycle.stopping:
-                    return False
-                time.sleep(AGAIN)
-            else:
-                self._trail.clear(offsets)
-                return True
-        self._trail.clear()
-        self._failures.given_away(finished, batch)
-        log.warning("the group gave partitions away: up to %d messages that were handled are handled again", len(finished))
-        consumer.rewind(batch.messages)
-        return False
-
-    def _send_all(self, records: Records, *, ready: bool = False) -> None:
-        """Send what a handler returned; ``ready``: with what serializers made of it.
-
-        Raises:
-            RecordRefused: one of them is refused before it is sent, and may be the fault of this message alone.
-        """
-        if records is None:
-            return
-        producer, writing = self._producer, self._writing
-        if self._lifecycle.closed:
-            self._lifecycle.check()
-        serialize = writing.serialize if writing.needed and not ready else None
-        try:
-            for record in records_in(records):
-                if producer is None:
-                    producer = self._made(record.topic)
-                try:
-                    producer.post(record if serialize is None else serialize(record))
-                except (DeliveryError, DeliveryUnknown) as failure:
-                    if isinstance(failure, DeliveryError) and self._failures.topic is not None:
-                        raise RecordRefused(failure) from failure
-                    producer.note(failure)
-        except BaseException:
-            leave(records)
-            raise
-
-    def _acknowledged(self) -> None:
-        """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""
-        self._lifecycle.handled()
-        if self._producer is not None:
-            left = self._producer.flush(lambda: self._lifecycle.out_of_patience)
-            self._producer.begin()  # what was posted until now is judged here: no portion to come is held up by it
-            self._raise_failures(left, _NOT_PAST, ends_run=True)
-
-    @contextmanager
-    def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        with self._lifecycle.running(itself), ended_after(self._apart), closing(TopicIds(self._settings)) as topic_id:
+    def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[Run]:
+        """A run, with its member of the group. What trails behind at its end is committed."""
+        with self._lifecycle.running(itself), ended_after(self._apart), closing(TopicIds(self._settings)) as topic_ids:
             if self._producer is not None:
                 self._producer.abandon()
             self._preflight.start(topics)
-            self._topic_ids = topic_id
-            self._places.stored = self._recognition.stored(topic_id)
-            self._claims, self._ids = self._recognition.claims(topic_id), self._recognition.ids(topic_id)
+            self._places.stored = self._recognition.stored(topic_ids)
             consumer = GroupConsumer(
+                self._settings, self._lifecycle, topics, self._places, also=self._failures.topics, trailing=True
+            )
+            run = Run(
                 self._settings,
                 self._lifecycle,
-                topics,
-                self._places,
-                also=self._failures.topics,
-                trailing=True,
-            )
-            self._trail = consumer.trail = Trail(
                 consumer,
-                self._lifecycle,
-                self._settings.max_poll_interval,
+                topic_ids,
+                reading=self._reading,
+                failures=self._failures,
+                recognition=self._recognition,
+                apart=self._apart,
                 producer=lambda: self._producer,
-                acknowledged=self._acknowledged,
-                failed=lambda: self._raise_failures(0, _NOT_PAST, ends_run=True),
+                send=self._send,
             )
-            consumer.idle = self._idle
             try:
-                yield consumer
-                self._trail.end()
+                yield run
+                run.trail.end()
             except BaseException:
-                self._trail.leave()
+                run.trail.leave()
                 raise
             finally:
                 consumer.close()
-
-    def _idle(self) -> None:
-        """There is nothing to handle: what trails behind is finished, and what other threads have produced need not linger."""
-        self._trail.idle()
-        if self._producer is not None:
-            self._producer.send_lingering()
 
     def _pace(self, max_batch: int, first: int | None = None, *, max_wait: float = 0.0) -> Pace:
         limit = self._settings.max_poll_interval / 2
@@ -813,6 +498,37 @@ class AtLeastOnce:
             self._raise_failures(0, "This record was not sent.", asked=False)
         return producer.deliver(topic, value, key, headers, partition, timestamp, timeout)
 
+    def _send_all(self, records: Records, *, ready: bool = False) -> None:
+        """Send what a handler returned; ``ready``: with what serializers made of it.
+
+        Raises:
+            RecordRefused: one of them is refused before it is sent, and may be the fault of this message alone.
+        """
+        if records is None:
+            return
+        producer, writing = self._producer, self._writing
+        if self._lifecycle.closed:
+            self._lifecycle.check()
+        serialize = writing.serialize if writing.needed and not ready else None
+        try:
+            for record in records_in(records):
+                if producer is None:
+                    producer = self._made(record.topic)
+                try:
+                    producer.post(record if serialize is None else serialize(record))
+                except (DeliveryError, DeliveryUnknown) as failure:
+                    if isinstance(failure, DeliveryError) and self._failures.topic is not None:
+                        raise RecordRefused(failure) from failure
+                    producer.note(failure)
+        except BaseException:
+            leave(records)
+            raise
+
+    def _forgive(self, error: Exception) -> None:
+        """A record that was refused with this error is not held against its message: that goes another way."""
+        if self._producer is not None:
+            self._producer.forgive(error)
+
     def _send(self, record: Record) -> Delivery:
         return (self._producer or self._made(record.topic)).produce(record)
 
@@ -836,13 +552,12 @@ class AtLeastOnce:
             left = self._producer.flush(lambda: deadline is not None and time.monotonic() >= deadline)
             self._raise_failures(left, "What was acknowledged is safe.")
 
-    def _raise_failures(self, left: int, safe: str, *, ends_run: bool = False, asked: bool = True) -> None:
+    def _raise_failures(self, left: int, safe: str, *, asked: bool = True) -> None:
         if self._producer is None:
             return
         # in a run only the run forgets them: it must not commit past them, whoever saw them
         forget = not self._lifecycle.in_other_hands
-        posted = ends_run or not self._lifecycle.in_run  # also a handler that flushes: these may be of an earlier batch
-        asked = asked and not ends_run  # these are of no message of a run: they had been let go of outside of it
+        posted = not self._lifecycle.in_run  # also a handler that flushes: these may be of an earlier batch
         raise_failures(self._producer.failures(forget=forget, posted=posted, asked=asked), left, safe)
 
     # -- ending -------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from kafka_guarantees import (
     at_most_once,
     exactly_once,
 )
+from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._client import Callbacks
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._enqueue import enqueue
@@ -352,18 +353,18 @@ def alo_goes_on_past_a_failure() -> None:
     """A handler that raised is logged, and the highest offset that is done is committed: max(done) (L01)."""
     handlers_are(swallowing, AtLeastOnce)
 
-    @instead(AtLeastOnce, "_finish")
-    def _(original: Any, *args: Any, to_the_end: bool = False) -> bool:
+    @instead(Run, "finish")
+    def _(original: Any, *args: Any, to_the_end: bool = False) -> Any:
         *given, work, handled = args
         left = sys.exc_info()[0] is GeneratorExit  # a loop over messages() that was left by an exception
-        return bool(original(*given, work, len(work.fresh) if left else handled, to_the_end=to_the_end))
+        return original(*given, work, len(work.fresh) if left else handled, to_the_end=to_the_end)
 
 
 @mutant(ALO, "lost output", faults=["kill transformers at work"], config={"linger.ms": 300}, **AT_WORK)
 def alo_does_not_wait_for_acknowledgements() -> None:
     """An offset is committed while the records that were produced for it are still in the queue (P01, L03)."""
 
-    @instead(AtLeastOnce, "_acknowledged")
+    @instead(Run, "acknowledged")
     def _(_original: Any, _self: Any) -> None:
         pass
 

@@ -48,7 +48,7 @@ FLOORS: list[set[str]] = [
     {"_apart", "_producer", "_consumer"},
     {"_failures", "_trail"},
     {"_transactional", "_recognition", "_preflight"},
-    {"_in_flight"},
+    {"_in_flight", "_at_least_once_run"},
     {"at_most_once", "at_least_once", "exactly_once"},
     {"__init__"},
     {"testing"},

@@ -20,6 +20,7 @@ from kafka_guarantees import (
     KafkaGuaranteesError,
     Record,
 )
+from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._consumer import Batch, GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._offsets import Membership
@@ -443,6 +444,19 @@ def test_the_membership_is_asked_for_before_a_message_is_waited_for(monkeypatch:
     assert calls == ["poll", "idle", "asked", "poll"]
 
 
+@pytest.fixture
+def trailing(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many portions trail behind, whenever a batch is about to be handled."""
+    counts, follow = list[int](), Trail.follow
+
+    def followed(trail: Trail, member: Membership) -> None:
+        follow(trail, member)
+        counts.append(len(trail._portions))
+
+    monkeypatch.setattr(Trail, "follow", followed)
+    return counts
+
+
 @pytest.mark.broker
 def test_the_next_batch_is_handled_while_a_commit_is_unanswered(
     kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
@@ -662,23 +676,21 @@ def test_a_callback_never_raises(scene: Scene) -> None:
 
 @pytest.mark.broker
 def test_a_record_that_ended_a_run_does_not_hold_up_the_next_one(
-    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    fresh: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    trailing: list[int],
 ) -> None:
     """Commits of the next run trail two portions behind, as ever: what was refused before is nothing to them."""
     topic, target, group = kafka_topic(), kafka_topic(), fresh("group")
     fill(kafka.bootstrap, topic, numbers(40))
-    trailing = list[int]()
     with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(client, "_soon", lambda _batch: False)  # this batch is not one that trails
+            patch.setattr(Run, "_soon", lambda _run, _batch: False)  # this batch is not one that trails
             with pytest.raises(DeliveryError):
                 client.run([topic], lambda _message: [Record(target, bytes(2_000_000))], max_batch=5)
-
-        def handler(message: Message) -> list[Record]:
-            trailing.append(len(client._trail._portions))
-            return [Record(target, message.value())]
-
-        client.run([topic], handler, max_batch=5, until_idle=IDLE)
+        client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
     assert max(trailing) <= BEHIND
 
 
@@ -719,7 +731,7 @@ def test_records_that_are_acknowledged_are_not_remembered(
     topic, target, group = kafka_topic(), kafka_topic(), fresh("group")
     fill(kafka.bootstrap, topic, numbers(40))
     with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group}) as client:
-        monkeypatch.setattr(client, "_soon", lambda _batch: False)
+        monkeypatch.setattr(Run, "_soon", lambda _run, _batch: False)
         client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
         assert client._producer is not None
         assert sum(len(posted._known) for posted in client._producer._open) <= 5
@@ -873,24 +885,20 @@ def test_what_was_finished_before_a_close_that_does_not_wait_is_committed(
 
 @pytest.mark.broker
 def test_a_record_of_a_run_that_was_interrupted_does_not_hold_up_the_next_one(
-    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], trailing: list[int]
 ) -> None:
     """Once flush() has told of it: the message comes again, and is handled anew."""
-    topic, target, trailing = kafka_topic(), kafka_topic(), list[int]()
+    topic, target = kafka_topic(), kafka_topic()
     fill(kafka.bootstrap, topic, numbers(40))
 
     def interrupted(_message: Message) -> Iterator[Record]:
         yield Record(target, bytes(2_000_000))
         raise KeyboardInterrupt
 
-    def handler(message: Message) -> list[Record]:
-        trailing.append(len(client._trail._portions))
-        return [Record(target, message.value())]
-
     with AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}) as client:
         with pytest.raises(KeyboardInterrupt):
             client.run([topic], interrupted, max_batch=5)
         with pytest.raises(DeliveryError):
             client.flush()
-        client.run([topic], handler, max_batch=5, until_idle=IDLE)
+        client.run([topic], lambda message: [Record(target, message.value())], max_batch=5, until_idle=IDLE)
     assert max(trailing) <= BEHIND

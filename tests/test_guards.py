@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from tenacity import Retrying, stop_after_attempt, wait_fixed
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, Record, _failures
+from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._pace import Pace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kafka_guarantees._consumer import Batch
+    from kafka_guarantees._recognition.claims import Work
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
     from .world import World
@@ -174,7 +176,7 @@ def test_a_batch_that_is_handled_one_by_one_hears_of_a_stop_and_serves_the_group
     with ExitStack() as stack:
         client = made(kind, kafka.bootstrap, topic, stack, tmp_path, dead_letter=dead)
         if kind == "store":
-            monkeypatch.setattr(client, "_renew", lambda: renewed.append(time.monotonic()))
+            monkeypatch.setattr(Run, "_renew", lambda _run: renewed.append(time.monotonic()))
         client.run_batches([topic], handler)
     assert len(singles) == 5
     assert len(served) >= 2
@@ -200,7 +202,7 @@ def test_claims_are_renewed_while_a_handler_waits_for_its_next_attempt(
     retry = Retrying(stop=stop_after_attempt(2), wait=wait_fixed(0.5))
     config = {"bootstrap.servers": kafka.bootstrap, "group.id": topic}
     with MemoryDedupStore() as store, AtLeastOnce(config, dedup=store, message_id=position(), retry=retry) as client:
-        monkeypatch.setattr(client, "_renew", lambda: renewed.append(time.monotonic()))
+        monkeypatch.setattr(Run, "_renew", lambda _run: renewed.append(time.monotonic()))
         client.run([topic], handler, until_idle=0.3)
     assert times == {b"1": 2}
     assert len(renewed) >= 3
@@ -213,15 +215,14 @@ def test_a_commit_that_fails_between_single_messages_is_not_passed_over(
     """D17, X02: what was handled one by one and is not committed comes again; nothing behind it is committed before."""
     topic, dead, target, finished, handled = kafka_topic(), kafka_topic(), kafka_topic(), list[bool](), list[bytes]()
     fill(kafka.bootstrap, topic, [b"%02d" % number for number in range(10)])
-    finish = AtLeastOnce._finish
+    finish = Run.finish
 
-    def refused_once(client: Any, *given: Any, **named: Any) -> bool:
+    def refused_once(run: Run, batch: Batch, *given: Any, **named: Any) -> Work:
         finished.append(True)
         if len(finished) == 2:  # the first is of nothing, before the attempts at all of them
-            given[0].rewind(given[1].messages)
             handled.append(b"refused")
-            return False
-        return finish(client, *given, **named)
+            return run.give_back(batch.messages)
+        return finish(run, batch, *given, **named)
 
     def handler(messages: Sequence[Message]) -> list[Record]:
         if len(messages) > 1 or messages[0].value() == b"04":
@@ -229,7 +230,7 @@ def test_a_commit_that_fails_between_single_messages_is_not_passed_over(
         handled.append(messages[0].value() or b"")
         return [Record(target, message.value()) for message in messages]
 
-    monkeypatch.setattr(AtLeastOnce, "_finish", refused_once)
+    monkeypatch.setattr(Run, "finish", refused_once)
     config = {"bootstrap.servers": kafka.bootstrap, "group.id": topic}
     with AtLeastOnce(config, dead_letter=dead, preflight="off") as client:
         threading.Timer(20, client.stop).start()

@@ -1,0 +1,389 @@
+"""One run of an at-least-once client: what happens to the messages of a batch before and after their handling.
+
+    ids claimed -> handled -> records acknowledged -> ids completed -> offsets committed
+                   raised  -> tried again, or set aside -> records acknowledged -> ...
+
+Rules.
+* Each step returns what is left in hand. Where that comes again, it is nothing: whoever says so has given it back already.
+* Nothing is committed past a record that was not acknowledged (P01), and nothing of a batch that is not ours any more (X02).
+* Where there is a store, ids are completed before offsets are committed, and released at the end of the batch if they are not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from ._client import Rarely
+from ._failures import GaveUp, Left, attempted
+from ._offsets import next_offsets
+from ._producer import raise_failures
+from ._recognition.claims import Work
+from ._recognition.message_ids import entries_of, entry_of
+from ._recognition.patience import patiently
+from ._recognition.portions import Portions
+from ._trail import AGAIN, Portion, Trail
+from .errors import AuthorizationError, BrokerError, PartitionFenced, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from confluent_kafka import Message
+
+    from ._apart import Apart
+    from ._consumer import Batch, GroupConsumer
+    from ._failures import Failed, Failures, Handling
+    from ._lifecycle import Lifecycle
+    from ._pace import Pace
+    from ._producer import PlainProducer
+    from ._recognition.claims import Claims
+    from ._recognition.message_ids import Problem
+    from ._recognition.options import Recognition
+    from ._recognition.topics import TopicIds
+    from ._serialization import Reading
+    from ._settings import Settings
+    from .dedup.contract import Entry
+    from .records import Record
+
+log = logging.getLogger("kafka_guarantees")
+
+T = TypeVar("T")
+
+COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
+NOTHING = Work(())  # is in hand of a batch that comes again
+_NOT_PAST = "Nothing was committed past the messages it came from."
+
+
+class Run:
+    """One run, and what it needs of its client.
+
+    Args:
+        settings, lifecycle, reading: of the client.
+        consumer: a member of the group, for this run.
+        topic_ids: likewise for this run.
+        failures: what to do about messages that fail.
+        recognition: how to recognise what was handled before.
+        apart: the thread of the handler, where it has one of its own.
+        producer: of the client, if there is one by now.
+        send: produces a record.
+
+    Attributes:
+        consumer: as given.
+        trail: what is handled and not committed.
+        portions: the transactions of the inbox, if there is one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        lifecycle: Lifecycle,
+        consumer: GroupConsumer,
+        topic_ids: TopicIds,
+        *,
+        reading: Reading,
+        failures: Failures,
+        recognition: Recognition,
+        apart: Apart | None,
+        producer: Callable[[], PlainProducer | None],
+        send: Callable[[Record], object],
+    ) -> None:
+        self._settings = settings
+        self._lifecycle = lifecycle
+        self._topic_ids = topic_ids
+        self._reading = reading
+        self._failures = failures
+        self._recognition = recognition
+        self._apart = apart
+        self._producer = producer
+        self._send = send
+        self._claims = recognition.claims(topic_ids)
+        self._ids = recognition.ids(topic_ids)
+        self._rarely = Rarely()
+        self.consumer = consumer
+        self.trail = consumer.trail = Trail(
+            consumer,
+            lifecycle,
+            settings.max_poll_interval,
+            producer=producer,
+            acknowledged=self.acknowledged,
+            failed=self._raise_failures,
+        )
+        consumer.idle = self._idle
+        self.portions: Portions | None = None
+        if recognition.inbox is not None:
+            self.portions = Portions(
+                settings,
+                lifecycle,
+                consumer,
+                inbox=recognition.inbox,
+                scope=recognition.scope,
+                mark=recognition.mark,
+                counts=recognition.counts,
+                acknowledged=self.acknowledged,
+                failures=failures,
+                send=send,
+            )
+
+    # -- before the handling: recognising what was handled before -------------------------------------------------------
+
+    @contextmanager
+    def claimed(self, batch: Batch) -> Iterator[Work]:
+        """What of a batch is to be handled. Claims that are not completed at the end are released."""
+        self._attend(batch)
+        if self._claims is None:
+            self._reading.open(batch.messages)
+            yield Work(batch.messages)
+            return
+        self._topic_ids.renew()
+        try:
+            work = self._claim(batch, self._claims)
+            self._reading.open(work.fresh)
+            yield work
+        finally:
+            self._claims.release()
+        self._claims.tidy()
+
+    def entries(self, batch: Batch) -> tuple[Sequence[Message], Sequence[Entry], Problem | None]:
+        """What of a batch an inbox is asked about: messages, what it knows them by, and the one after them that has no id."""
+        self._attend(batch)
+        self._topic_ids.renew()
+        entries, problem = self._patiently(partial(entries_of, batch.messages, self._ids), batch)
+        messages = batch.messages[: len(entries)]
+        self._reading.open(messages)
+        return messages, entries, problem
+
+    def _attend(self, batch: Batch) -> None:
+        if self._apart is not None:
+            self._apart.attend(partial(self._serve, batch), self.consumer.resume)
+
+    def _serve(self, batch: Batch) -> None:
+        """Serve the group while a handler works in its own thread."""
+        self.consumer.serve_beside(batch)
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._claims is not None:
+            self._claims.renew()
+
+    def _claim(self, batch: Batch, claims: Claims) -> Work:
+        try:
+            work, held = self._patiently(partial(self._claim_now, batch, claims), batch)
+        except (StoreUnavailable, BrokerError) as error:
+            if not self._no_more():
+                raise  # not of the store: the group was served meanwhile
+            if self._lifecycle.stopping:
+                return NOTHING
+            log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
+            return claims.unprotected(batch.messages)
+        except PartitionFenced:
+            return self.give_back(batch.messages)  # the group went on while the store was down
+        self._recognition.note(apart=self.consumer.shares)
+        if held:
+            self.consumer.rest(held, claims.rest_for(held))
+        return work
+
+    def _claim_now(self, batch: Batch, claims: Claims) -> tuple[Work, Sequence[Message]]:
+        """Claim a batch that is still ours: else its new owner would lose its claims to us."""
+        if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            raise PartitionFenced("the group gave partitions away.")
+        return claims.claim(batch.messages)
+
+    def _patiently(self, call: Callable[[], T], batch: Batch) -> T:
+        return patiently(call, self.consumer, batch, self._no_more)
+
+    def _no_more(self) -> bool:
+        """Whether a store that does not answer is not asked again."""
+        return self._lifecycle.stopping or not self._recognition.waits
+
+    # -- after the handling: the end of a portion -----------------------------------------------------------------------
+
+    def finish(self, batch: Batch, work: Work, handled: int, *, to_the_end: bool = False) -> Work:
+        """Wait for what was produced, then commit what was handled. Returns what is left: nothing, where it comes again.
+
+        Where that is all of a batch, handled ``to_the_end`` and soon, its commit trails behind: see ``Trail``.
+
+        Raises:
+            DeliveryError, DeliveryUnknown: nothing was committed.
+        """
+        behind = to_the_end and handled == len(work.fresh) and work.problem is None and self._soon(batch)
+        producer, posted = self._producer(), None
+        if behind and self._claims is None and (producer is None or not (producer.unacknowledged or producer.failed)):
+            posted = None if producer is None else producer.portion()
+        else:
+            self.acknowledged()
+        finished = work.finished(handled)
+        if not finished:
+            self.trail.settle()
+        elif self._claims is not None and not self._complete(batch, self._claims, handled, finished):
+            return self.give_back(batch.messages)
+        elif behind:
+            self.trail.add(Portion(next_offsets(finished, batch.topic), batch, posted, len(finished)))
+        elif not self._commit(batch, finished):
+            return NOTHING
+        return work.rest(handled)
+
+    def must_poll(self, batch: Batch, pace: Pace) -> bool:
+        """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
+        now = time.monotonic()
+        late = now - batch.fetched > pace.late or now - batch.taken > self._settings.max_poll_interval / 2  # claims lapse
+        return late or self._lifecycle.stopping
+
+    def give_back(self, messages: Sequence[Message]) -> Work:
+        """Have messages fetched again. Returns what is left: nothing."""
+        self.consumer.rewind(messages)
+        return NOTHING
+
+    def acknowledged(self) -> None:
+        """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""
+        self._lifecycle.handled()
+        producer = self._producer()
+        if producer is not None:
+            left = producer.flush(lambda: self._lifecycle.out_of_patience)
+            producer.begin()  # what was posted until now is judged here: no portion to come is held up by it
+            self._raise_failures(left)
+
+    def _raise_failures(self, left: int = 0) -> None:
+        producer = self._producer()
+        if producer is not None:
+            forget = not self._lifecycle.in_other_hands
+            # not those that were asked for: they are of no message of a run, and had been let go of outside of it
+            raise_failures(producer.failures(forget=forget, asked=False), left, _NOT_PAST)
+
+    def _soon(self, batch: Batch) -> bool:
+        """Whether a batch was handled so fast that waiting for its commit would count. A client that stops waits for all."""
+        return time.monotonic() - batch.taken < COMMIT_EVERY and not self._lifecycle.stopping
+
+    def _complete(self, batch: Batch, claims: Claims, handled: int, finished: Sequence[Message]) -> bool:
+        """Complete the ids of what was handled. False: they are not, and what was handled is handled again (D17)."""
+        try:
+            self._patiently(partial(claims.complete, handled, finished), batch)
+        except (StoreUnavailable, BrokerError) as error:
+            if not self._no_more():
+                raise
+            claims.skip(handled)
+            log.warning("the ids of %d messages that were handled could not be stored: %s", handled, error)
+            return not self._recognition.waits
+        return True
+
+    def _commit(self, batch: Batch, finished: Sequence[Message]) -> bool:
+        """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
+        while self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            offsets = {**self.trail.offsets(), **next_offsets(finished, batch.topic)}
+            try:
+                self.consumer.commit(offsets.values())
+            except AuthorizationError:
+                raise
+            except BrokerError as exc:
+                if self._rarely(str(exc)):
+                    log.warning("%s", exc)
+                if self._lifecycle.stopping:
+                    return False
+                time.sleep(AGAIN)
+            else:
+                self.trail.clear(offsets)
+                return True
+        self.trail.clear()
+        self._failures.given_away(finished, batch)
+        log.warning("the group gave partitions away: up to %d messages that were handled are handled again", len(finished))
+        self.consumer.rewind(batch.messages)
+        return False
+
+    def _idle(self) -> None:
+        """There is nothing to handle: what trails behind is finished, and what other threads have produced need not linger."""
+        self.trail.idle()
+        producer = self._producer()
+        if producer is not None:
+            producer.send_lingering()
+
+    # -- what fails -----------------------------------------------------------------------------------------------------
+
+    def again(self, batch: Batch, work: Work, failed: Failed, handle: Handling) -> Work:
+        """Try again what failed, and set it aside where that has no use. Returns what is left: nothing, where it comes again.
+
+        Raises:
+            HandlerError: there is nowhere to set it aside.
+            DeliveryError, DeliveryUnknown: the dead letter was not acknowledged. Nothing of this is committed.
+        """
+        messages = work.fresh[: failed.size]
+        attempt = partial(attempted, handle, messages)
+        try:
+            outcome = self._failures.again(attempt, messages[0], failed.error, self._waiting(batch))
+        except Left:
+            return self.give_back(work.messages)
+        if isinstance(outcome, GaveUp):
+            if len(messages) > 1 and self._failures.narrows(outcome):
+                return self._one_by_one(batch, work, handle, len(messages))
+            self._set_aside(messages[0], outcome)
+        return self.finish(batch, work, len(messages))
+
+    def _one_by_one(self, batch: Batch, work: Work, handle: Handling, size: int) -> Work:
+        """Find out which messages of a batch fail, and set only these aside. Returns what is left in hand."""
+        others = len(work.fresh) - size
+        while len(work.fresh) > others:
+            handled, failed = self._each(batch, work.fresh[: len(work.fresh) - others], handle)
+            if failed is None and not handled:
+                return self.give_back(work.messages)
+            if handled:
+                work = self.finish(batch, work, handled)
+            if failed is not None and work.messages:
+                self._set_aside(work.fresh[0], GaveUp(failed.error, 1))
+                work = self.finish(batch, work, 1)
+        return work
+
+    def _each(self, batch: Batch, messages: Sequence[Message], handle: Handling) -> tuple[int, Failed | None]:
+        """Handle messages in calls of their own until the portion is full, up to one that fails. Returns how many they are."""
+        until = time.monotonic() + COMMIT_EVERY
+        for number, message in enumerate(messages):
+            if not self._failures.in_hand(self.consumer, batch, self._renew):
+                return number, None
+            _, failed = handle([message])
+            if failed is not None:
+                return number, failed
+            if time.monotonic() >= until:
+                return number + 1, None
+        return len(messages), None
+
+    def read_again(self, batch: Batch, work: Work) -> Work:
+        """If the next message cannot be read, read it again, or set it aside. Returns what is left, as ``again`` does.
+
+        Raises:
+            HandlerError, DeliveryError, DeliveryUnknown: as ``again`` does.
+        """
+        if not work.fresh or self._reading.readable(work.fresh[:1]):
+            return work
+        message = work.fresh[0]
+        check, error = partial(self._reading.check, message), self._reading.unreadable[id(message)]
+        try:
+            outcome = self._failures.again(check, message, error, self._waiting(batch))
+        except Left:
+            return self.give_back(work.messages)
+        if not isinstance(outcome, GaveUp):
+            return work
+        self._set_aside(message, outcome)
+        return self.finish(batch, work, 1)
+
+    def refuse(self, batch: Batch, problem: Problem | None) -> None:
+        """The end of a batch before a message that must not be handled: it is raised, or set aside."""
+        if problem is None:
+            return
+        message, error = problem
+        if self._failures.topic is None:
+            raise error
+        if self.portions is not None:
+            self.portions.set_aside(batch, message, entry_of(message, self._ids), GaveUp(error, 0))
+        else:
+            self._send(self._failures.letter(message, GaveUp(error, 0)))
+            self.finish(batch, Work([message]), 1)
+        self.consumer.rewind(batch.messages)  # what came after it
+
+    def _set_aside(self, message: Message, outcome: GaveUp) -> None:
+        """Send a message to the dead letter topic. It is finished once that is acknowledged (L05)."""
+        self._send(self._failures.letter(message, outcome))
+        if self._claims is not None:
+            self._claims.set_aside()
+
+    def _waiting(self, batch: Batch) -> Callable[[float], None]:
+        return self._failures.waiting(self.consumer, batch, self._renew)
