@@ -179,7 +179,7 @@ class Run:
             log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
             return claims.unprotected(batch.messages)
         except PartitionFenced:
-            return self.give_back(batch.messages)  # the group went on while the store was down
+            return self.give_back(batch)  # the group went on while the store was down
         self._recognition.note(apart=self.consumer.shares)
         if held:
             self.consumer.rest(held, claims.rest_for(held))
@@ -218,7 +218,7 @@ class Run:
         if not finished:
             self.trail.settle()
         elif self._claims is not None and not self._complete(batch, self._claims, handled, finished):
-            return self.give_back(batch.messages)
+            return self.give_back(batch)
         elif behind:
             self.trail.add(Portion(next_offsets(finished, batch.topic), batch, posted, len(finished)))
         elif not self._commit(batch, finished):
@@ -231,9 +231,12 @@ class Run:
         late = now - batch.fetched > pace.late or now - batch.taken > self._settings.max_poll_interval / 2  # claims lapse
         return late or self._lifecycle.stopping
 
-    def give_back(self, messages: Sequence[Message]) -> Work:
-        """Have messages fetched again. Returns what is left: nothing."""
-        self.consumer.rewind(messages)
+    def give_back(self, batch: Batch) -> Work:
+        """Have what is not finished fetched again. Returns what is left: nothing.
+
+        From all its partitions: behind what is in hand may be a message that must not be handled, and what comes after it.
+        """
+        self.consumer.rewind(batch.messages)
         return NOTHING
 
     def acknowledged(self) -> None:
@@ -312,7 +315,7 @@ class Run:
         try:
             outcome = self._failures.again(attempt, messages[0], failed.error, self._waiting(batch))
         except Left:
-            return self.give_back(work.messages)
+            return self.give_back(batch)
         if isinstance(outcome, GaveUp):
             if len(messages) > 1 and self._failures.narrows(outcome):
                 return self._one_by_one(batch, work, handle, len(messages))
@@ -325,7 +328,7 @@ class Run:
         while len(work.fresh) > others:
             handled, failed = self._each(batch, work.fresh[: len(work.fresh) - others], handle)
             if failed is None and not handled:
-                return self.give_back(work.messages)
+                return self.give_back(batch)
             if handled:
                 work = self.finish(batch, work, handled)
             if failed is not None and work.messages:
@@ -359,7 +362,7 @@ class Run:
         try:
             outcome = self._failures.again(check, message, error, self._waiting(batch))
         except Left:
-            return self.give_back(work.messages)
+            return self.give_back(batch)
         if not isinstance(outcome, GaveUp):
             return work
         self._set_aside(message, outcome)

@@ -323,7 +323,7 @@ class AtLeastOnce:
                 if failed is not None and work.messages:
                     work = run.again(batch, work, failed, handle)
                 if work.messages and run.must_poll(batch, pace):
-                    work = run.give_back(work.messages)
+                    work = run.give_back(batch)
             run.refuse(batch, work.problem)
 
     @staticmethod
@@ -342,7 +342,7 @@ class AtLeastOnce:
                 run.consumer.rest(batch.messages, FENCED_REST)
                 break
             if messages and (run.must_poll(batch, pace) or (failed and done < failed.size)):
-                run.consumer.rewind(batch.messages)
+                run.give_back(batch)
                 break
         else:
             run.refuse(batch, problem)
@@ -399,7 +399,7 @@ class AtLeastOnce:
                         work = run.finish(batch, work, done, to_the_end=True)
                         work = run.read_again(batch, work)
                         if work.messages and run.must_poll(batch, pace):
-                            work = run.give_back(work.messages)
+                            work = run.give_back(batch)
                     run.refuse(batch, work.problem)
 
     @contextmanager

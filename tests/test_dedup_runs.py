@@ -51,7 +51,7 @@ from kafka_guarantees.dedup import (
 from kafka_guarantees.dedup.contract import Item
 from kafka_guarantees.dedup.ids import key_of
 
-from .conftest import committed, read_all
+from .conftest import committed, read_all, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -367,6 +367,39 @@ def test_a_message_without_an_id_ends_the_run(config: dict[str, Any], kafka_topi
     with AtLeastOnce(config, dedup=store, on_missing_id="position") as kafka:
         kafka.run([topic], handled, until_idle=1)
     assert handled == ["a", "None", "b", "None"]
+
+
+@pytest.mark.parametrize("how", ["run", "messages"])
+def test_what_is_behind_a_message_without_an_id_is_given_back_as_well(
+    config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str], store: Down, how: str
+) -> None:
+    """L01: what is in hand of a batch ends before that message. Where that takes too long, none behind it is forgotten."""
+    topic, dead, handled = kafka_topic(partitions=2), kafka_topic(), Handled()
+    slow = [f"slow {number}" for number in range(8)]
+    with AtLeastOnce({"bootstrap.servers": kafka.bootstrap}) as producer:
+        for name in slow:
+            producer.produce(topic, name.encode(), partition=0, message_id=name)
+        producer.flush()
+        producer.produce(topic, b"without an id", partition=1)
+        for name in ("a", "b"):
+            producer.produce(topic, name.encode(), partition=1, message_id=name)
+
+    def handle(message: Message) -> None:
+        handled(message)
+        if message.partition() == 0:
+            time.sleep(0.4)
+        if message.offset() == 6:
+            with AtLeastOnce({"bootstrap.servers": kafka.bootstrap}) as another:
+                another.produce(topic, b"later", partition=1, message_id="later")
+
+    with AtLeastOnce(config, dedup=store, dead_letter=dead) as client:
+        if how == "run":
+            client.run([topic], handle, until_idle=2)
+        else:
+            for message in client.messages([topic], until_idle=2):
+                handle(message)
+    assert Counter(handled) == Counter([*slow, "a", "b", "later"])
+    assert values(read_all(kafka.bootstrap, dead)) == [b"without an id"]
 
 
 def test_without_protection_is_counted(config: dict[str, Any], kafka_topic: Callable[..., str], store: Down) -> None:

@@ -221,7 +221,7 @@ def test_a_commit_that_fails_between_single_messages_is_not_passed_over(
         finished.append(True)
         if len(finished) == 2:  # the first is of nothing, before the attempts at all of them
             handled.append(b"refused")
-            return run.give_back(batch.messages)
+            return run.give_back(batch)
         return finish(run, batch, *given, **named)
 
     def handler(messages: Sequence[Message]) -> list[Record]:
