@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from ._client import Callbacks, Caller, Handle
+from ._client import Callbacks, Caller, Handle, Rarely
 from ._collector import collector_rests
 from ._offsets import Membership, Partition, membership, named, next_offsets
 from .errors import (
@@ -59,6 +59,7 @@ WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop 
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 CLOSING = 10.0  # seconds that leaving the group may take
 GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no broker
+LEADERLESS = 5.0  # seconds until is asked again for what could not be told
 REFRESH = 3600.0  # seconds after which offsets that have not moved are committed again
 REFRESH_AGAIN = 60.0  # seconds until that is tried again
 UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
@@ -199,6 +200,8 @@ class GroupConsumer(Handle):
         self._caller = Caller("kafka-guarantees-consumer", lifecycle.hands)
         self._owned: set[Partition] = set()
         self._waiting: set[Partition] = set()  # owned, but not fetched yet: nobody knows from where
+        self._not_before: dict[Partition, float] = {}  # when that is asked again of some of these
+        self._rarely = Rarely()
         self._resting: dict[Partition, float] = {}  # given back, and not fetched again before this time
         self._unplaced: set[Partition] = set()  # fetched, but from the wrong place: to be put right before the next message
         self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
@@ -208,6 +211,7 @@ class GroupConsumer(Handle):
         self._stray = ""  # why something that was committed may still be on its way
         self._rebalances = 0
         self._closing = False
+        self._rejoining_until = 0.0  # when there should be partitions again, after all were given away for a moment
         self._looked = 0  # what _rebalances was when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
@@ -267,7 +271,8 @@ class GroupConsumer(Handle):
         if self._in_flight is not None and self._in_flight.unfinished:
             return False
         at_end = all(self._reached.get(p, 0) <= self._ends.get(p, -1) for p in self._owned)
-        return at_end and not self._unplaced and not self._resting and self.membership().active
+        rejoining = time.monotonic() < self._rejoining_until
+        return at_end and not (self._unplaced or self._resting or rejoining) and self.membership().active
 
     def fetch(self, max_batch: int, max_wait: float = 0.0) -> Batch | None:
         """Wait a moment for a first message and take what is there with it. None: nothing came, or it was not ours.
@@ -284,13 +289,13 @@ class GroupConsumer(Handle):
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
         fetched, before, metadata = self._take(max_batch, WAIT, self.idle)
         messages = self._without_events(fetched)
-        if max_wait and messages:
+        if max_wait and messages and not self._must_ask():
             self._gather(messages, max_batch, max_wait, before)
             metadata = None
         if self._rebalances != before:
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
             messages = []
-        if self._waiting or self._unplaced or self._stray:
+        if self._must_ask():
             messages = self._without_moved(messages)
         if not messages:
             return None
@@ -302,6 +307,15 @@ class GroupConsumer(Handle):
         if self.trail is not None:
             self.trail.follow(batch.member)
         return batch
+
+    def _must_ask(self) -> bool:
+        """Whether the brokers are to be asked where to go on, or the group to be joined anew."""
+        return bool((self._waiting and self._due()) or self._unplaced or self._stray)
+
+    def _due(self) -> set[Partition]:
+        """Those of which may be asked now where they begin."""
+        now = time.monotonic()
+        return {partition for partition in self._waiting if self._not_before.get(partition, 0.0) <= now}
 
     def _put_right(self) -> bool:
         """Do what is due before messages are taken. False: a call got no answer, in a client that stops."""
@@ -317,7 +331,7 @@ class GroupConsumer(Handle):
         moved = self._find_places(messages)
         if self.gone_silent:
             return []
-        if self._stray and not (self._waiting or self._unplaced):
+        if self._stray and not (self._due() or self._unplaced):
             self.rejoin(self._stray)
             return []
         return [m for m in messages if (m.topic(), m.partition()) not in moved]
@@ -392,8 +406,11 @@ class GroupConsumer(Handle):
                 "were handled, or the topic was made anew. Nothing was committed. Decide where to go on, and set it "
                 f"{self._places.how_to_set}."
             )
-        if code in NO_TOPIC:
+        if code in NO_TOPIC and event.topic() in self._topics:
             self._require([event.topic() or ""])
+        elif code in NO_TOPIC:  # one that a pattern has found, and that is gone
+            if self._rarely(event.topic()):
+                log.warning("consuming %s: %s", where, describe(error))
         elif stops(error):
             at = "" if event.offset() is None or (event.offset() or 0) < 0 else f" at offset {event.offset()}"
             doing = f"consuming {where}" if event.topic() is None else f"consuming {where}{at}"
@@ -530,7 +547,9 @@ class GroupConsumer(Handle):
 
     def rest(self, messages: Iterable[Message], seconds: float) -> None:
         """Give messages back, and fetch their partitions again, from where the group has committed them, after some time."""
-        partitions = next_offsets(messages).keys() & self._owned
+        self._rest(next_offsets(messages).keys() & self._owned, seconds)
+
+    def _rest(self, partitions: Collection[Partition], seconds: float) -> None:
         self.raw.pause([TopicPartition(*partition) for partition in partitions])
         self._resting.update(dict.fromkeys(partitions, time.monotonic() + seconds))
 
@@ -547,7 +566,7 @@ class GroupConsumer(Handle):
     # -- committing ---------------------------------------------------------------------------------------------------
 
     def commit(self, offsets: Iterable[TopicPartition]) -> None:
-        """Commit synchronously, and check the answer for every partition (C06).
+        """Commit synchronously, and check the answer for every partition (C06). What was deleted with its topic is left out.
 
         Raises:
             BrokerError: at least one was not committed, or that is unknown.
@@ -557,7 +576,14 @@ class GroupConsumer(Handle):
         try:
             self._commit(places)
         except KafkaException as exc:
-            raise self._not_committed(kafka_error(exc), places) from exc
+            error, left = kafka_error(exc), places
+            if error.code() in NO_TOPIC and not self._strict:
+                deleted = {topic for topic in {place.topic for place in places} if self._deleted(topic)}
+                left = [place for place in places if place.topic not in deleted]
+            if len(left) == len(places):
+                raise self._not_committed(error, places) from exc
+            if left:
+                self.commit(left)
 
     def send_commit(self, offsets: list[TopicPartition]) -> None:
         """Commit, and do not wait: a later poll tells ``trail`` of the answer.
@@ -600,6 +626,11 @@ class GroupConsumer(Handle):
             if partition.error is not None:
                 raise KafkaException(partition.error)
         self._places.note(answer)
+
+    def _deleted(self, topic: str) -> bool:
+        """Whether the brokers know that there is no such topic, of which nothing can be committed any more."""
+        error = self._topic_error(topic)
+        return error is not None and error.code() in NO_TOPIC
 
     def _commit_places(self, places: list[TopicPartition]) -> None:
         """Commit where partitions begin, by a decision of ours, or where they are."""
@@ -656,7 +687,8 @@ class GroupConsumer(Handle):
             messages: in hand. Those of other partitions do not wait for long.
         """
         self._settle_all()
-        if self._waiting and not self._incremental:
+        due = self._due()
+        if due and not self._incremental:
             self._unplaced |= self._owned  # the eager protocol knows only the whole
         moved = set(self._unplaced)
         busy = any((message.topic(), message.partition()) not in moved for message in messages)
@@ -666,10 +698,14 @@ class GroupConsumer(Handle):
             limit = WITHIN if self._brief % PATIENT else max(WITHIN, self._settings.session_timeout / 4)
         ask: Ask = partial(self._asked, limit=limit)
         try:
-            if self._waiting:
-                self._fetch_waiting(ask)
-            for place in self._places.of(self._unplaced & self._owned, ask, self._commit_places):
+            if due:
+                self._fetch_waiting(due, ask)
+            unplaced = (self._unplaced & self._owned) - self._waiting
+            places = self._places.of(unplaced, ask, self._commit_places)
+            for place in places:
                 self.raw.seek(place)
+            if unknown := self._without_place(unplaced, places):
+                self._rest(unknown, LEADERLESS)
             self._within = WITHIN
             self._forget(moved)
             self._unplaced.clear()
@@ -690,13 +726,26 @@ class GroupConsumer(Handle):
         if self.trail is not None:
             self.trail.settle()
 
-    def _fetch_waiting(self, ask: Ask) -> None:
+    def _fetch_waiting(self, due: set[Partition], ask: Ask) -> None:
+        asked = due if self._incremental else due | (self._owned - self._waiting)
+        places = self._places.of(asked, ask, self._commit_places)
         if self._incremental:
-            self.raw.incremental_assign(self._places.of(self._waiting, ask, self._commit_places))
+            self.raw.incremental_assign(places)
         else:
-            self.raw.assign(self._places.of(self._owned, ask, self._commit_places))
+            self.raw.assign(places)
             self._unplaced.clear()
-        self._waiting.clear()
+        unknown = self._without_place(asked, places)
+        self._waiting = (self._waiting - asked) | unknown
+        self._not_before = dict.fromkeys(unknown, time.monotonic() + LEADERLESS)
+
+    def _without_place(self, asked: set[Partition], places: Iterable[TopicPartition]) -> set[Partition]:
+        """Those of which it is not known where to go on; they must not hold up the others."""
+        unknown = asked - {(place.topic, place.partition) for place in places}
+        if unknown and self._rarely(named(unknown)):
+            log.warning(
+                "%s: where to go on is not known, since it has no leader, or was deleted. Others go on.", named(unknown)
+            )
+        return unknown
 
     def _asked(self, question: Callable[[Consumer, float], T], *, limit: float) -> T:
         """What the brokers answer. The limit grows while they do not: they may be far away, or have much to do."""
@@ -720,6 +769,7 @@ class GroupConsumer(Handle):
             self._rebalances += 1
             new = {(p.topic, p.partition) for p in partitions}
             self._owned |= new
+            self._rejoining_until = 0.0
             log.info("group %r has assigned %s", self._settings.group_id, named(new))
             if self._closing:
                 return  # revoked in the next moment: confluent-kafka accepts them
@@ -767,6 +817,8 @@ class GroupConsumer(Handle):
                 raw.incremental_unassign([TopicPartition(*partition) for partition in gone - self._waiting])
             self._owned -= gone
             self._given_away |= gone
+            if lost or not self._incremental:  # it joins again, and the group waits for its slowest member
+                self._rejoining_until = time.monotonic() + self._settings.max_poll_interval
             self._waiting -= gone
             self._unplaced -= gone
             self._resting = {partition: until for partition, until in self._resting.items() if partition not in gone}

@@ -109,7 +109,7 @@ def enqueue(
     if key.__class__ not in AS_IT_IS:
         key = _payload(key, "key")
     partition, timestamp = record.partition, record.timestamp
-    if partition is not None and topic not in known and patient(0.0):
+    if partition is not None and topic not in known and patient(KNOWING):
         known.add(topic)  # once: who produces while no broker answers must not wait for each record
         with suppress(KafkaException):  # no answer: then it is said later
             raw.list_topics(topic, KNOWING)

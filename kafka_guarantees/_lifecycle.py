@@ -110,8 +110,8 @@ class Lifecycle:
         return self.in_run and not self.in_hand
 
     @contextmanager
-    def running(self, iteration: Itself | None = None) -> Iterator[None]:
-        """One run: owned by this thread, and ended by ``stop()``.
+    def running(self, iteration: Itself | None = None, *, consumes: bool = True) -> Iterator[None]:
+        """One run: owned by this thread, and ended by ``stop()``. One that only produces leaves that to the next.
 
         Without ``iteration`` SIGINT and SIGTERM end it as well. An iteration leaves signals to its user, who may also leave it
         half way: then ``close()`` ends it. A stop that a run answered with an error ends the next run: a signal came for the
@@ -119,7 +119,7 @@ class Lifecycle:
         """
         self.check()
         over = Flag()
-        honoured = iteration is not None
+        honoured = consumes and iteration is not None
         try:
             with self._turn:
                 if self._runner is not None:
@@ -133,7 +133,7 @@ class Lifecycle:
             with _stop_on_signal(self.stop, lambda: self.interruptible) if iteration is None else _nothing():
                 yield
             self.check_fork()  # the handler returned in a child: not as if all was done
-            honoured = True
+            honoured = consumes
         finally:
             with self._turn:
                 if self._over is over:  # else this run has not begun

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+MOST = 1_000_000  # messages that confluent-kafka fetches at a time
 PROMPT = 1.0  # seconds of handling after which the group should hear of us: in a rebalance all its members wait for the last
 
 
@@ -38,8 +39,8 @@ class Pace:
         served: bool = False,
         max_wait: float = 0.0,
     ) -> None:
-        if max_batch < 1:
-            raise ValueError(f"max_batch must be 1 or more, not {max_batch}")
+        if not 1 <= max_batch <= MOST:
+            raise ValueError(f"max_batch must be from 1 to {MOST}, not {max_batch}")
         if not 0 <= max_wait < math.inf or max_wait > limit / 2:
             raise ValueError(f"max_wait is a number of seconds, up to a quarter of max.poll.interval.ms, not {max_wait}")
         prompt = first is None and not served

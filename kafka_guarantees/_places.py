@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, g
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
-from .errors import OffsetBeyondEnd, OffsetsLost
+from .errors import NO_TOPIC, OffsetBeyondEnd, OffsetsLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -80,21 +80,23 @@ class Places:
     def of(
         self, partitions: Iterable[Partition], ask: Ask, commit: Callable[[list[TopicPartition]], None]
     ) -> list[TopicPartition]:
-        """Where to read these partitions from. A start that is decided is committed.
+        """Where to read these partitions from, as far as that is known now. A start that is decided is committed.
 
         Raises:
             OffsetsLost: their committed offsets are gone.
-            KafkaException, BrokerError, StoreUnavailable: that is not known now.
+            KafkaException, BrokerError, StoreUnavailable: it is not known of any now.
         """
         places = self.committed(partitions, ask)
         fresh = [place for place in places if place.offset < 0]
         if fresh:
             self._choose(fresh, ask)
-            commit(fresh)
-        return places
+            decided = [place for place in fresh if place.offset >= 0]
+            if decided:
+                commit(decided)
+        return [place for place in places if place.offset >= 0]
 
     def committed(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:
-        """What the group has committed of these, or what is stored; a negative offset if neither is. Raises as above."""
+        """What the group has committed of these, or what is stored; a negative offset if neither is, or is not known now."""
         wanted = [TopicPartition(*partition) for partition in partitions]
         if not wanted:
             return []
@@ -113,7 +115,9 @@ class Places:
         offsets = stored.offsets((place.topic, place.partition) for place in committed)
         found = [TopicPartition(*place, offset) for place, offset in offsets.items()]
         for place, end in zip(found, _edges(found, OFFSET_END, ask), strict=True):
-            if place.offset > end:
+            if end is None:
+                place.offset = OFFSET_INVALID
+            elif place.offset > end:
                 raise OffsetBeyondEnd(
                     f"the inbox is at offset {place.offset} of {_where(place)}, which ends at {end}. Records that were handled "
                     "are not in the topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find "
@@ -130,20 +134,22 @@ class Places:
         return [*found, *others]
 
     def _choose(self, fresh: list[TopicPartition], ask: Ask) -> None:
-        """Fill in where partitions begin that the group has no committed offset of."""
-        for place in fresh:
-            if (place.topic, place.partition) in self._seen:
+        """Fill in where partitions begin that the group has no committed offset of, as far as that is known."""
+        lost = [place for place in fresh if (place.topic, place.partition) in self._seen]
+        for place in lost:
+            if _exists(place.topic, ask):
                 raise OffsetsLost(
                     f"the group's committed offset of {_where(place)} is gone: it expired or was deleted while this process "
                     "ran. Nothing was committed. Going on from the start would repeat messages, from the end lose them: "
                     f"decide, and set it {self._reset}."
                 )
+        fresh = [place for place in fresh if place not in lost]
         new = set() if self._start == "earliest" else {t for t in {place.topic for place in fresh} if not self._knows(t, ask)}
         at_end = [p for p in fresh if p.topic in new or p.partition < self._counts.get(p.topic, 0)]
         at_beginning = [place for place in fresh if place not in at_end]
         for places, edge in ((at_beginning, OFFSET_BEGINNING), (at_end, OFFSET_END)):
             for place, offset in zip(places, _edges(places, edge, ask), strict=True):
-                place.offset = offset
+                place.offset = OFFSET_INVALID if offset is None else offset
 
     def _knows(self, topic: str, ask: Ask) -> bool:
         """Whether the group has read this topic before.
@@ -154,22 +160,43 @@ class Places:
         return any(place.offset != OFFSET_INVALID for place in committed)
 
 
+def _metadata(topic: str, ask: Ask) -> Any:
+    return ask(lambda raw, within: raw.list_topics(topic, timeout=within)).topics[topic]
+
+
 def _numbers(topic: str, ask: Ask) -> Sequence[int]:
     """The partitions of a topic."""
-    return list(ask(lambda raw, within: raw.list_topics(topic, timeout=within)).topics[topic].partitions)
+    return list(_metadata(topic, ask).partitions)
 
 
-def _edges(places: Sequence[TopicPartition], edge: int, ask: Ask) -> list[int]:
-    """Where these partitions begin, or end: one question for all of them, for there may be hundreds."""
-    if not places:
-        return []
+def _exists(topic: str, ask: Ask) -> bool:
+    """Whether it was not deleted: its offsets go with it."""
+    error = _metadata(topic, ask).error
+    return error is None or error.code() not in NO_TOPIC
+
+
+def _edges(places: Sequence[TopicPartition], edge: int, ask: Ask) -> list[int | None]:
+    """Where these partitions begin, or end: one question for all of them, for there may be hundreds. None: it has no leader."""
     wanted = [TopicPartition(place.topic, place.partition, edge) for place in places]
-    found: list[TopicPartition] = ask(lambda raw, within: raw.offsets_for_times(wanted, within))
+    try:
+        offsets = _asked(wanted, ask)
+    except KafkaException:
+        topics = {topic: _metadata(topic, ask).partitions for topic in {place.topic for place in places}}
+        led = [p for p in wanted if p.partition in topics[p.topic] and topics[p.topic][p.partition].leader >= 0]
+        if len(led) == len(wanted):
+            raise  # no answer for another reason
+        offsets = _asked(led, ask)
+    return [offsets.get((place.topic, place.partition)) for place in places]
+
+
+def _asked(wanted: Sequence[TopicPartition], ask: Ask) -> dict[Partition, int]:
+    if not wanted:
+        return {}
+    found: list[TopicPartition] = ask(lambda raw, within: raw.offsets_for_times(list(wanted), within))
     for place in found:
         if place.error is not None:
             raise KafkaException(place.error)
-    offsets = {(place.topic, place.partition): place.offset for place in found}
-    return [offsets[place.topic, place.partition] for place in places]
+    return {(place.topic, place.partition): place.offset for place in found}
 
 
 def _where(place: TopicPartition) -> str:

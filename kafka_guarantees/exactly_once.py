@@ -608,7 +608,7 @@ class ExactlyOnce:
             DeliveryUnknown: it may or may not have been committed.
             FencedError, AuthorizationError, BrokerError: see the class.
         """
-        with self._lifecycle.running(lambda: None), Transaction(self, None, None, {}) as transaction:
+        with self._lifecycle.running(lambda: None, consumes=False), Transaction(self, None, None, {}) as transaction:
             yield transaction
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -714,7 +714,9 @@ class Transaction:
     def __enter__(self) -> Self:
         if self._phase != "new":
             raise KafkaGuaranteesError(f"this transaction is {self._phase}: each is used once")
-        self._phase = "open"
+        self._phase = "over"  # where it cannot begin
+        if self._consumer is not None and self._consumer.raw is None:
+            raise KafkaGuaranteesError("this transaction is over: the loop that it belongs to has ended. Nothing was sent.")
         try:
             self._producer.begin()
         except InDoubt as exc:
@@ -723,8 +725,10 @@ class Transaction:
         except Abandoned as exc:
             if self._consumer is None:
                 raise
+            self._phase = "open"
             self._aborted, self._left = TransactionAborted(f"the transaction could not begin: {exc}"), True
             return self  # stop() was called: the iteration ends after this
+        self._phase = "open"
         for letter in self._letters.values():
             self._set_aside(letter)
         return self

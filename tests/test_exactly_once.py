@@ -34,6 +34,7 @@ from kafka_guarantees import (
 )
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._offsets import Membership
+from kafka_guarantees._transactional import InDoubt, TransactionalProducer
 from kafka_guarantees.prove.proxy import Proxy
 
 from .conftest import fill, has_open_transaction, read_all, values
@@ -1026,6 +1027,46 @@ def test_a_transaction_that_is_not_used_is_an_error(world: Callable[..., World])
         for _tx in kafka.transactions([here.source]):
             pass
     assert here.committed() in ([0], [-1001])
+
+
+def test_a_transaction_that_cannot_begin_is_over(world: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on after TransactionAborted, with the same messages; it is not told that it did not use its transaction."""
+    here = world()
+    written = here.fill(3)
+    begin, doubts = TransactionalProducer.begin, [InDoubt("nobody knows")]
+
+    def doubtful(producer: TransactionalProducer) -> None:
+        if doubts:
+            raise doubts.pop()
+        begin(producer)
+
+    monkeypatch.setattr(TransactionalProducer, "begin", doubtful)
+    aborted = 0
+    with here.client() as kafka:
+        for tx in kafka.transactions([here.source], until_idle=1):
+            try:
+                with tx:
+                    for message in tx.messages:
+                        tx.produce(here.sink, message.value())
+            except TransactionAborted:
+                aborted += 1
+    assert aborted == 1
+    assert here.output() == written
+
+
+def test_a_transaction_of_a_loop_that_has_ended_is_over(world: Callable[..., World]) -> None:
+    """It is an error that says so, and none is open then."""
+    here = world()
+    here.fill(3)
+    with here.client() as kafka:
+        loop = kafka.transactions([here.source])
+        kept = next(loop)
+        loop.close()
+        with pytest.raises(KafkaGuaranteesError, match="has ended"), kept:
+            pytest.fail("it began")
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"another")
+    assert here.output() == [b"another"]
 
 
 def test_an_interrupt_in_the_block_aborts(world: Callable[..., World]) -> None:

@@ -174,6 +174,39 @@ def test_a_start_that_is_committed_late_does_not_set_the_group_back(
         assert values(read_all(kafka.bootstrap, target)) == sorted(numbers(200))
 
 
+@broker
+@pytest.mark.parametrize("kind", ["at-least-once", "exactly-once"])
+def test_a_topic_that_is_deleted_in_hand_does_not_hold_up_others(
+    kafka: RunningKafka, fresh: Callable[[str], str], tmp_path: Path, kind: str
+) -> None:
+    """A pattern has found both. Its offset cannot be committed any more, and that was tried for max.poll.interval.ms."""
+    name, handled = fresh("pattern"), list[tuple[str, bytes]]()
+    stays, goes = f"{name}-stays", f"{name}-goes"
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    for topic in (stays, goes):
+        kafka.create_topic(topic)
+        fill(kafka.bootstrap, topic, [b"first"])
+
+    def handler(message: Message) -> None:
+        handled.append((message.topic() or "", message.value() or b""))
+        if message.topic() == goes:
+            admin.delete_topics([goes])[goes].result(30)
+            assert until(lambda: goes not in admin.list_topics(timeout=5).topics)
+            fill(kafka.bootstrap, stays, [b"next"])
+            time.sleep(1.2)  # so that its commit does not trail
+        if message.value() == b"next":
+            service.stop()
+
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": name, "topic.metadata.refresh.interval.ms": 1000}
+    with ExitStack() as stack:
+        service = client(kind, config, stack, tmp_path, preflight="off")
+        began = time.monotonic()
+        service.run([f"^{name}-.*"], handler, until_idle=30)
+        assert time.monotonic() - began < 25
+    assert set(handled) == {(goes, b"first"), (stays, b"first"), (stays, b"next")}  # some perhaps in an aborted transaction too
+    assert committed(kafka.bootstrap, name, stays) == [2]
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("start", ["latset", "Latest", "", None, 5])
 def test_a_start_that_is_none_is_refused(kind: str, start: object) -> None:

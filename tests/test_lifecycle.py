@@ -95,6 +95,21 @@ def test_a_stop_before_the_run_ends_the_next_one() -> None:
         assert not life.out_of_patience
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_transaction_that_only_produces_leaves_a_stop_to_the_next_run(when: str) -> None:
+    """A signal that comes while a service announces itself must end the loop that it begins then."""
+    lifecycle = Lifecycle("Test")
+    if when == "before":
+        lifecycle.stop()
+    with lifecycle.running(lambda: None, consumes=False):
+        if when == "meanwhile":
+            lifecycle.stop()
+    assert lifecycle.stopping
+    with lifecycle.running(lambda: None):
+        pass
+    assert not lifecycle.stopping
+
+
 def test_a_stop_that_an_error_answered_ends_the_next_run() -> None:
     """SIGTERM, then the handler raises: a loop that runs again after errors must come to its end, and knows of no signal."""
     life = Lifecycle("Client")

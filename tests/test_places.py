@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +19,9 @@ from confluent_kafka import (
 )
 
 from kafka_guarantees import AtLeastOnce, OffsetsLost
-from kafka_guarantees._consumer import WITHIN, GroupConsumer
+from kafka_guarantees._consumer import LEADERLESS, WITHIN, GroupConsumer
 from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
+from kafka_guarantees._offsets import Membership
 from kafka_guarantees._places import Places, Stored
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.errors import OffsetBeyondEnd
@@ -43,6 +45,8 @@ class Brokers:
         self.offsets = {int(name[1:]): offset for name, offset in offsets.items()}
         self.metadata = ""
         self.count = 3
+        self.without_leader: set[int] = set()
+        self.deleted = False
         self.questions = 0
         self.commits: list[tuple[int, int]] = []
 
@@ -56,10 +60,14 @@ class Brokers:
     def offsets_for_times(self, places: list[TopicPartition], _within: float) -> list[TopicPartition]:
         edges = {OFFSET_BEGINNING: 10, OFFSET_END: 90}
         self.questions += 1
+        if self.without_leader & {place.partition for place in places}:
+            raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
         return [TopicPartition(place.topic, place.partition, edges[place.offset]) for place in places]
 
     def list_topics(self, topic: str, timeout: float) -> Any:
-        return type("Metadata", (), {"topics": {topic: type("Topic", (), {"partitions": dict.fromkeys(range(self.count))})}})
+        leaders = {number: SimpleNamespace(leader=-(number in self.without_leader)) for number in range(self.count)}
+        error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART) if self.deleted else None
+        return SimpleNamespace(topics={topic: SimpleNamespace(partitions=leaders, error=error)})
 
     def commit(self, places: Iterable[TopicPartition]) -> None:
         self.commits += [(place.partition, place.offset) for place in places]
@@ -110,6 +118,38 @@ def test_an_offset_that_was_there_and_is_gone_is_lost() -> None:
         with pytest.raises(OffsetsLost, match=f"topic 't' partition {number} is gone"):
             of(places, brokers, number)
     assert of(places, brokers, 2) == {2: 10}
+
+
+def test_offsets_that_went_with_their_topic_are_not_lost() -> None:
+    """A topic that a pattern has found may be deleted: nothing is known of it then, and others go on."""
+    brokers, places = Brokers(p0=42), Places("g", "earliest")
+    places.note([TopicPartition("t", 1, 50)])
+    brokers.deleted = True
+    assert of(places, brokers, 0, 1) == {0: 42}
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+def test_a_partition_without_a_leader_does_not_hold_up_others(start: Start) -> None:
+    """Where it begins is not known; where others do is decided, and written down. Another error is one."""
+    brokers, places = Brokers(p2=42), Places("g", start)
+    brokers.without_leader = {1}
+    begins = 10  # also with "latest": it was added since the group has read partition 2
+    assert of(places, brokers, 0, 1, 2) == {0: begins, 2: 42}
+    assert brokers.commits == [(0, begins)]
+    brokers.without_leader = {0, 1}
+    assert of(places, brokers, 0, 1, 2) == {2: 42}
+    brokers.without_leader = {9}
+    brokers.offsets_for_times = raises  # type: ignore[method-assign, assignment]
+    with pytest.raises(KafkaException):
+        of(places, brokers, 0)
+    places.stored = Stored(lambda _partitions: {("t", 0): 40}, MARK)
+    brokers.offsets_for_times = Brokers.offsets_for_times.__get__(brokers)  # type: ignore[method-assign]
+    brokers.without_leader = {0}
+    assert of(places, brokers, 0, 2) == {2: 42}
+
+
+def raises(*_: object) -> list[TopicPartition]:
+    raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
 def test_what_is_stored_beside_the_effects_counts_more() -> None:
@@ -186,6 +226,57 @@ def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
     slow.threads.clear()
     member._asked_in_callback(lambda raw, within: raw.committed([], within))
     assert (slow.asked[-1], slow.threads) == (1, {threading.current_thread().name})
+
+
+def test_a_member_whose_partitions_are_revoked_has_not_drained_them(member: GroupConsumer) -> None:
+    """The eager protocol takes all away while the group waits for its slowest member; then ``until_idle`` does not count."""
+    places = [TopicPartition("t", 0)]
+    member._unplaced.clear()
+    member.membership = lambda: Membership(3, "me")  # type: ignore[method-assign] # the old one, until it has joined again
+    member._ends["t", 0] = member._reached["t", 0] = 7
+    assert member._drained()
+    member._on_revoke(member.raw, places)
+    assert not member._drained()
+    member._on_assign(member.raw, [])
+    assert member._drained()
+
+
+@pytest.mark.parametrize("protocol", ["range", "cooperative-sticky"])
+def test_what_has_no_leader_is_asked_for_now_and_then(
+    member: GroupConsumer, protocol: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its partition waits, and is asked for again later; the others are read, and not placed anew with every fetch."""
+    member._incremental = protocol != "range"
+    brokers, assigned = Brokers(p0=42), list[list[int]]()
+    brokers.without_leader = {1}
+
+    def assign(places: list[TopicPartition]) -> None:
+        assigned.append(sorted(place.partition for place in places))
+
+    raw = SimpleNamespace(
+        **{name: getattr(brokers, name) for name in ("committed", "offsets_for_times", "list_topics")},
+        commit=lambda offsets, asynchronous: list(map(brokers.commit, [offsets]))[1:],
+        assign=assign,
+        incremental_assign=assign,
+        seek=lambda _place: None,
+    )
+    member.raw, member._unplaced = raw, set()
+    member._owned = {("t", 0), ("t", 1), ("t", 2)}
+    member._waiting = {("t", 1), ("t", 2)}
+    for _ in range(3):
+        if member._must_ask():
+            member._find_places()
+    assert assigned == [[2] if member._incremental else [0, 2]]
+    assert member._waiting == {("t", 1)}
+    assert "t 1: where to go on is not known: it has no leader" in caplog.text
+    member._not_before[("t", 1)] -= LEADERLESS
+    member._find_places()
+    assert assigned[1:] == [[] if member._incremental else [0, 2]]
+    brokers.without_leader.clear()
+    member._not_before[("t", 1)] -= LEADERLESS
+    member._find_places()
+    assert assigned[2:] == [[1] if member._incremental else [0, 1, 2]]
+    assert not member._must_ask()
 
 
 def test_a_stop_does_not_wait_for_an_answer(member: GroupConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
