@@ -225,6 +225,18 @@ class Run:
             return NOTHING
         return work.rest(handled)
 
+    def end(self) -> None:
+        """The run ends, and no message that comes now is handled."""
+        self.trail.end()
+        if self.portions is not None:
+            self.portions.end()
+
+    def leave(self) -> None:
+        """The run ends with an error."""
+        self.trail.leave()
+        if self.portions is not None and not (self._lifecycle.forked or self.consumer.gone_silent):
+            self.portions.end()
+
     def must_poll(self, batch: Batch, pace: Pace) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
         now = time.monotonic()

@@ -427,9 +427,9 @@ class AtLeastOnce:
             )
             try:
                 yield run
-                run.trail.end()
+                run.end()
             except BaseException:
-                run.trail.leave()
+                run.leave()
                 raise
             finally:
                 consumer.close()

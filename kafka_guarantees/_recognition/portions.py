@@ -93,6 +93,7 @@ class Portions:
         self._failures = failures
         self._send = send
         self._tidy_at = time.monotonic() + TIDY_EVERY
+        self._shown: tuple[Batch, list[TopicPartition]] | None = None  # what was committed last
 
     def transact(
         self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling
@@ -230,10 +231,19 @@ class Portions:
         return finished
 
     def _show(self, batch: Batch, finished: Sequence[Message]) -> None:
-        """Commit offsets for those who watch the group: where to go on is in the inbox."""
+        """Commit offsets for those who watch the group: where to go on is in the inbox, so that nobody waits for the answer."""
         if finished and self._ours(batch):
+            self._shown = batch, self._marked(finished)
             try:
-                self._consumer.commit(self._marked(finished))
+                self._consumer.send_commit(self._shown[1])
+            except BrokerError as error:
+                log.info("%s The inbox has them.", error)
+
+    def end(self) -> None:
+        """The run ends: have the group show how far it has come. The last commit may not have been answered."""
+        if self._shown is not None and self._ours(self._shown[0]):
+            try:
+                self._consumer.commit(self._shown[1])
             except BrokerError as error:
                 log.info("%s The inbox has them.", error)
 
