@@ -742,9 +742,7 @@ class GroupConsumer(Handle):
         """Those of which it is not known where to go on; they must not hold up the others."""
         unknown = asked - {(place.topic, place.partition) for place in places}
         if unknown and self._rarely(named(unknown)):
-            log.warning(
-                "%s: where to go on is not known, since it has no leader, or was deleted. Others go on.", named(unknown)
-            )
+            log.warning("%s: where to go on is not known: it has no leader, or was deleted. Others go on.", named(unknown))
         return unknown
 
     def _asked(self, question: Callable[[Consumer, float], T], *, limit: float) -> T:

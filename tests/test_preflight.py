@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
@@ -566,6 +566,26 @@ def test_a_run_that_is_stopped_meanwhile_does_not_wait_for_it(
         assert not [record for record in caplog.records if "preflight" in record.getMessage()]
     finally:
         over.set()
+
+
+@pytest.mark.parametrize("at_start", ["warn", "raise"])
+def test_brokers_that_are_starting_are_waited_for_where_it_matters(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at_start: Literal["warn", "raise"]
+) -> None:
+    """With "raise" a run does not begin unseen; in any case it is said that nothing was looked at."""
+    answers = [Cluster(error="down"), Cluster(error="down"), cluster({"offers": topic(1, min_insync_replicas="1")})]
+    monkeypatch.setattr(asking, "ask", lambda *_: answers.pop(0))
+    monkeypatch.setattr("kafka_guarantees._preflight.starting._LOGGED", set())
+    before = Preflight(settings(EXO), Lifecycle("ExactlyOnce"), at_start)
+    said = "nothing was looked at, since the brokers gave no answer: none (down)"
+    if at_start == "raise":
+        with pytest.raises(UnsafeConfigError, match="offers"):
+            before.start(["offers"])
+        answers += [Cluster(error="down")] * 3
+        monkeypatch.setattr("kafka_guarantees._preflight.starting.PATIENCE", 0.0)
+        assert said not in caplog.text
+    before.start(["offers"])
+    assert said in caplog.text
 
 
 def test_a_single_name_is_no_list() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .asking import preflight
@@ -20,6 +21,7 @@ log = logging.getLogger("kafka_guarantees")
 AtStart = Literal["raise", "warn", "off"]
 
 AT_START = 2.0  # seconds that the start of a run waits for brokers: without them nothing can start anyway
+PATIENCE = 30.0  # seconds that it waits where findings are to end it: they may be starting
 _LOGGED: set[str] = set()  # by this process: what is wrong with a topic is said once
 
 
@@ -68,14 +70,12 @@ class Preflight:
         """
         if self._at_start == "off" or frozenset(topics) in self._looked:
             return
-        report = preflight(
-            self._settings,
-            topics,
-            dead_letter=self._dead_letter,
-            retention=self._retention,
-            timeout=AT_START,
-            give_up=lambda: self._lifecycle.stopping,
-        )
+        report = self._ask(topics)
+        until = time.monotonic() + (PATIENCE if self._at_start == "raise" else 0.0)
+        while report.cluster_id is None and time.monotonic() < until and not self._lifecycle.stopping:
+            report = self._ask(topics)
+        if report.cluster_id is None and not self._lifecycle.stopping:
+            log.warning("preflight: nothing was looked at, since the brokers gave no answer: %s", report.findings[0].value)
         if self._lifecycle.stopping:
             return  # the run consumes nothing
         if self._at_start == "raise":
@@ -84,7 +84,18 @@ class Preflight:
             self._looked.add(frozenset(topics))
         for one in report.findings:
             text = f"preflight: {one.level}: {one}"
-            level = logging.WARNING if one.level in ("unsafe", "warning") else logging.DEBUG
+            told = ("unsafe", "warning", "unknown") if self._at_start == "raise" else ("unsafe", "warning")
+            level = logging.WARNING if one.level in told else logging.DEBUG
             if level != logging.WARNING or text not in _LOGGED:
                 _LOGGED.add(text)
                 log.log(level, "%s", text)
+
+    def _ask(self, topics: Sequence[str]) -> PreflightReport:
+        return preflight(
+            self._settings,
+            topics,
+            dead_letter=self._dead_letter,
+            retention=self._retention,
+            timeout=AT_START,
+            give_up=lambda: self._lifecycle.stopping,
+        )
