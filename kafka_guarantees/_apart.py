@@ -157,6 +157,13 @@ class Apart:
             calls.put(None)
 
 
+def apart_of(keep_alive: bool, lifecycle: Lifecycle) -> Apart | None:  # noqa: FBT001 - as its user gave it
+    """The thread for handlers, where there is to be one. Raises TypeError for "false", which would be true."""
+    if not isinstance(keep_alive, bool):
+        raise TypeError(f"keep_alive is True or False, not {keep_alive!r}")
+    return Apart(lifecycle) if keep_alive else None
+
+
 def ended_after(apart: Apart | None) -> AbstractContextManager[object]:
     """What a run is in, so that its thread for handlers ends with it."""
     return nullcontext() if apart is None else closing(apart)

@@ -66,7 +66,14 @@ UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an 
 _SAFE = "Nothing was committed that was not handled."
 
 
-def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], *, dead_letter: str | None = None) -> None:
+def check_run(
+    settings: Settings,
+    lifecycle: Lifecycle,
+    topics: Sequence[str],
+    until_idle: float | None,
+    *,
+    dead_letter: str | None = None,
+) -> None:
     """Refuse arguments that are not valid, before anything is connected."""
     lifecycle.check()
     if settings.group_id is None:
@@ -76,6 +83,8 @@ def check_run(settings: Settings, lifecycle: Lifecycle, topics: Sequence[str], *
             "a consumer group keeps the offsets of what is finished",
             "give group.id in the configuration",
         )
+    if until_idle is not None and not (isinstance(until_idle, (int, float)) and until_idle >= 0):
+        raise ValueError(f"until_idle is a number of seconds, or None, not {until_idle!r}")
     if isinstance(topics, str) or not topics or not all(isinstance(topic, str) and topic for topic in topics):
         raise TypeError(f"topics must be a list of topic names that is not empty, not {topics!r}")
     if dead_letter is not None and any(_includes(topic, dead_letter) for topic in topics):

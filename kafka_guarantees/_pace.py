@@ -39,8 +39,8 @@ class Pace:
         served: bool = False,
         max_wait: float = 0.0,
     ) -> None:
-        if not 1 <= max_batch <= MOST:
-            raise ValueError(f"max_batch must be from 1 to {MOST}, not {max_batch}")
+        if not isinstance(max_batch, int) or not 1 <= max_batch <= MOST:
+            raise ValueError(f"max_batch is a number of messages, from 1 to {MOST}, not {max_batch!r}")
         if not 0 <= max_wait < math.inf or max_wait > limit / 2:
             raise ValueError(f"max_wait is a number of seconds, up to a quarter of max.poll.interval.ms, not {max_wait}")
         prompt = first is None and not served

@@ -36,7 +36,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._apart import Apart, ended_after
+from ._apart import apart_of, ended_after
 from ._at_least_once_run import COMMIT_EVERY, Run
 from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from tenacity import Retrying
     from typing_extensions import Self
 
+    from ._apart import Apart
     from ._consumer import Batch
     from ._failures import Handling
     from ._lifecycle import Itself
@@ -156,7 +157,7 @@ class AtLeastOnce:
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = Apart(self._lifecycle) if keep_alive else None
+        self._apart = apart_of(keep_alive, self._lifecycle)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
         self._recognition = Recognition(
             self._settings,
@@ -302,7 +303,7 @@ class AtLeastOnce:
         return 1 if self._recognition.inbox is None else 2
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
-        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         with self._consuming(topics) as run:
             for batch in run.consumer.batches(pace, until_idle, self._reading):
                 if run.portions is None:
@@ -368,7 +369,7 @@ class AtLeastOnce:
             raise TypeError("an inbox needs to know where a transaction ends: use run() or run_batches(), not messages()")
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
-        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         pace = self._pace(max_batch)
         return self._lifecycle.iterate(lambda itself: self._messages(topics, pace, until_idle, itself))
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
-from ._apart import Apart, ended_after
+from ._apart import apart_of, ended_after
 from ._consumer import GroupConsumer, check_run, sent_twice
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
     from typing_extensions import Self
 
+    from ._apart import Apart
     from ._consumer import Batch
     from ._lifecycle import Itself
     from ._offsets import Partition
@@ -124,7 +125,7 @@ class AtMostOnce:
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = Apart(self._lifecycle) if keep_alive else None
+        self._apart = apart_of(keep_alive, self._lifecycle)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=None, dead_letter=dead_letter)
         self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
         self._commits: deque[float] = deque(maxlen=RECENT)  # how long the last commits took, in seconds
@@ -214,7 +215,7 @@ class AtMostOnce:
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
-        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         pace = self._pace(max_batch)
         return self._lifecycle.iterate(lambda itself: self._messages(topics, pace, until_idle, itself))
 
@@ -242,7 +243,7 @@ class AtMostOnce:
         self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself | None = None
     ) -> Generator[Sequence[Message], None, None]:
         """The loop: as a member of the group, fetch, commit a portion, and hand it out if it is still ours."""
-        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             self._stray, also = "", self._failures.topics

@@ -34,7 +34,7 @@ from itertools import accumulate, chain
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ._apart import Apart, ended_after
+from ._apart import apart_of, ended_after
 from ._client import Abandoned
 from ._consumer import GroupConsumer, check_run
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tenacity import Retrying
     from typing_extensions import Self
 
+    from ._apart import Apart
     from ._consumer import Batch
     from ._failures import Handling
     from ._in_flight import Flight
@@ -176,7 +177,7 @@ class ExactlyOnce:
         self._in_flight = InFlight([self._producer, *others], self._lifecycle)
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = Apart(self._lifecycle) if keep_alive else None
+        self._apart = apart_of(keep_alive, self._lifecycle)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
         self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
 
@@ -283,6 +284,7 @@ class ExactlyOnce:
         return Pace(max_batch, limit, first, aim=aim, served=self._apart is not None, max_wait=max_wait)
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
+        check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         with self._stopped(), self._consuming(topics) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch)
@@ -500,7 +502,6 @@ class ExactlyOnce:
 
     @contextmanager
     def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
             consumer = None
@@ -562,7 +563,7 @@ class ExactlyOnce:
         """
         if self._apart is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not transactions()")
-        check_run(self._settings, self._lifecycle, topics, dead_letter=self._failures.topic)
+        check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         pace = self._pace(max_batch, FIRST_BATCH, aim=self._settings.transaction_timeout / 2, max_wait=max_wait)
         return self._lifecycle.iterate(lambda itself: self._transactions(topics, pace, until_idle, itself))
 

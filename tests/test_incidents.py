@@ -234,6 +234,19 @@ def test_what_can_handle_no_message_is_refused_before_the_first(kind: str, how: 
             getattr(client, how)(["topic"], handler)
 
 
+@pytest.mark.parametrize("kind", CLASSES)
+def test_arguments_of_another_type_are_refused(kind: str) -> None:
+    """Not somewhere in the middle of a run, nor taken for what they are not: "false" is true."""
+    with pytest.raises(TypeError, match="keep_alive is True or False, not 'false'"):
+        made(kind, keep_alive="false")
+    wrong: dict[str, list[Any]] = {"until_idle": ["5", -1, float("nan")], "max_batch": ["10", 0, 1_000_001, None]}
+    with made(kind) as service:
+        for name, values in wrong.items():
+            for value in values:
+                with pytest.raises(ValueError, match=f"{name} is a number of"):
+                    service.run(["topic"], print, **{name: value})
+
+
 def test_what_is_told_of_failures_is_a_function() -> None:
     """It is needed when something fails: too late to find out."""
     with pytest.raises(TypeError, match="on_error is called with"):

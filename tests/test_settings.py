@@ -238,6 +238,33 @@ def test_records_linger_less_where_that_would_hold_them_up(given: dict[str, Any]
     assert resolved(ALO, config).producer["linger.ms"] == linger
 
 
+@pytest.mark.parametrize(
+    ("addresses", "right"),
+    [
+        ("a", True),
+        ("kafka-1.example.com:9092, kafka-2_b:9093,", True),
+        ("SASL_SSL://kafka:9093", True),
+        ("[::1]:9092,10.0.0.1:1", True),
+        ("http://kafka:9092", False),
+        ("kafka:9092,kafka://b", False),
+        ("a:9092;b:9093", False),
+        ("a:99999999", False),
+        ("a:0", False),
+        ("a:b", False),
+        ("a b", False),
+        ("::1:9092", False),
+    ],
+)
+def test_what_is_no_address_is_refused(addresses: str, right: bool) -> None:  # noqa: FBT001
+    """Librdkafka leaves it out, or takes another port; a client that has no other address waits for ever."""
+    config = minimal(ALO) | {"bootstrap.servers": addresses}
+    if right:
+        assert resolved(ALO, config).producer["bootstrap.servers"] == addresses
+    else:
+        with pytest.raises(UnsafeConfigError, match=r"bootstrap\.servers.*no list of addresses.*host:port"):
+            resolved(ALO, config)
+
+
 def test_what_is_locked() -> None:
     """DESIGN 3, the word "locked", written down a second time."""
     always = {"enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "delivery.report.only.error"}

@@ -76,6 +76,16 @@ def _readable(url: str) -> bool:
 
 
 _LOOPBACK = re.compile(r"127(\.[0-9]+){3}")
+_ADDRESS = re.compile(
+    r"((plaintext|ssl|sasl_plaintext|sasl_ssl)://)?(\[[^\]/;]+\]|[^][:/;\s]+)(:(?P<port>[0-9]+))?", re.IGNORECASE
+)
+_PORTS = range(1, 65536)
+
+
+def _no_addresses(value: Value, _effective: Known) -> bool:
+    """Whether one of them is none: librdkafka drops it with a line in its log, or takes another port."""
+    found = [_ADDRESS.fullmatch(address.strip()) for address in str(value).split(",") if address.strip()]
+    return not all(one and int(one["port"] or 9092) in _PORTS for one in found)
 
 
 def _always(_value: Value, _effective: Known) -> bool:
@@ -92,6 +102,14 @@ def _is_not(*values: Value) -> Callable[[Value, Known], bool]:
 
 REFUSALS = (
     Refusal(ALL, "bootstrap.servers", _is(""), "there is no broker to connect to", "give host:port, comma-separated", "-"),
+    Refusal(
+        ALL,
+        "bootstrap.servers",
+        _no_addresses,
+        "that is no list of addresses: librdkafka leaves out what it cannot read, and the client would wait for ever",
+        "give host:port, comma-separated, without http:// or the like",
+        "-",
+    ),
     Refusal(
         ALL,
         "group.id",

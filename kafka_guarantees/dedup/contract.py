@@ -16,17 +16,25 @@ Rules for both.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import IntEnum
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import AbstractContextManager
-    from datetime import timedelta
 
 Takeover = Literal["position", "lease"]
 
 C_co = TypeVar("C_co", covariant=True)
+
+
+def check_retention(retention: timedelta, least: timedelta = timedelta.resolution) -> None:
+    """Raise TypeError or ValueError where this is no time that ids can be remembered for."""
+    if not isinstance(retention, timedelta):
+        raise TypeError(f"retention is a timedelta, such as timedelta(hours=24), not {retention!r}")
+    if retention < least:
+        raise ValueError(f"retention is {least.total_seconds()} s or longer, not {retention}")
 
 
 class Outcome(IntEnum):

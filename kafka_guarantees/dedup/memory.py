@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..errors import KafkaGuaranteesError
-from .contract import Capabilities, Outcome
+from .contract import Capabilities, Outcome, check_retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,8 +55,7 @@ class MemoryDedupStore:
     """
 
     def __init__(self, *, retention: timedelta = timedelta(hours=24), clock: Callable[[], float] = time.monotonic) -> None:
-        if retention <= timedelta(0):
-            raise ValueError(f"retention is more than nothing, not {retention}")
+        check_retention(retention)
         self._retention = retention
         self._period = retention.total_seconds()
         self._clock = clock

@@ -40,7 +40,7 @@ from psycopg_pool import ConnectionPool
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._conninfo import options_of
 from ._pooler import pooled
-from .contract import Capabilities, Outcome
+from .contract import Capabilities, Outcome, check_retention
 from .ids import KEY_SIZE
 
 if TYPE_CHECKING:
@@ -223,8 +223,7 @@ class PostgresDedupStore:
     ) -> None:
         if not isinstance(table, str) or not _TABLE.fullmatch(table):
             raise ValueError(f"table={table!r}: letters, digits and _ are allowed, and one dot after a schema")
-        if retention <= timedelta(0):
-            raise ValueError(f"retention={retention!r}: must be more than nothing")
+        check_retention(retention)
         self._pool: ConnectionPool[Any] = _small_pool(pool) if isinstance(pool, str) else pool
         self._own = isinstance(pool, str)
         self._pid = os.getpid()

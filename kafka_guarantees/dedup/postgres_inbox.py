@@ -27,6 +27,7 @@ from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._conninfo import options_of
 from ._pooler import pooled
 from ._progress import Advance, advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
+from .contract import check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE
 
 if TYPE_CHECKING:
@@ -193,8 +194,7 @@ class PostgresInbox:
         """
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
             raise ValueError(f"prefix is an ASCII letter or _, then at most 49 letters, digits and _, not {prefix!r}")
-        if retention <= timedelta(0):
-            raise ValueError(f"retention is a time longer than 0, not {retention}")
+        check_retention(retention)
         if idle_limit < timedelta(milliseconds=1):
             raise ValueError(f"idle_limit is a millisecond or longer, not {idle_limit}")
         self._retention = retention

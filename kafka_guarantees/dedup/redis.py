@@ -21,7 +21,7 @@ from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import DurabilityWarning, StoreUnavailable
-from .contract import Capabilities, Outcome
+from .contract import Capabilities, Outcome, check_retention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,8 +152,7 @@ class RedisDedupStore:
             raise ValueError(f"prefix={prefix!r}: up to 64 letters, digits and _ . : - are allowed")
         if not hasattr(client, "evalsha"):
             raise TypeError(f"client is one of redis-py, such as redis.Redis.from_url(...), not a {type(client).__name__}")
-        if retention < timedelta(milliseconds=1):
-            raise ValueError(f"retention={retention!r}: at least a millisecond")
+        check_retention(retention, timedelta(milliseconds=1))
         self._client = client
         self._retention = retention
         self._prefix = prefix

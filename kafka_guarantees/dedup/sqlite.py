@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
 from ._place import refuse
-from .contract import Capabilities, Outcome
+from .contract import Capabilities, Outcome, check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE
 
 if TYPE_CHECKING:
@@ -117,8 +117,7 @@ class SqliteDedupStore:
         durability: Literal["process", "power"] = "process",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if retention <= timedelta(0):
-            raise ValueError(f"retention is more than nothing, not {retention}")
+        check_retention(retention)
         if durability not in SYNCHRONOUS:
             raise ValueError(f'durability is "process" or "power", not {durability!r}')
         self._path = os.fspath(path)

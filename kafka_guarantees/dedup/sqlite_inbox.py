@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._place import refuse
 from ._progress import advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
+from .contract import check_retention
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -121,8 +122,7 @@ class SqliteInbox:
             StoreUnavailable: the file cannot be opened, or is locked.
             UnsafeConfigError: none can be there.
         """
-        if retention <= timedelta(0):
-            raise ValueError(f"retention is a time longer than 0, not {retention}")
+        check_retention(retention)
         if durability not in {"process", "power"}:
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
         self._path = os.fspath(path)
