@@ -26,7 +26,7 @@ from ._recognition.message_ids import entries_of, entry_of
 from ._recognition.patience import patiently
 from ._recognition.portions import Portions
 from ._trail import AGAIN, Portion, Trail
-from .errors import AuthorizationError, BrokerError, PartitionFenced, StoreUnavailable
+from .errors import BrokerError, PartitionFenced, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -289,9 +289,7 @@ class Run:
             offsets = {**self.trail.offsets(), **next_offsets(finished, batch.topic)}
             try:
                 self.consumer.commit(offsets.values())
-            except AuthorizationError:
-                raise
-            except BrokerError as exc:
+            except BrokerError as exc:  # not of a right that is missing: that is raised
                 if self._rarely(str(exc)):
                     log.warning("%s", exc)
                 if self._lifecycle.stopping:

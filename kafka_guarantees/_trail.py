@@ -222,7 +222,7 @@ class Trail:
         for portion in self._portions:
             self._wait(portion, deadline)
         if self._in_flight_portions and self._arrived(self._in_flight_portions):
-            self._pop(self._in_flight_portions)
+            self._forget(self._in_flight_portions)
         ready = self._ready()
         if (ready or self._recommit) and self._ours(ready):
             offsets = self._offsets(ready)
@@ -231,7 +231,7 @@ class Trail:
                 self._overtake(offsets)
                 self._in_flight = {partition: place.offset for partition, place in offsets.items()}
             if self._arrived(ready):
-                self._pop(ready)
+                self._forget(ready)
 
     def lost(self, gone: AbstractSet[Partition]) -> None:
         """Partitions are somebody else's: nothing of them is committed any more."""
@@ -281,9 +281,7 @@ class Trail:
             try:
                 if offsets:
                     self._consumer.commit(list(offsets.values()))
-            except AuthorizationError:
-                raise
-            except BrokerError as error:
+            except BrokerError as error:  # not of a right that is missing: that is raised
                 if self._rarely(str(error)):
                     log.warning("%s", error)
                 if self._lifecycle.stopping:
@@ -350,7 +348,13 @@ class Trail:
         return all(p.error is None and p.offset >= offsets[p.topic, p.partition].offset for p in found)
 
     def _pop(self, count: int) -> None:
-        self._in_flight_portions, self._in_flight = 0, {}
+        """The first portions are done with, and so is the commit in flight."""
+        self._in_flight = {}
+        self._forget(count)
+
+    def _forget(self, count: int) -> None:
+        """The first portions are done with; a commit that is not answered may still arrive once more."""
+        self._in_flight_portions = 0
         for _ in range(count):
             self._portions.popleft()
 

@@ -37,7 +37,7 @@ from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
-from .errors import REBALANCED, AuthorizationError, BrokerError, DeliveryError, UnsafeConfigError, kafka_error
+from .errors import REBALANCED, BrokerError, DeliveryError, UnsafeConfigError, kafka_error
 from .records import Record, check_handler, leave, records_in
 
 if TYPE_CHECKING:
@@ -292,8 +292,6 @@ class AtMostOnce:
         began = time.monotonic()
         try:
             consumer.commit(offsets.values())
-        except AuthorizationError:
-            raise
         except BrokerError as exc:
             log.warning("%s Nothing of this batch was handled; the brokers are asked what is committed.", exc)
             if refused(exc) and not sent_twice(time.monotonic() - began, self._commits, self._settings.retry_backoff):

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from tenacity import Retrying, stop_after_attempt, wait_fixed
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, Record, _failures
+from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, Record, StoreUnavailable, _failures
 from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._failures import Failed, Left
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._pace import Pace
 from kafka_guarantees._places import Places
+from kafka_guarantees._recognition.portions import Portions
 from kafka_guarantees._serialization import Reading
 from kafka_guarantees._settings import Guarantee, resolve
-from kafka_guarantees._transactional import TransactionalProducer
+from kafka_guarantees._transaction_state import TransactionState
+from kafka_guarantees._transactional import AbortNeeded, TransactionalProducer, _Watch
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox, position
+from kafka_guarantees.dedup.contract import Entry, Source
 
 from .conftest import committed, fill, read_all, values
 
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
     from .world import World
 
 broker = pytest.mark.broker
+LIMIT = 300.0  # max.poll.interval.ms, in seconds
 DEAD = {"bootstrap.servers": "127.0.0.1:1", "group.id": "group"}
 
 
@@ -293,6 +300,37 @@ def test_a_commit_that_the_group_refused_is_no_reason_to_join_anew(code: int, st
     client.close()
 
 
+def test_a_commit_that_was_refused_late_may_have_been_sent_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """M02: the answer is that to the second copy; the first may have arrived, or still come, whoever has the partition then."""
+    client, now = AtMostOnce(DEAD), [100.0]
+
+    def refuses(_offsets: object) -> None:
+        now[0] += 5.0
+        raise BrokerError("refused") from KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
+
+    monkeypatch.setattr("kafka_guarantees.at_most_once.time", SimpleNamespace(monotonic=lambda: now[0]))
+    consumer: Any = SimpleNamespace(still_ours=lambda *_, **__: True, commit=refuses)
+    batch: Any = SimpleNamespace(topic=None, messages=("all of it",))
+    assert not client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
+    assert client._stray
+    client.close()
+
+
+@pytest.mark.parametrize("ours", [[False], [True, False]], ids=["before the commit", "after it"])
+def test_at_most_once_gives_back_what_it_does_not_handle(ours: list[bool]) -> None:
+    """M03, M07: the batch was given away. What of it was not committed is not lost: where we have it still, it comes again."""
+    client, answers = AtMostOnce(DEAD), list(ours)
+    rewound: list[object] = []
+    consumer: Any = SimpleNamespace(
+        still_ours=lambda *_, **__: answers.pop(0), commit=lambda _offsets: None, rewind=rewound.append
+    )
+    batch: Any = SimpleNamespace(topic=None, messages=("all of it",))
+    assert not client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
+    assert rewound == [("all of it",)]
+    assert not client._stray
+    client.close()
+
+
 @broker
 def test_a_loop_fetches_what_it_gets_through(
     kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
@@ -315,3 +353,176 @@ def test_a_loop_fetches_what_it_gets_through(
                 break
     assert max(sizes) > 500
     assert sum(sizes) < 3000
+
+
+# -- is it still ours? ---------------------------------------------------------------------------------------------------
+
+
+@broker
+def test_what_was_given_away_while_the_store_was_down_is_not_claimed(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D16, X02: its new owner would lose its claims to us. The messages are fetched again, by whoever has them."""
+    topic, log, handled = kafka_topic(), list[str](), list[bytes]()
+    fill(kafka.bootstrap, topic, [b"1", b"2"])
+
+    class Down(MemoryDedupStore):
+        def claim(self, *given: Any, **named: Any) -> Any:
+            log.append("claim")
+            if log.count("claim") == 1:
+                raise StoreUnavailable("for the test")
+            return super().claim(*given, **named)
+
+    fetch = GroupConsumer.fetch
+
+    def fetching(consumer: GroupConsumer, *limits: Any) -> Batch | None:
+        batch = fetch(consumer, *limits)
+        if batch is not None:
+            log.append("fetched")
+        return batch
+
+    def given_away(_consumer: GroupConsumer, batch: Batch, _seconds: float) -> None:
+        batch.fetched = -math.inf  # as serve() has it after a rebalance
+
+    monkeypatch.setattr(GroupConsumer, "fetch", fetching)
+    monkeypatch.setattr(GroupConsumer, "keep_alive", given_away)
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": topic}
+    with Down() as store, AtLeastOnce(config, dedup=store, message_id=position(), preflight="off") as client:
+        client.run([topic], lambda message: handled.append(message.value() or b""), until_idle=0.3)
+    assert log == ["fetched", "claim", "fetched", "claim"]
+    assert handled == [b"1", b"2"]
+
+
+@broker
+@pytest.mark.parametrize("kind", ["at-least-once", "store", "inbox", "exactly-once"])
+def test_whoever_asks_whether_a_batch_is_ours_asks_the_clock_as_well(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """M03: a process that stood still for longer than max.poll.interval.ms hears of it with its next poll only."""
+    topic, asked = kafka_topic(), list[float]()
+    fill(kafka.bootstrap, topic, [b"1"])
+    still_ours = GroupConsumer.still_ours
+
+    def asking(consumer: GroupConsumer, batch: Batch, *, within: float) -> bool:
+        asked.append(within)
+        return still_ours(consumer, batch, within=within)
+
+    monkeypatch.setattr(GroupConsumer, "still_ours", asking)
+    with ExitStack() as stack:
+        client = made(kind, kafka.bootstrap, topic, stack, tmp_path)
+        client.run([topic], lambda *_: client.stop())  # what is finished then is committed at once
+    assert asked
+    assert set(asked) == {LIMIT}
+    assert committed(kafka.bootstrap, topic, topic) == [1]
+
+
+class Elsewhere:
+    """A consumer whose batch is ours so many times that somebody asks, and then somebody else's."""
+
+    def __init__(self, times: int) -> None:
+        self.left = times
+        self.committed: list[list[TopicPartition]] = []
+
+    def still_ours(self, _batch: object, *, within: float) -> bool:
+        assert within == LIMIT
+        self.left -= 1
+        return self.left >= 0
+
+    def send_commit(self, offsets: list[TopicPartition]) -> None:
+        self.committed.append(offsets)
+
+
+@pytest.mark.parametrize(("times", "handled", "shown"), [(0, 0, 0), (1, 1, 0), (2, 1, 1)])
+def test_an_inbox_is_not_used_for_what_was_given_away(tmp_path: Path, times: int, handled: int, shown: int) -> None:
+    """X02: its owner need not wait for the lock; and the group's offset, which that one moves, is not set back."""
+    consumer, seen = Elsewhere(times), list[Message]()
+    message = Message(topic="t", partition=0, offset=7)
+    entry = Entry(Source("t", b"i" * 16, 0), 7, None)
+
+    def handle(messages: Sequence[Message], _connection: object) -> tuple[int, None]:
+        seen.extend(messages)
+        return len(messages), None
+
+    with SqliteInbox(tmp_path / "inbox.db") as inbox:
+        portions = Portions(
+            SimpleNamespace(max_poll_interval=LIMIT),  # type: ignore[arg-type] # what it needs of them
+            Lifecycle("test"),
+            consumer,  # type: ignore[arg-type] # likewise
+            inbox=inbox,
+            scope="g",
+            mark="shown",
+            counts=Counter(),
+            acknowledged=lambda: None,
+            failures=SimpleNamespace(),  # type: ignore[arg-type] # likewise
+            send=lambda _record: None,
+        )
+        batch: Any = SimpleNamespace()
+        assert portions.transact(batch, [message], [entry], handle) == (handled, None)
+        stored = inbox.start_offsets("g", [entry.source])
+    assert len(seen) == handled
+    assert stored == {entry.source: 8 if handled else None}
+    assert len(consumer.committed) == shown
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_offsets_of_a_transaction_are_not_sent_after_their_time(late: bool) -> None:  # noqa: FBT001 - two rows
+    """X02, M03: it may have waited long for the one before it, and nobody asks whose its partitions are any more."""
+    flight = MagicMock()
+    batch: Any = SimpleNamespace(fetched=time.monotonic() - (LIMIT + 1 if late else LIMIT - 10))
+    with ExactlyOnce({**DEAD, "transactional.id": "t"}) as client:
+        if late:
+            with pytest.raises(AbortNeeded):
+                client._finish(flight, batch=batch, offsets=[], metadata=b"")
+        else:
+            client._finish(flight, batch=batch, offsets=[], metadata=b"")
+    assert flight.producer.send_offsets.called is not late
+    assert flight.producer.commit.called is not late
+
+
+# -- transactions -------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_aborted_before_a_failure_is_fetched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """X13: of every partition that was in flight. The message that failed, which has to wait for that, may be of another."""
+    unplaced: list[object] = []
+    consumer: Any = SimpleNamespace(unplace=unplaced.append)
+    with ExactlyOnce({**DEAD, "transactional.id": "t"}) as client:
+        monkeypatch.setattr(client._in_flight, "settle", lambda: {("t", 1)})
+        failed = Failed(1, ValueError("for the test"))
+        nothing: Any = None
+        assert client._again(consumer, nothing, [Message(topic="t", partition=0, offset=1)], failed, nothing) == 0
+        assert unplaced == [{("t", 1)}]
+        monkeypatch.undo()
+
+
+def test_what_was_given_away_while_it_could_not_be_read_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """X13: or the client is to stop. No transaction has its messages: what follows would commit offsets behind them."""
+    batch: Any = SimpleNamespace(partitions={("t", 0)}, messages=())
+    unplaced: list[object] = []
+    consumer: Any = SimpleNamespace(batches=lambda *_: iter([batch]), unplace=unplaced.append)
+
+    def left(*_: object) -> None:
+        raise Left
+
+    with ExactlyOnce({**DEAD, "transactional.id": "t"}) as client:
+        monkeypatch.setattr(client, "_consuming", lambda *_: nullcontext(consumer))
+        monkeypatch.setattr(client, "_unreadable", left)
+        unused: Any = None
+        assert not list(client._transactions(["t"], Pace(1, 60), None, unused))
+    assert unplaced == [{("t", 0)}]
+
+
+@pytest.mark.parametrize("broken", ["log", "error_cb"])
+def test_a_log_line_that_could_not_be_read_counts_as_a_disturbance(broken: str) -> None:
+    """X01: nobody knows what it said; and nothing is raised into librdkafka."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    state = TransactionState()
+    watch = _Watch(state, SimpleNamespace(log=interrupted), interrupted)  # type: ignore[arg-type] # what it needs of a logger
+    if broken == "log":
+        watch.log(7, "%s", "STATE", "rdkafka#producer-1", "all is well")
+    else:
+        watch.error(KafkaError(KafkaError._TRANSPORT, "127.0.0.1:1/bootstrap: refused (after 0ms in state CONNECT)"))
+    assert state.dirty
