@@ -270,7 +270,7 @@ class GroupConsumer(Handle):
                 batch.messages = ()  # free them now, even where somebody still has the batch
                 reading.begin(())
             if until_idle is not None:
-                if batch is not None or not self._drained() or (not self._owned and time.monotonic() - began < UNASSIGNED):
+                if batch is not None or (not self._owned and time.monotonic() - began < UNASSIGNED) or not self._drained():
                     last = time.monotonic()
                 elif time.monotonic() - last >= until_idle:
                     return
@@ -281,7 +281,23 @@ class GroupConsumer(Handle):
             return False
         at_end = all(self._reached.get(p, 0) <= self._ends.get(p, -1) for p in self._owned)
         rejoining = time.monotonic() < self._rejoining_until
-        return at_end and not (self._unplaced or self._resting or rejoining) and self.membership().active
+        if not at_end or self._unplaced or self._resting or rejoining:
+            return False
+        return self.membership().active or self._matches_nothing()
+
+    def _matches_nothing(self) -> bool:
+        """Whether there are only patterns, and no topic for any of them: then nobody joins the group."""
+        if self._owned or not all(topic.startswith("^") for topic in self._topics):
+            return False
+        try:
+            known = self.raw.list_topics(timeout=1).topics
+        except KafkaException:
+            return False
+        if any(_includes(pattern, name) for pattern in self._topics for name in known):
+            return False
+        if self._rarely("patterns"):
+            log.warning("no topic matches %s", ", ".join(self._topics))
+        return True
 
     def fetch(self, max_batch: int, max_wait: float = 0.0) -> Batch | None:
         """Wait a moment for a first message and take what is there with it. None: nothing came, or it was not ours.

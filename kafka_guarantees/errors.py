@@ -106,7 +106,7 @@ class OffsetBeyondEnd(OffsetsLost):
 
 
 class AuthorizationError(KafkaGuaranteesError):
-    """The brokers refuse this client something it needs. The message names the ACL, and how to grant it."""
+    """The brokers, or a store, refuse this client something it needs. The message names it, as an ACL, and how to grant it."""
 
 
 class MessageIdMissing(KafkaGuaranteesError):

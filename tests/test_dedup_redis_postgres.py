@@ -26,7 +26,7 @@ from kafka_guarantees import dedup
 from kafka_guarantees.dedup import Item, Outcome
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.redis import RedisDedupStore
-from kafka_guarantees.errors import DurabilityWarning, KafkaGuaranteesError, StoreUnavailable
+from kafka_guarantees.errors import AuthorizationError, DurabilityWarning, KafkaGuaranteesError, StoreUnavailable
 from kafka_guarantees.testing.pytest_plugin import _installed
 from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis, LocalServerError, ServerNotInstalled
 
@@ -355,6 +355,23 @@ def test_the_keys_of_a_scope_are_in_one_slot(client: redis.Redis) -> None:
     for scope in scopes:
         assert store.claim(scope, items(2), token=OURS, lease=LONG) == [NEW, NEW], scope
         assert store.complete(scope, items(2), token=OURS) == [True, True], scope
+
+
+def test_a_login_that_is_refused_is_not_waited_for() -> None:
+    """Only somebody who corrects it can help; a server that is away comes back by itself."""
+
+    def claims(**login: str) -> None:
+        with closing(redis.Redis.from_url(local.url, **login)) as client:
+            RedisDedupStore(client).claim("s", [item(0)], token=b"t" * 16, lease=60)
+
+    with LocalRedis() as local, closing(redis.Redis.from_url(local.url)) as admin:
+        admin.acl_setuser("app", enabled=True, passwords=["+pw"], categories=["+@all"], commands=["-evalsha"], keys=["*"])
+        with pytest.raises(AuthorizationError, match=r"does not let this client in \(NoPermission"):
+            claims(username="app", password="pw")
+        admin.config_set("requirepass", "another")
+        with pytest.raises(AuthorizationError, match=r"does not let this client in \(Authentication"):
+            claims()
+        claims(password="another")
 
 
 def test_a_client_that_decodes_is_welcome(redis_server: LocalRedis, client: redis.Redis) -> None:

@@ -228,6 +228,23 @@ def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
     assert (slow.asked[-1], slow.threads) == (1, {threading.current_thread().name})
 
 
+@pytest.mark.parametrize(("topics", "drained"), [(["^zzz"], True), (["^zzz", "^t"], False), (["^zzz", "named"], False)])
+def test_where_no_topic_matches_there_is_nothing_to_read(
+    member: GroupConsumer, caplog: pytest.LogCaptureFixture, topics: list[str], *, drained: bool
+) -> None:
+    """Nobody joins the group then, and a run with ``until_idle`` would wait for ever."""
+    member._owned.clear()
+    member._unplaced.clear()
+    member._topics = topics
+    raw = member.raw
+    member.raw = SimpleNamespace(
+        list_topics=lambda timeout: SimpleNamespace(topics={"t": None}),
+        consumer_group_metadata=raw.consumer_group_metadata,
+    )
+    assert member._drained() is drained
+    assert ("no topic matches ^zzz" in caplog.text) is drained
+
+
 def test_a_member_whose_partitions_are_revoked_has_not_drained_them(member: GroupConsumer) -> None:
     """The eager protocol takes all away while the group waits for its slowest member; then ``until_idle`` does not count."""
     places = [TopicPartition("t", 0)]

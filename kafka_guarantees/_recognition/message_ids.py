@@ -106,7 +106,7 @@ class MessageIds:
         return self.place_of(message)
 
 
-_NOT_HANDLED = "It was not handled, and nothing is committed past it."
+_NOT_HANDLED = "It was not handled."
 
 
 def _without_id(message: Message, more: str) -> MessageIdMissing:

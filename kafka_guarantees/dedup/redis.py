@@ -20,7 +20,7 @@ from datetime import timedelta
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ..errors import DurabilityWarning, StoreUnavailable
+from ..errors import AuthorizationError, DurabilityWarning, StoreUnavailable
 from .contract import Capabilities, Outcome, check_retention
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ class RedisDedupStore:
         """See ``DedupStore.claim``.
 
         Raises:
-            StoreUnavailable: Redis did not answer, or refused.
+            StoreUnavailable: Redis did not answer.
+            AuthorizationError: it does not let this client in.
             ValueError: a key, position, fingerprint or token of another size than the contract says.
         """
         milliseconds = _milliseconds(lease)
@@ -195,7 +196,8 @@ class RedisDedupStore:
         """See ``DedupStore.complete``.
 
         Raises:
-            StoreUnavailable: Redis did not answer, or refused.
+            StoreUnavailable: Redis did not answer.
+            AuthorizationError: it does not let this client in.
             ValueError: a key, fingerprint or token of another size than the contract says.
         """
         arguments = (_token(token), self._retention_ms, _fingerprints(items))
@@ -205,7 +207,8 @@ class RedisDedupStore:
         """See ``DedupStore.release``.
 
         Raises:
-            StoreUnavailable: Redis did not answer, or refused.
+            StoreUnavailable: Redis did not answer.
+            AuthorizationError: it does not let this client in.
             ValueError: a key or token of another size than the contract says.
         """
         self._run(_RELEASE, scope, items, (_token(token),))
@@ -249,6 +252,11 @@ class RedisDedupStore:
         except Exception as exc:
             if not _is_a(exc, "RedisError", "ValkeyError", "OSError"):
                 raise
+            if _is_a(exc, "AuthenticationError", "NoPermissionError"):
+                raise AuthorizationError(
+                    f"Redis does not let this client in ({type(exc).__name__}: {exc}). No id was written. Correct its user and "
+                    "password; or its rights: EVALSHA and SCRIPT LOAD, and the commands of these scripts on its keys."
+                ) from exc
             raise StoreUnavailable(
                 f"Redis did not answer, or refused ({type(exc).__name__}): whether ids were written is unknown. "
                 "The same call may be made again."
