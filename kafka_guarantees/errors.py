@@ -50,7 +50,10 @@ class UnsafeConfigError(KafkaGuaranteesError, ValueError):
     Attributes:
         setting: the name of the librdkafka property or of our own argument.
         value: what was given (a secret is replaced by ``"<hidden>"``).
+        others: what else is wrong with the same configuration; it is in the text as well.
     """
+
+    others: tuple[UnsafeConfigError, ...] = ()
 
     def __init__(self, setting: str, value: object, breaks: str, instead: str) -> None:
         stop = "" if instead.endswith("?") else "."
@@ -60,8 +63,11 @@ class UnsafeConfigError(KafkaGuaranteesError, ValueError):
         self.breaks = breaks
         self.instead = instead
 
-    def __reduce__(self) -> tuple[type[UnsafeConfigError], tuple[str, object, str, str]]:
-        return type(self), (self.setting, self.value, self.breaks, self.instead)
+    def __str__(self) -> str:
+        return "\nAnd ".join([super().__str__(), *map(str, self.others)])
+
+    def __reduce__(self) -> tuple[type[UnsafeConfigError], tuple[str, object, str, str], dict[str, object]]:
+        return type(self), (self.setting, self.value, self.breaks, self.instead), {"others": self.others}
 
 
 class DeliveryError(KafkaGuaranteesError):

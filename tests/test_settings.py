@@ -265,6 +265,33 @@ def test_what_is_no_address_is_refused(addresses: str, right: bool) -> None:  # 
             resolved(ALO, config)
 
 
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    """Ten services with eight mistakes each are not eighty rounds. What is right is not named, and nothing is named twice."""
+    wrong = {
+        "bootstrap.servers": "http://kafka",
+        "group.idd": "offers",
+        "group.id": "offers",
+        "linger.ms": "soon",
+        "acks": 1,
+        "isolation.level": "read_uncommitted",
+        "sasl.password": "swordfish",
+    }
+    with pytest.raises(UnsafeConfigError) as caught:
+        resolved(EOS, wrong)
+    error = caught.value
+    named = ["group.idd", "linger.ms", "acks", "isolation.level", "bootstrap.servers", "transactional.id"]
+    assert [error.setting, *(other.setting for other in error.others)] == named
+    assert [line.partition("=")[0].removeprefix("And ") for line in str(error).splitlines()] == named
+    assert "swordfish" not in str(error)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    with pytest.raises(UnsafeConfigError) as caught:
+        resolved(EOS, {})
+    assert [caught.value.setting, *(other.setting for other in caught.value.others)] == [
+        "bootstrap.servers",
+        "transactional.id",
+    ]
+
+
 def test_what_is_locked() -> None:
     """DESIGN 3, the word "locked", written down a second time."""
     always = {"enable.auto.commit", "enable.auto.offset.store", "auto.offset.reset", "delivery.report.only.error"}

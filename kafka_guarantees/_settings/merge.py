@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -98,8 +98,7 @@ def resolve(
         TypeError: ``config`` is not a mapping.
         UnsafeConfigError: a setting breaks the guarantee, or nobody knows it.
     """
-    merged = _Merged(guarantee, config, commit_interval)
-    merged.require_addresses()
+    merged = _merge(guarantee, config, commit_interval, for_client=True)
     for weakening in merged.weaker:
         if weakening.warning is not None:
             warnings.warn(merged.sentence(weakening), weakening.warning, stacklevel=3)  # the line that makes the client
@@ -113,7 +112,33 @@ def explain(guarantee: Guarantee, config: Mapping[str, object] | None = None) ->
         TypeError: ``config`` is not a mapping.
         UnsafeConfigError: as the constructor would.
     """
-    return _Merged(guarantee, {} if config is None else config, None).explanation()
+    return _merge(guarantee, {} if config is None else config, None, for_client=False).explanation()
+
+
+def _merge(guarantee: Guarantee, config: Mapping[str, object], commit_interval: float | None, *, for_client: bool) -> _Merged:
+    """The dict on its way through the tables; all that is wrong with it is one error.
+
+    What is refused is left out, and the rest is looked at once more.
+    """
+    refused: dict[str, UnsafeConfigError] = {}
+    left = config
+    while True:
+        try:
+            merged = _Merged(guarantee, left, commit_interval)
+            if for_client:
+                merged.require(refused)
+        except UnsafeConfigError as error:
+            if error.setting in refused:
+                break
+            refused[error.setting] = error
+            left = {name: value for name, value in left.items() if name != error.setting}
+        else:
+            if not refused:
+                return merged
+            break
+    first, *others = refused.values()
+    first.others = tuple(others)
+    raise first
 
 
 class _Merged:
@@ -133,13 +158,14 @@ class _Merged:
         self._refuse_orders(commit_interval)
         self.weaker = [row for row in WEAKENINGS if self._applies(row)]
 
-    def require_addresses(self) -> None:
-        """What a client needs and an explanation does not."""
-        if "bootstrap.servers" not in self.given:
+    def require(self, refused: Container[str]) -> None:
+        """What a client needs and an explanation does not; not again what was given and is refused."""
+        if "bootstrap.servers" not in self.given and "bootstrap.servers" not in refused:
             raise UnsafeConfigError(
                 "bootstrap.servers", None, "there is no broker to connect to", "give host:port, comma-separated"
             )
-        if self.guarantee is Guarantee.EXACTLY_ONCE and "transactional.id" not in self.given:
+        needed = self.guarantee is Guarantee.EXACTLY_ONCE and "transactional.id" not in refused
+        if needed and "transactional.id" not in self.given:
             raise UnsafeConfigError(
                 "transactional.id",
                 None,
