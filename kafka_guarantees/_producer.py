@@ -12,7 +12,6 @@ import time
 import warnings
 import weakref
 from collections import deque
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -98,10 +97,18 @@ class PlainProducer(Handle):
 
         librdkafka asks for the id of an idempotent producer whenever a broker answers, and else after half a second. The first
         answer may be one that makes it close the connection it came by, that of a bootstrap address: then nobody is asked.
+
+        Raises:
+            BrokerError: none lets this client in. That does not pass, and records would be tried for ``delivery.timeout.ms``.
         """
-        with suppress(KafkaException, TypeError, ValueError):  # what is wrong is said of the record
+        try:
             for _ in ("by its address", "by its id"):
                 self.raw.list_topics(topic, KNOWING)
+        except KafkaException:
+            self.serve()
+            self._callbacks.raise_shut_out()
+        except (TypeError, ValueError):  # what is wrong is said of the record
+            pass
 
     def produce(self, record: Record) -> Delivery:
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""

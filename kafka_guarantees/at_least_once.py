@@ -479,6 +479,7 @@ class AtLeastOnce:
 
         Raises:
             DeliveryError, DeliveryUnknown: an *earlier* record failed and nobody looked. This one was not sent.
+            BrokerError: no broker lets this client in, which is looked at with the first record. This one was not sent.
             TypeError, ValueError: it is not a record.
             Exception: whatever a serializer raises. Nothing was sent.
             ForkedClientError: made by another process.

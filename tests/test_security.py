@@ -489,6 +489,15 @@ def test_who_is_not_let_in_hears_of_it_at_once(shut_out: dict[str, str], wrong: 
     assert look in str(caught.value)
 
 
+@pytest.mark.parametrize(("shut_out", "wrong"), [(name, name) for name in SHUT_OUT], indirect=["shut_out"])
+def test_whose_producer_is_not_let_in_hears_of_it_with_the_first_record(shut_out: dict[str, str], wrong: str) -> None:
+    """It would be DeliveryUnknown after two minutes, although it was certainly not sent, and the brokers are up."""
+    _, code, look = SHUT_OUT[wrong]
+    with AtLeastOnce(shut_out) as service, pytest.raises(BrokerError, match=code) as caught:
+        service.produce("topic", b"1")
+    assert look in str(caught.value)
+
+
 def test_without_the_check_of_the_host_name_it_would_have_been_let_in(config: dict[str, str], names: dict[str, str]) -> None:
     """S02: it was the name alone that was wrong; and to switch the check off is a SecurityWarning."""
     elsewhere = {**config, "bootstrap.servers": config["bootstrap.servers"].replace("127.0.0.1", "localhost")}
