@@ -234,7 +234,7 @@ class Run:
     def leave(self) -> None:
         """The run ends with an error."""
         self.trail.leave()
-        if self.portions is not None and not (self._lifecycle.forked or self.consumer.gone_silent):
+        if self.portions is not None:
             self.portions.end()
 
     def must_poll(self, batch: Batch, pace: Pace) -> bool:

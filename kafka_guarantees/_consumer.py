@@ -28,6 +28,7 @@ from ._collector import collector_rests
 from ._offsets import Membership, Partition, membership, named, next_offsets
 from .errors import (
     NO_TOPIC,
+    REBALANCED,
     BrokerError,
     OffsetsLost,
     StoreUnavailable,
@@ -219,7 +220,7 @@ class GroupConsumer(Handle):
         self._strict = strict
         self._stray = ""  # why something that was committed may still be on its way
         self._rebalances = 0
-        self._closing = False
+        self._closing = self._joined = False
         self._rejoining_until = 0.0  # when there should be partitions again, after all were given away for a moment
         self._looked = 0  # what _rebalances was when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
@@ -228,7 +229,7 @@ class GroupConsumer(Handle):
         self._static = "group.instance.id" in settings.consumer and protocol[0] != "consumer"
         self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
         # A group of KIP-848 expires each offset by the time of its commit, once it has no member; others by when that was
-        self._refresh_at = 0.0 if protocol[0] == "consumer" and places.stored is None else math.inf
+        self._refresh_at = math.inf  # until partitions are assigned
         self._unmoved: dict[Partition, int] = {}  # what was committed when that was looked at last
         super().__init__()
         self._config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
@@ -249,6 +250,10 @@ class GroupConsumer(Handle):
         except BaseException:
             self.close()
             raise
+
+    @property
+    def _kip_848(self) -> bool:
+        return self._settings.consumer.get("group.protocol") == "consumer"
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
@@ -287,12 +292,13 @@ class GroupConsumer(Handle):
 
     def _matches_nothing(self) -> bool:
         """Whether there are only patterns, and no topic for any of them: then nobody joins the group."""
-        if self._owned or not all(topic.startswith("^") for topic in self._topics):
-            return False
+        if self._owned or not all(topic.startswith("^") and "[:" not in topic for topic in self._topics):
+            return False  # or Python knows too little of the pattern
         try:
             known = self.raw.list_topics(timeout=1).topics
         except KafkaException:
             return False
+        time.sleep(WAIT)  # it is asked with every fetch
         if any(_includes(pattern, name) for pattern in self._topics for name in known):
             return False
         if self._rarely("patterns"):
@@ -480,8 +486,9 @@ class GroupConsumer(Handle):
         except KafkaException as exc:
             if self._lifecycle.stopping:
                 return None
-            self.raw.poll(0)  # serves error_cb
-            self._callbacks.raise_shut_out()
+            if not self._joined:  # later it would take a message that nobody gets, or serve a rebalance with a batch in hand
+                self.raw.poll(0)  # serves error_cb
+                self._callbacks.raise_shut_out()
             log.warning("asking for topic %r: %s", topic, describe(kafka_error(exc)))
             return None  # no broker answers: that is not the topic's fault, and joining the group waits for one
         else:
@@ -657,28 +664,35 @@ class GroupConsumer(Handle):
         error = self._topic_error(topic)
         return error is not None and error.code() in NO_TOPIC
 
-    def _commit_places(self, places: list[TopicPartition]) -> None:
-        """Commit where partitions begin, by a decision of ours, or where they are."""
-        began = time.monotonic()
+    def _commit_places(self, places: list[TopicPartition], usual: float = 0.0) -> None:
+        """Commit where partitions begin, by a decision of ours, or where they are; ``usual``: seconds that an answer takes."""
+        began, refused = time.monotonic(), False
         try:
             self._commit(places)
-        except BaseException:
-            self._stray = "it is not known whether offsets were committed" if self._strict else ""
+        except BaseException as exc:
+            refused = isinstance(exc, KafkaException) and kafka_error(exc).code() in REBALANCED
+            self._stray = "" if refused or not self._strict else "it is not known whether offsets were committed"
             raise
-        seconds = time.monotonic() - began
-        if self._strict and sent_twice(seconds, (), self._settings.retry_backoff):
-            self._stray = f"committing offsets took {seconds:.1f} s: the first try may still be on its way"
+        finally:
+            seconds = time.monotonic() - began
+            if self._strict and sent_twice(seconds, (usual,), self._settings.retry_backoff):
+                self._stray = f"committing offsets took {seconds:.1f} s: the first try may still be on its way"
 
     def _refresh(self) -> None:
         """Commit once more where nothing was committed for long: else it expires, and what was handled comes again."""
         self._settle_all()
-        self._refresh_at = time.monotonic() + REFRESH
+        began, member = time.monotonic(), self.membership()
+        self._refresh_at = began + REFRESH
         try:
             ask: Ask = partial(self._asked, limit=WITHIN)
             places = [place for place in self._places.committed(self._owned - self._waiting, ask) if place.offset >= 0]
             quiet = [p for p in places if self._unmoved.get((p.topic, p.partition), p.offset) == p.offset]
+            usual = time.monotonic() - began
+            if usual > self._settings.session_timeout / 2 or not self.membership().continues(member):
+                self._refresh_at = began + WITHIN  # M03: somebody else may be further on by now
+                return
             if quiet:
-                self._commit_places(quiet)
+                self._commit_places(quiet, usual)
             self._unmoved = {(place.topic, place.partition): place.offset for place in places}
         except (KafkaException, BrokerError) as exc:
             self._refresh_at = time.monotonic() + REFRESH_AGAIN
@@ -712,9 +726,6 @@ class GroupConsumer(Handle):
             messages: in hand. Those of other partitions do not wait for long.
         """
         self._settle_all()
-        due = self._due()
-        if due and not self._incremental:
-            self._unplaced |= self._owned  # the eager protocol knows only the whole
         moved = set(self._unplaced)
         busy = any((message.topic(), message.partition()) not in moved for message in messages)
         limit = math.inf
@@ -723,8 +734,8 @@ class GroupConsumer(Handle):
             limit = WITHIN if self._brief % PATIENT else max(WITHIN, self._settings.session_timeout / 4)
         ask: Ask = partial(self._asked, limit=limit)
         try:
-            if due:
-                self._fetch_waiting(due, ask)
+            if due := self._due():
+                moved |= self._fetch_waiting(due, ask)
             unplaced = (self._unplaced & self._owned) - self._waiting
             places = self._places.of(unplaced, ask, self._commit_places)
             for place in places:
@@ -751,17 +762,23 @@ class GroupConsumer(Handle):
         if self.trail is not None:
             self.trail.settle()
 
-    def _fetch_waiting(self, due: set[Partition], ask: Ask) -> None:
-        asked = due if self._incremental else due | (self._owned - self._waiting)
-        places = self._places.of(asked, ask, self._commit_places)
+    def _fetch_waiting(self, due: set[Partition], ask: Ask) -> set[Partition]:
+        """Begin to fetch those of which it is known where. Returns what goes on elsewhere by that."""
+        places = self._places.of(due, ask, self._commit_places)
+        unknown = self._without_place(due, places)
+        self._not_before.update(dict.fromkeys(unknown, time.monotonic() + LEADERLESS))
+        if not places:
+            return set()
         if self._incremental:
             self.raw.incremental_assign(places)
-        else:
-            self.raw.assign(places)
-            self._unplaced.clear()
-        unknown = self._without_place(asked, places)
-        self._waiting = (self._waiting - asked) | unknown
-        self._not_before = dict.fromkeys(unknown, time.monotonic() + LEADERLESS)
+            self._waiting -= due - unknown
+            return set()
+        others = self._owned - self._waiting  # the eager protocol knows only the whole
+        self._unplaced |= others
+        self.raw.assign([*places, *self._places.of(others, ask, self._commit_places)])
+        self._unplaced.clear()
+        self._waiting -= due - unknown
+        return others
 
     def _without_place(self, asked: set[Partition], places: Iterable[TopicPartition]) -> set[Partition]:
         """Those of which it is not known where to go on; they must not hold up the others."""
@@ -793,6 +810,8 @@ class GroupConsumer(Handle):
             new = {(p.topic, p.partition) for p in partitions}
             self._owned |= new
             self._rejoining_until = 0.0
+            if new and self._kip_848 and self._places.stored is None:
+                self._refresh_at = 0.0
             log.info("group %r has assigned %s", self._settings.group_id, named(new))
             if self._closing:
                 return  # revoked in the next moment: confluent-kafka accepts them
@@ -840,10 +859,11 @@ class GroupConsumer(Handle):
                 raw.incremental_unassign([TopicPartition(*partition) for partition in gone - self._waiting])
             self._owned -= gone
             self._given_away |= gone
-            if lost or not self._incremental:  # it joins again, and the group waits for its slowest member
-                self._rejoining_until = time.monotonic() + self._settings.max_poll_interval
+            if lost or not self._incremental:  # it joins again, and the classic group waits for its slowest member
+                self._rejoining_until = time.monotonic() + (UNASSIGNED if self._kip_848 else self._settings.max_poll_interval)
             self._waiting -= gone
             self._unplaced -= gone
+            self._not_before = {partition: at for partition, at in self._not_before.items() if partition not in gone}
             self._resting = {partition: until for partition, until in self._resting.items() if partition not in gone}
             self._forget(gone)
         except BaseException as problem:  # noqa: BLE001 - raised after the C call
@@ -880,6 +900,7 @@ class GroupConsumer(Handle):
 
     def _join(self) -> None:
         log.info("joining group %r for %s", self._settings.group_id, ", ".join(self._topics))
+        self._joined = True
         heard = {"on_assign": self._on_assign, "on_revoke": self._on_revoke, "on_lost": self._on_lost}
         callbacks = {name: _weakly(method) for name, method in heard.items()}
         # beside the main thread for the same reason as in make()
@@ -891,7 +912,15 @@ class GroupConsumer(Handle):
         self._leave()
         self._caller.end()
         self._caller = Caller("kafka-guarantees-consumer", self._lifecycle.hands)
-        for partitions in (self._owned, self._waiting, self._resting, self._unplaced, self._ends, self._reached):
+        for partitions in (
+            self._owned,
+            self._waiting,
+            self._not_before,
+            self._resting,
+            self._unplaced,
+            self._ends,
+            self._reached,
+        ):
             partitions.clear()
         self._rebalances += 1
         self._closing, self._stray = False, ""

@@ -128,7 +128,7 @@ class Lifecycle:
                         "One client runs one loop: stop() or close() it first, or make a second client."
                     )
                 self._over, self._runner, self._iteration = over, threading.current_thread(), iteration
-                if self.stopping:
+                if self.stopping and consumes:
                     self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
             with _stop_on_signal(self.stop, lambda: self.interruptible) if iteration is None else _nothing():
                 yield

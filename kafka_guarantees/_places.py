@@ -67,6 +67,7 @@ class Places:
         self._once = once
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
+        self._undecided: set[Partition] = set()  # to be read from the end, once that is known
 
     @property
     def how_to_set(self) -> str:
@@ -96,7 +97,10 @@ class Places:
         return [place for place in places if place.offset >= 0]
 
     def committed(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:
-        """What the group has committed of these, or what is stored; a negative offset if neither is, or is not known now."""
+        """What the group has committed of these, or what is stored; a negative offset if neither is.
+
+        One that is stored, and may be beyond the end of its partition, which is not known now, is left out. Raises as above.
+        """
         wanted = [TopicPartition(*partition) for partition in partitions]
         if not wanted:
             return []
@@ -114,10 +118,9 @@ class Places:
         """The offsets that are stored beside the effects, and the group's where nothing was ever stored."""
         offsets = stored.offsets((place.topic, place.partition) for place in committed)
         found = [TopicPartition(*place, offset) for place, offset in offsets.items()]
-        for place, end in zip(found, _edges(found, OFFSET_END, ask), strict=True):
-            if end is None:
-                place.offset = OFFSET_INVALID
-            elif place.offset > end:
+        ends = _edges(found, OFFSET_END, ask)
+        for place, end in zip(found, ends, strict=True):
+            if end is not None and place.offset > end:
                 raise OffsetBeyondEnd(
                     f"the inbox is at offset {place.offset} of {_where(place)}, which ends at {end}. Records that were handled "
                     "are not in the topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find "
@@ -131,7 +134,7 @@ class Places:
                     "nothing of it: it is another database, or an older state of it, without the effects. Nothing was handled. "
                     f"Give the right database; or say where to go on, {self._reset}."
                 )
-        return [*found, *others]
+        return [*(place for place, end in zip(found, ends, strict=True) if end is not None), *others]
 
     def _choose(self, fresh: list[TopicPartition], ask: Ask) -> None:
         """Fill in where partitions begin that the group has no committed offset of, as far as that is known."""
@@ -145,19 +148,26 @@ class Places:
                 )
         fresh = [place for place in fresh if place not in lost]
         new = set() if self._start == "earliest" else {t for t in {place.topic for place in fresh} if not self._knows(t, ask)}
-        at_end = [p for p in fresh if p.topic in new or p.partition < self._counts.get(p.topic, 0)]
+        at_end = [
+            p
+            for p in fresh
+            if p.topic in new or p.partition < self._counts.get(p.topic, 0) or (p.topic, p.partition) in self._undecided
+        ]
+        self._undecided.update((place.topic, place.partition) for place in at_end)
         at_beginning = [place for place in fresh if place not in at_end]
         for places, edge in ((at_beginning, OFFSET_BEGINNING), (at_end, OFFSET_END)):
             for place, offset in zip(places, _edges(places, edge, ask), strict=True):
                 place.offset = OFFSET_INVALID if offset is None else offset
+        self._undecided.difference_update((place.topic, place.partition) for place in at_end if place.offset >= 0)
 
     def _knows(self, topic: str, ask: Ask) -> bool:
         """Whether the group has read this topic before.
 
         Then a partition without an offset was added since, and its first messages must not be skipped (C11).
         """
-        committed = self.committed([(topic, number) for number in _numbers(topic, ask)], ask)
-        return any(place.offset != OFFSET_INVALID for place in committed)
+        numbers = _numbers(topic, ask)
+        committed = self.committed([(topic, number) for number in numbers], ask)
+        return len(committed) < len(numbers) or any(place.offset != OFFSET_INVALID for place in committed)
 
 
 def _metadata(topic: str, ask: Ask) -> Any:

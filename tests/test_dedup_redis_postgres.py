@@ -861,10 +861,12 @@ def test_a_schema_may_be_named(postgres_server: LocalPostgres, table: str) -> No
 @pytest.mark.parametrize("retention", [timedelta(0), timedelta(seconds=-1)])
 def test_a_retention_is_more_than_nothing(retention: timedelta) -> None:
     """Else every repeat would be handled."""
-    with pytest.raises(ValueError, match="retention="):
+    with pytest.raises(ValueError, match="retention is"):
         PostgresDedupStore("", retention=retention)
-    with pytest.raises(ValueError, match="retention="):
+    with pytest.raises(ValueError, match=r"retention is 0\.001 s or longer"):
         RedisDedupStore(redis.Redis(), retention=retention)
+    with pytest.raises(TypeError, match="a timedelta, such as"):
+        RedisDedupStore(redis.Redis(), retention=3600)  # type: ignore[arg-type] # on purpose
 
 
 # -- the servers of the tests -----------------------------------------------------------------------------------------------

@@ -360,6 +360,18 @@ def test_where_one_partition_has_no_answer_nothing_is_decided(member: GroupConsu
     assert member._waiting == {t2}
 
 
+def test_whether_a_topic_was_deleted_is_asked_without_a_poll(member: GroupConsumer) -> None:
+    """C06: with a batch in hand a poll would take a message that nobody gets, and serve a rebalance."""
+
+    def gone(_topic: str, timeout: float) -> Any:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    member.raw.list_topics = gone
+    member.raw.comes = [at(T0, 5)]
+    assert not member._deleted("t")
+    assert len(member.raw.comes) == 1
+
+
 # -- who takes over ------------------------------------------------------------------------------------------------------
 
 

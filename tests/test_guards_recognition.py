@@ -22,7 +22,7 @@ from kafka_guarantees.dedup.contract import Entry, Item, Outcome, Source
 from kafka_guarantees.dedup.ids import header, key_of, position_of
 from kafka_guarantees.dedup.postgres import _outcome
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
-from kafka_guarantees.errors import PartitionFenced, StoreUnavailable
+from kafka_guarantees.errors import AuthorizationError, PartitionFenced, StoreUnavailable
 
 from .test_dedup_claims import Answers, claims, keys, message
 
@@ -219,3 +219,19 @@ def test_an_expired_id_that_somebody_else_takes_is_no_duplicate() -> None:
     free, completed = True, True
     assert _outcome((free, completed, b"f" * 8), b"f" * 8) is Outcome.IN_PROGRESS
     assert _outcome((not free, completed, b"f" * 8), b"f" * 8) is Outcome.DUPLICATE
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("it is away"), AuthorizationError("no login")])
+def test_a_store_that_lets_nobody_release_hides_no_other_error(error: Exception) -> None:
+    """The end of a batch lets claims go: what the handler raised is what the run raises."""
+
+    class Refusing(MemoryDedupStore):
+        def release(self, *_args: object, **_named: object) -> None:
+            raise error
+
+    with Refusing() as store:
+        ids = MessageIds(header("id"), "raise", lambda _topic: bytes(16), fingerprint=True)
+        tested = Claims(store, ids, "scope", max_poll_interval=300, takeover="position", counts=Counter())
+        tested.claim([message("a", 0), message("b", 1)])
+        tested.set_aside()
+        tested.release()

@@ -105,8 +105,10 @@ def test_a_transaction_that_only_produces_leaves_a_stop_to_the_next_run(when: st
         if when == "meanwhile":
             lifecycle.stop()
     assert lifecycle.stopping
+    with lifecycle.running(lambda: None, consumes=False):
+        assert lifecycle._give_up_at is None  # it has its time: a service that stops may have an outbox to send
     with lifecycle.running(lambda: None):
-        pass
+        assert lifecycle._give_up_at is not None
     assert not lifecycle.stopping
 
 

@@ -142,10 +142,31 @@ def test_a_partition_without_a_leader_does_not_hold_up_others(start: Start) -> N
     brokers.offsets_for_times = raises  # type: ignore[method-assign, assignment]
     with pytest.raises(KafkaException):
         of(places, brokers, 0)
-    places.stored = Stored(lambda _partitions: {("t", 0): 40}, MARK)
     brokers.offsets_for_times = Brokers.offsets_for_times.__get__(brokers)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest"])
+@pytest.mark.parametrize("shown", [{}, {"p0": 50}])
+def test_what_is_stored_counts_also_where_its_end_is_not_known(start: Start, shown: dict[str, int]) -> None:
+    """Its partition has no leader now: nothing is decided of it, and it is neither lost nor new, whatever the group shows."""
+    brokers, places = Brokers(**shown), Places("g", start)
+    places.stored = Stored(lambda partitions: {place: 50 for place in partitions if place == ("t", 0)}, MARK)
     brokers.without_leader = {0}
-    assert of(places, brokers, 0, 2) == {2: 42}
+    assert of(places, brokers, 0) == {}
+    assert of(places, brokers, 0, 1) == {1: 10}  # the group knows the topic
+    assert brokers.commits == [(1, 10)]
+    brokers.without_leader.clear()
+    assert of(places, brokers, 0) == {0: 50}
+
+
+def test_a_start_at_the_end_stays_one_where_it_could_not_be_told_at_first() -> None:
+    """A partition without a leader, of a topic that is new to the group, is not one that was added later."""
+    brokers, places = Brokers(), Places("g", "latest")
+    brokers.without_leader = {1}
+    assert of(places, brokers, 0, 1) == {0: 90}
+    brokers.offsets[0] = 90
+    brokers.without_leader.clear()
+    assert of(places, brokers, 0, 1, 2) == {0: 90, 1: 90, 2: 10}
 
 
 def raises(*_: object) -> list[TopicPartition]:
@@ -288,12 +309,22 @@ def test_what_has_no_leader_is_asked_for_now_and_then(
     assert "t 1: where to go on is not known: it has no leader" in caplog.text
     member._not_before[("t", 1)] -= LEADERLESS
     member._find_places()
-    assert assigned[1:] == [[] if member._incremental else [0, 2]]
+    assert not assigned[1:]
+    assert not member._must_ask()
+    member._owned.add(("t", 3))  # another one without a leader: each has its own time
+    member._waiting.add(("t", 3))
+    brokers.without_leader.add(3)
+    brokers.count = 4
+    for _ in range(3):
+        if member._must_ask():
+            member._find_places()
+    assert member._waiting == {("t", 1), ("t", 3)}
     brokers.without_leader.clear()
+    assert not member._must_ask()
     member._not_before[("t", 1)] -= LEADERLESS
     member._find_places()
-    assert assigned[2:] == [[1] if member._incremental else [0, 1, 2]]
-    assert not member._must_ask()
+    assert assigned[1:] == [[1] if member._incremental else [0, 1, 2]]
+    assert member._waiting == {("t", 3)}
 
 
 def test_a_stop_does_not_wait_for_an_answer(member: GroupConsumer, monkeypatch: pytest.MonkeyPatch) -> None:

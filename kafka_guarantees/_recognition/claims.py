@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .._collector import collector_rests
 from ..dedup.contract import Item, Outcome
-from ..errors import StoreUnavailable
+from ..errors import AuthorizationError, StoreUnavailable
 from .message_ids import Problem, place, reused_id
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ class Claims:
         items = [item for item in self._open if item is not None]
         try:
             self._store.claim(self._scope, items, token=self._token, lease=self._lease, takeover=self._takeover)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, AuthorizationError) as error:
             log.info("claims were not renewed: %s", error)
 
     def set_aside(self) -> None:
@@ -308,7 +308,7 @@ class Claims:
         if first is not None:
             try:
                 self._store.release(self._scope, [first], token=self._token)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, AuthorizationError) as error:
                 log.info("a claim is left until its lease is over: %s", error)
 
     def skip(self, handled: int) -> None:
@@ -324,7 +324,7 @@ class Claims:
         if items:
             try:
                 self._store.release(self._scope, items, token=self._token)
-            except StoreUnavailable as error:
+            except (StoreUnavailable, AuthorizationError) as error:
                 log.info("claims are left to be taken over: %s", error)
 
     def tidy(self) -> None:
@@ -338,7 +338,7 @@ def tidy(store: DedupStore | Inbox[object], due: float) -> float:
         return due
     try:
         removed = store.purge(limit=TIDY_AT_ONCE)
-    except StoreUnavailable as error:
+    except (StoreUnavailable, AuthorizationError) as error:
         log.info("expired ids were not removed: %s", error)
         removed = 0
     return time.monotonic() + (0 if removed >= TIDY_AT_ONCE else TIDY_EVERY)

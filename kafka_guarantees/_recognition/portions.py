@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from .._failures import Failed, GaveUp, Left
 from .._offsets import next_offsets
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ..records import Record
 
 log = logging.getLogger("kafka_guarantees")
+
+ARRIVING = 1.0  # seconds
 
 
 class _RolledBack(Exception):
@@ -93,7 +96,7 @@ class Portions:
         self._failures = failures
         self._send = send
         self._tidy_at = time.monotonic() + TIDY_EVERY
-        self._shown: tuple[Batch, list[TopicPartition]] | None = None  # what was committed last
+        self._shown: list[TopicPartition] | None = None  # what was committed last
 
     def transact(
         self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling
@@ -233,19 +236,18 @@ class Portions:
     def _show(self, batch: Batch, finished: Sequence[Message]) -> None:
         """Commit offsets for those who watch the group: where to go on is in the inbox, so that nobody waits for the answer."""
         if finished and self._ours(batch):
-            self._shown = batch, self._marked(finished)
+            self._shown = self._marked(finished)
             try:
-                self._consumer.send_commit(self._shown[1])
+                self._consumer.send_commit(self._shown)
             except BrokerError as error:
                 log.info("%s The inbox has them.", error)
 
     def end(self) -> None:
-        """The run ends: have the group show how far it has come. The last commit may not have been answered."""
-        if self._shown is not None and self._ours(self._shown[0]):
-            try:
-                self._consumer.commit(self._shown[1])
-            except BrokerError as error:
-                log.info("%s The inbox has them.", error)
+        """The run ends: give the last commit a moment to arrive. What is asked behind it is answered behind it."""
+        quiet = self._lifecycle.forked or self._lifecycle.out_of_patience or self._consumer.gone_silent
+        if self._shown is not None and not quiet:
+            with suppress(KafkaException):
+                self._consumer.raw.committed(self._shown, ARRIVING)
 
     def _marked(self, finished: Sequence[Message]) -> list[TopicPartition]:
         return [TopicPartition(p.topic, p.partition, p.offset, self._mark) for p in next_offsets(finished).values()]

@@ -85,7 +85,7 @@ _PORTS = range(1, 65536)
 def _no_addresses(value: Value, _effective: Known) -> bool:
     """Whether one of them is none: librdkafka drops it with a line in its log, or takes another port."""
     found = [_ADDRESS.fullmatch(address.strip()) for address in str(value).split(",") if address.strip()]
-    return not all(one and int(one["port"] or 9092) in _PORTS for one in found)
+    return not found or not all(one and int(one["port"] or 9092) in _PORTS for one in found)
 
 
 def _always(_value: Value, _effective: Known) -> bool:
