@@ -766,18 +766,18 @@ class GroupConsumer(Handle):
         """Begin to fetch those of which it is known where. Returns what goes on elsewhere by that."""
         places = self._places.of(due, ask, self._commit_places)
         unknown = self._without_place(due, places)
-        self._not_before.update(dict.fromkeys(unknown, time.monotonic() + LEADERLESS))
-        if not places:
-            return set()
-        if self._incremental:
+        others: set[Partition] = set()
+        if places and self._incremental:
             self.raw.incremental_assign(places)
-            self._waiting -= due - unknown
-            return set()
-        others = self._owned - self._waiting  # the eager protocol knows only the whole
-        self._unplaced |= others
-        self.raw.assign([*places, *self._places.of(others, ask, self._commit_places)])
-        self._unplaced.clear()
-        self._waiting -= due - unknown
+        elif places:
+            others = self._owned - self._waiting  # the eager protocol knows only the whole
+            self._unplaced |= others
+            places += self._places.of(others, ask, self._commit_places)
+            unknown = self._without_place(due | others, places)
+            self.raw.assign(places)
+            self._unplaced.clear()
+        self._waiting = (self._waiting - due) | unknown
+        self._not_before.update(dict.fromkeys(unknown, time.monotonic() + LEADERLESS))
         return others
 
     def _without_place(self, asked: set[Partition], places: Iterable[TopicPartition]) -> set[Partition]:

@@ -249,6 +249,27 @@ def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
     assert (slow.asked[-1], slow.threads) == (1, {threading.current_thread().name})
 
 
+def test_what_loses_its_leader_waits_when_all_is_assigned_anew(member: GroupConsumer) -> None:
+    """The eager protocol assigns the whole; what is left out of that is not read before it is asked for again."""
+    brokers, assigned = Brokers(p0=42, p1=43), list[list[int]]()
+    brokers.without_leader = {1}
+    member._places.stored = Stored(lambda partitions: {place: 50 for place in partitions if place[1] < 2}, MARK)
+    member.raw = SimpleNamespace(
+        **{name: getattr(brokers, name) for name in ("committed", "offsets_for_times", "list_topics")},
+        commit=lambda offsets, asynchronous: list(map(brokers.commit, [offsets]))[1:],
+        assign=lambda places: assigned.append(sorted(place.partition for place in places)),
+        seek=lambda _place: None,
+    )
+    member._unplaced = set()
+    member._owned, member._waiting = {("t", 0), ("t", 1), ("t", 2)}, {("t", 2)}
+    assert member._find_places() == {("t", 0), ("t", 1)}
+    assert (assigned, member._waiting) == ([[0, 2]], {("t", 1)})
+    brokers.without_leader.clear()
+    member._not_before[("t", 1)] -= LEADERLESS
+    member._find_places()
+    assert (assigned[1:], member._waiting) == ([[0, 1, 2]], set())
+
+
 @pytest.mark.parametrize(("topics", "drained"), [(["^zzz"], True), (["^zzz", "^t"], False), (["^zzz", "named"], False)])
 def test_where_no_topic_matches_there_is_nothing_to_read(
     member: GroupConsumer, caplog: pytest.LogCaptureFixture, topics: list[str], *, drained: bool
