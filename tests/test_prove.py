@@ -11,12 +11,18 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
 
+from kafka_guarantees import BrokerError, HandlerError, OffsetsLost
+from kafka_guarantees._failures import Failures
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._serialization import Reading
+from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees.cli import main
 from kafka_guarantees.prove.crew import Crew
 from kafka_guarantees.prove.curves import lag, rates
@@ -28,6 +34,7 @@ from kafka_guarantees.prove.schedule import CALM, WAVE, Step, schedule
 from kafka_guarantees.prove.screen import Screen
 from kafka_guarantees.prove.segments import batches, dump
 from kafka_guarantees.prove.topics import PREFIX
+from kafka_guarantees.prove.worker import explained
 
 from .conftest import fill, read_all
 
@@ -370,3 +377,23 @@ def test_a_worker_that_does_not_end_says_where_it_is(tmp_path: Path) -> None:
         (trouble,) = crew.troubles
     assert "did not end" in trouble
     assert "where_it_hangs" in trouble
+
+
+def test_what_a_fault_explains_is_no_trouble() -> None:
+    """A handler that is made slow twice in a row ends a run, as it should; without that nothing explains it."""
+    batch: Any = SimpleNamespace(fetched=time.monotonic() - 20)
+    message = Message(topic="t", partition=0, offset=5)
+    config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "max.poll.interval.ms": 10_000, "session.timeout.ms": 6000}
+    failures = Failures(
+        resolve(Guarantee.AT_LEAST_ONCE, config), Lifecycle("test"), Reading(None, None), retry=None, dead_letter=None
+    )
+    failures.given_away([message], batch)
+    with pytest.raises(HandlerError) as caught:
+        failures.given_away([message], batch)
+    assert explained(caught.value, slowed=1)
+    assert not explained(caught.value, slowed=0)
+    of_the_handler = HandlerError("it raised, for the second time")
+    of_the_handler.__cause__ = ValueError()
+    assert not explained(of_the_handler, slowed=1)
+    assert explained(BrokerError("they come and go"), slowed=0)
+    assert not explained(OffsetsLost("why"), slowed=1)

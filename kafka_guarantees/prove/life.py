@@ -75,6 +75,7 @@ class Life:
         stopping: whether it was told to stop.
         failing: how many of its handlings raise.
         slow: seconds that the next handling takes on top.
+        slowed: how often it was told so.
         callbacks_raise: whether the user's callbacks are to raise.
     """
 
@@ -85,6 +86,7 @@ class Life:
         self.stopping = False
         self.failing = FAILING
         self.slow = 0.0
+        self.slowed = 0
         self.callbacks_raise = False
 
     def broken(self, what: str) -> None:

@@ -98,6 +98,7 @@ def _obey(life: Life) -> NoReturn:
     for line in sys.stdin:
         order = json.loads(line)
         life.slow = order.get("slow", life.slow)
+        life.slowed += "slow" in order
         life.failing = order.get("failing", life.failing)
         life.callbacks_raise = order.get("callbacks raise", life.callbacks_raise)
     os._exit(1)
@@ -133,7 +134,7 @@ def main() -> None:
         _no_more_storms()
         life.history.note("life", INFO, detail=f"{type(error).__name__}: {error}")
         log.exception("this life is over")
-        sys.exit(CRASHED if _explained(error) else 1)
+        sys.exit(CRASHED if explained(error, life.slowed) else 1)
     life.history.note("life", OK)
 
 
@@ -143,11 +144,16 @@ def _die_with_the_driver() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _explained(error: BaseException | None) -> bool:
-    """Whether a fault explains it. A storm that hits a call of C comes as SystemError, with the storm as its cause."""
+def explained(error: BaseException, slowed: int) -> bool:
+    """Whether a fault explains an error: brokers that come and go, storms, and handlings that were made slow so often.
+
+    A storm that hits a call of C comes as SystemError, with the storm as its cause. A handler that takes too long twice in a
+    row at the same message ends a run.
+    """
     if isinstance(error, SystemError):
         return isinstance(error.__cause__ or error.__context__, Storm)
-    return isinstance(error, EXPLAINED)
+    too_slow = isinstance(error, HandlerError) and error.__cause__ is None and "for the second time" in str(error)
+    return isinstance(error, EXPLAINED) or (too_slow and slowed > 0)
 
 
 def _no_more_storms() -> None:
