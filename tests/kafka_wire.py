@@ -163,6 +163,10 @@ class Held:
         self._frame = frame
         self._link = link
 
+    def send(self) -> None:
+        """Send it to the broker after all; whoever waits for the answer gets it."""
+        self._link.to_broker(self._frame)
+
     def release(self) -> int:
         """Send it to the broker after all. Returns the error code of the answer, where this is EndTxn."""
         return int(struct.unpack_from(">ih", self._link.ask(self._frame), 4)[1])
