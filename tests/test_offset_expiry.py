@@ -79,8 +79,8 @@ def test_where_nothing_comes_the_offset_is_committed_again(
     if protocol == "classic":
         assert not again
     else:
-        assert again.count((0, 5)) >= 3
-        assert again.count((1, 5)) >= 3
+        assert again.count((0, 5)) >= 2  # when it was assigned, and later
+        assert again.count((1, 5)) >= 2
         assert set(again) == {(0, 5), (1, 5)}
 
 
