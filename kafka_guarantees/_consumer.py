@@ -666,12 +666,13 @@ class GroupConsumer(Handle):
 
     def _commit_places(self, places: list[TopicPartition], usual: float = 0.0) -> None:
         """Commit where partitions begin, by a decision of ours, or where they are; ``usual``: seconds that an answer takes."""
-        began, refused = time.monotonic(), False
+        began = time.monotonic()
         try:
             self._commit(places)
         except BaseException as exc:
             refused = isinstance(exc, KafkaException) and kafka_error(exc).code() in REBALANCED
-            self._stray = "" if refused or not self._strict else "it is not known whether offsets were committed"
+            if self._strict and not refused:
+                self._stray = "it is not known whether offsets were committed"
             raise
         finally:
             seconds = time.monotonic() - began

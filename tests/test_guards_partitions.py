@@ -342,6 +342,23 @@ def test_a_start_of_which_nobody_knows_whether_it_was_committed_is_noted(
     assert bool(member._stray) is strict
 
 
+def test_a_commit_that_is_refused_does_not_clear_up_an_earlier_one(
+    made: Callable[..., GroupConsumer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M02: that one may still be on its way, until a new member has taken over. A refusal of its own leaves nothing there."""
+    member = made(strict=True)
+
+    def refuse(_places: object) -> None:
+        raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
+
+    monkeypatch.setattr(member, "_commit", refuse)
+    for earlier in ("", "a start may be on its way"):
+        member._stray = earlier
+        with pytest.raises(KafkaException):
+            member._commit_places([TopicPartition(*T0, 0)])
+        assert member._stray == earlier
+
+
 @pytest.mark.parametrize("question", ["committed", "offsets_for_times"])
 def test_where_one_partition_has_no_answer_nothing_is_decided(member: GroupConsumer, question: str) -> None:
     """M05, C06: an error comes with an offset of -1001, like that of a partition of which nothing was ever committed."""
