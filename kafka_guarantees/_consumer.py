@@ -224,10 +224,10 @@ class GroupConsumer(Handle):
         self._rejoining_until = 0.0  # when there should be partitions again, after all were given away for a moment
         self._looked = 0  # what _rebalances was when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
-        protocol = settings.consumer.get("group.protocol"), settings.consumer.get("partition.assignment.strategy")
+        self._kip_848 = settings.consumer.get("group.protocol") == "consumer"
         # KIP-345: such a member keeps its partitions while it restarts, and only close() knows not to leave the group
-        self._static = "group.instance.id" in settings.consumer and protocol[0] != "consumer"
-        self._incremental = protocol[0] == "consumer" or protocol[1] == "cooperative-sticky"
+        self._static = "group.instance.id" in settings.consumer and not self._kip_848
+        self._incremental = self._kip_848 or settings.consumer.get("partition.assignment.strategy") == "cooperative-sticky"
         # A group of KIP-848 expires each offset by the time of its commit, once it has no member; others by when that was
         self._refresh_at = math.inf  # until partitions are assigned
         self._unmoved: dict[Partition, int] = {}  # what was committed when that was looked at last
@@ -250,10 +250,6 @@ class GroupConsumer(Handle):
         except BaseException:
             self.close()
             raise
-
-    @property
-    def _kip_848(self) -> bool:
-        return self._settings.consumer.get("group.protocol") == "consumer"
 
     # -- fetching -----------------------------------------------------------------------------------------------------
 
@@ -341,7 +337,7 @@ class GroupConsumer(Handle):
 
     def _must_ask(self) -> bool:
         """Whether the brokers are to be asked where to go on, or the group to be joined anew."""
-        return bool((self._waiting and self._due()) or self._unplaced or self._stray)
+        return bool(self._unplaced or self._stray or self._due())
 
     def _due(self) -> set[Partition]:
         """Those of which may be asked now where they begin."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .asking import preflight
@@ -50,17 +51,15 @@ class Preflight:
     ) -> None:
         if at_start not in get_args(AtStart):
             raise ValueError(f"preflight is one of {', '.join(map(repr, get_args(AtStart)))}, not {at_start!r}")
-        self._settings = settings
+        self._ask = partial(preflight, settings, dead_letter=dead_letter, retention=retention)
         self._lifecycle = lifecycle
         self._at_start = at_start
-        self._dead_letter = dead_letter
-        self._retention = retention
         self._looked: set[frozenset[str]] = set()
 
     def report(self, topics: Sequence[str]) -> PreflightReport:
         """Ask now. See ``AtLeastOnce.preflight``."""
         self._lifecycle.check()
-        return preflight(self._settings, topics, dead_letter=self._dead_letter, retention=self._retention)
+        return self._ask(topics)
 
     def start(self, topics: Sequence[str]) -> None:
         """Look at the topics of a run, the first time that they are run.
@@ -70,10 +69,11 @@ class Preflight:
         """
         if self._at_start == "off" or frozenset(topics) in self._looked:
             return
-        report = self._ask(topics)
+        ask = partial(self._ask, topics, timeout=AT_START, give_up=lambda: self._lifecycle.stopping)
+        report = ask()
         until = time.monotonic() + (PATIENCE if self._at_start == "raise" else 0.0)
         while report.cluster_id is None and time.monotonic() < until and not self._lifecycle.stopping:
-            report = self._ask(topics)
+            report = ask()
         if report.cluster_id is None and not self._lifecycle.stopping:
             log.warning("preflight: nothing was looked at, since the brokers gave no answer: %s", report.findings[0].value)
         if self._lifecycle.stopping:
@@ -89,13 +89,3 @@ class Preflight:
             if level != logging.WARNING or text not in _LOGGED:
                 _LOGGED.add(text)
                 log.log(level, "%s", text)
-
-    def _ask(self, topics: Sequence[str]) -> PreflightReport:
-        return preflight(
-            self._settings,
-            topics,
-            dead_letter=self._dead_letter,
-            retention=self._retention,
-            timeout=AT_START,
-            give_up=lambda: self._lifecycle.stopping,
-        )

@@ -42,6 +42,7 @@ OnStoreError = Literal["wait", "process"]
 LEASE_MARGIN = 60.0  # seconds that a claim lasts beyond max.poll.interval.ms: by then its owner has lost the partition
 TIDY_EVERY = 60.0  # seconds between two removals of expired ids
 TIDY_AT_ONCE = 10_000  # ids
+_NO_STORE = (StoreUnavailable, AuthorizationError)  # of a call that need not succeed: the next claim raises it again
 _FIRST_REST, _LONGEST_REST = 0.1, 5.0  # seconds until an id that somebody handles is claimed again
 _ITEM: Callable[[tuple[bytes | None, bytes, bytes]], Item] = partial(tuple.__new__, Item)  # half the time of Item(...)
 
@@ -299,7 +300,7 @@ class Claims:
         items = [item for item in self._open if item is not None]
         try:
             self._store.claim(self._scope, items, token=self._token, lease=self._lease, takeover=self._takeover)
-        except (StoreUnavailable, AuthorizationError) as error:
+        except _NO_STORE as error:
             log.info("claims were not renewed: %s", error)
 
     def set_aside(self) -> None:
@@ -308,7 +309,7 @@ class Claims:
         if first is not None:
             try:
                 self._store.release(self._scope, [first], token=self._token)
-            except (StoreUnavailable, AuthorizationError) as error:
+            except _NO_STORE as error:
                 log.info("a claim is left until its lease is over: %s", error)
 
     def skip(self, handled: int) -> None:
@@ -324,7 +325,7 @@ class Claims:
         if items:
             try:
                 self._store.release(self._scope, items, token=self._token)
-            except (StoreUnavailable, AuthorizationError) as error:
+            except _NO_STORE as error:
                 log.info("claims are left to be taken over: %s", error)
 
     def tidy(self) -> None:
@@ -338,7 +339,7 @@ def tidy(store: DedupStore | Inbox[object], due: float) -> float:
         return due
     try:
         removed = store.purge(limit=TIDY_AT_ONCE)
-    except (StoreUnavailable, AuthorizationError) as error:
+    except _NO_STORE as error:
         log.info("expired ids were not removed: %s", error)
         removed = 0
     return time.monotonic() + (0 if removed >= TIDY_AT_ONCE else TIDY_EVERY)
