@@ -5,11 +5,14 @@ Rules.
 * Messages go there together, and what the handler returned for them comes back together: a way to and fro for each message
   takes longer than most handlers. It is sent by the thread of the consumer, which knows what is on its way.
 * It is waited for, whatever happens: a handler that nobody waits for could write into a transaction that is not its own.
+* One that takes longer than ``max.poll.interval.ms`` is named in the log: nothing else would tell one that hangs, since the
+  group is served.
 """
 
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from contextlib import closing, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ._failures import where
 from ._threads import Task, hand
 
 if TYPE_CHECKING:
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
     from ._threads import Calls, Flag
     from .records import Record
 
+log = logging.getLogger("kafka_guarantees")
+
 AT_ONCE = 1.0  # seconds that a handler may take before the group is served: a quick one costs no pause and no resume
 SERVE_EVERY = 0.1  # seconds
 MOST = 10_000  # records, or messages, that are handled together
@@ -39,14 +45,17 @@ class Apart:
 
     Args:
         lifecycle: of the client: calls from that thread count as calls of the handler.
+        long: seconds until a handler that has not returned is named in the log; again after twice as many, and so on.
     """
 
-    def __init__(self, lifecycle: Lifecycle) -> None:
+    def __init__(self, lifecycle: Lifecycle, long: float) -> None:
         self._lifecycle = lifecycle
+        self._long = long
         lifecycle.interruptible = False
         self._calls: Calls | None = None  # of its thread, once there is one
         self._left = False  # an exception came while a handler worked: it is waited for, and nothing after it
         self._kept: list[tuple[Message, list[Record] | Exception]] = []
+        self._at: Message | None = None  # which is handled, where they are handled one by one
         self._served = 0.0  # when the group was, or would have been by the loop
         self._most = MOST
         self._serve: Callable[[], object] = _nothing
@@ -70,14 +79,17 @@ class Apart:
         problem: BaseException | None = None
         # several calls, none of which takes so long, may be one after the other
         patience = AT_ONCE if time.monotonic() - self._served < 2 * AT_ONCE else SERVE_EVERY
-        served = False
-        self._left = False
+        served, began, long = False, time.monotonic(), self._long
+        self._left, self._at = False, None
         try:
             self._calls.put(task.run)
             while not task.ended.wait(patience):
                 patience, served = SERVE_EVERY, True
                 self._serve()
                 self._served = time.monotonic()
+                if self._served - began > long:
+                    long *= 2
+                    self._tell(self._served - began, given)
         except BaseException as error:  # noqa: BLE001 - also out of a signal handler; raised below
             problem = error
             self._left = True
@@ -88,6 +100,14 @@ class Apart:
         if problem is not None:
             raise problem
         return task.result()
+
+    def _tell(self, seconds: float, given: tuple[Any, ...]) -> None:
+        message = self._at or given[0][0]  # of a batch
+        log.warning(
+            "the handler has not returned for %.0f s: %s. It is waited for, and the group served meanwhile",
+            seconds,
+            where(message),
+        )
 
     def each(
         self, handler: Callable[[Message], list[Record]], messages: Sequence[Message], done: list[list[Record]], seconds: float
@@ -121,6 +141,7 @@ class Apart:
     ) -> Exception | None:
         count = 0
         for message in messages:
+            self._at = message
             try:
                 records: list[Record] = contextvars.copy_context().run(_finished, handler, (message,))
             except Exception as error:  # noqa: BLE001 - the caller decides what becomes of it
@@ -157,11 +178,11 @@ class Apart:
             calls.put(None)
 
 
-def apart_of(keep_alive: bool, lifecycle: Lifecycle) -> Apart | None:  # noqa: FBT001 - as its user gave it
+def apart_of(keep_alive: bool, lifecycle: Lifecycle, long: float) -> Apart | None:  # noqa: FBT001 - as its user gave it
     """The thread for handlers, where there is to be one. Raises TypeError for "false", which would be true."""
     if not isinstance(keep_alive, bool):
         raise TypeError(f"keep_alive is True or False, not {keep_alive!r}")
-    return Apart(lifecycle) if keep_alive else None
+    return Apart(lifecycle, long) if keep_alive else None
 
 
 def ended_after(apart: Apart | None) -> AbstractContextManager[object]:

@@ -157,7 +157,7 @@ class AtLeastOnce:
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = apart_of(keep_alive, self._lifecycle)
+        self._apart = apart_of(keep_alive, self._lifecycle, self._settings.max_poll_interval)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
         self._recognition = Recognition(
             self._settings,

@@ -125,7 +125,7 @@ class AtMostOnce:
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = apart_of(keep_alive, self._lifecycle)
+        self._apart = apart_of(keep_alive, self._lifecycle, self._settings.max_poll_interval)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=None, dead_letter=dead_letter)
         self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
         self._commits: deque[float] = deque(maxlen=RECENT)  # how long the last commits took, in seconds

@@ -177,7 +177,7 @@ class ExactlyOnce:
         self._in_flight = InFlight([self._producer, *others], self._lifecycle)
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = apart_of(keep_alive, self._lifecycle)
+        self._apart = apart_of(keep_alive, self._lifecycle, self._settings.max_poll_interval)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
         self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
 

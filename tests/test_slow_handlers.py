@@ -156,7 +156,7 @@ class Rebalances:
 
 @pytest.fixture
 def apart() -> Iterator[Apart]:
-    made = Apart(Lifecycle("Client"))
+    made = Apart(Lifecycle("Client"), DEADLINE)
     yield made
     made.close()
 
@@ -388,8 +388,10 @@ def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatc
         ("AtMostOnce", "consumer"),
     ],
 )
-def test_a_slow_handler_keeps_its_partition(kind: str, protocol: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C10: three times slower than the interval: no rebalance; all is handled once, written, and committed."""
+def test_a_slow_handler_keeps_its_partition(
+    kind: str, protocol: str, here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C10: three times slower than the interval: no rebalance; all is handled once, written, committed. The log names it."""
     source, target, name = here.topic(), here.topic(), here.fresh("group")
     fill(here.bootstrap, source, numbers(3))
     rebalances = Rebalances(monkeypatch)
@@ -408,12 +410,21 @@ def test_a_slow_handler_keeps_its_partition(kind: str, protocol: str, here: Here
     assert rebalances.seen == {"_on_assign": 1}
     assert committed(here.bootstrap, name, source) == [3]
     assert values(read_all(here.bootstrap, target)) == numbers(3)
+    assert named_in(caplog)[:2] == [f"topic {source!r} partition 0 offset 1"] * 2
+
+
+def named_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Where the handlers were that the log says take long."""
+    said = "the handler has not returned for "
+    return [text.split(": ")[1].split(". ")[0] for text in caplog.messages if text.startswith(said)]
 
 
 @broker
 @pytest.mark.parametrize("kind", ["ExactlyOnce", "AtMostOnce"])
-def test_a_slow_batch_handler_keeps_its_partition(kind: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C10, run_batches."""
+def test_a_slow_batch_handler_keeps_its_partition(
+    kind: str, here: Here, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C10, run_batches. The log names its first message."""
     source, target, name = here.topic(), here.topic(), here.fresh("group")
     fill(here.bootstrap, source, numbers(5))
     rebalances = Rebalances(monkeypatch)
@@ -427,6 +438,7 @@ def test_a_slow_batch_handler_keeps_its_partition(kind: str, here: Here, monkeyp
 
     with client(kind, settings(kind, here.bootstrap, name), keep_alive=True) as kafka:
         kafka.run_batches([source], handler, until_idle=IDLE)
+    assert named_in(caplog)[:2] == [f"topic {source!r} partition 0 offset 0"] * 2
     assert seen == numbers(5)
     assert rebalances.seen == {"_on_assign": 1}
     assert committed(here.bootstrap, name, source) == [5]

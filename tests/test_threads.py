@@ -179,7 +179,7 @@ def test_handlers_are_waited_for(shots: Shots) -> None:
         handled.append(number)
 
     for number in shots.lasting():
-        apart = Apart(lifecycle)
+        apart = Apart(lifecycle, DEADLINE)
         before = len(handled)
         shots.at(partial(apart.call, handler, number), within=5e-4)
         so_far = len(handled)
@@ -191,7 +191,7 @@ def test_handlers_are_waited_for(shots: Shots) -> None:
 
 
 def test_handlers_are_called_after_a_close_that_was_interrupted(shots: Shots) -> None:
-    apart = Apart(Lifecycle("client"))
+    apart = Apart(Lifecycle("client"), DEADLINE)
     for number in shots.lasting():
         assert over(beside(partial(apart.call, int, number)))
         shots.at(apart.close, within=2e-5)
