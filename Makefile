@@ -36,9 +36,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-# Most of it is waiting. Each worker has its brokers, and a file of tests as a whole: 800 MB each.
+# Most of it is waiting. Each worker has its brokers, and a file of tests as a whole: 800 MB each. In the order of conftest.py.
 pytest: $(STAMP) needs
-	$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # The environment: what requirements-dev.lock pins, and this package in editable form.
 $(STAMP): pyproject.toml requirements-dev.lock

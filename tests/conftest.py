@@ -30,10 +30,29 @@ if TYPE_CHECKING:
     from .world import Scripted, World
 
 
+# Files that take minutes. They come first, so that no worker is left alone with one at the end.
+LONG = (
+    "chaos",
+    "security",
+    "slow_handlers",
+    "dedup_chaos",
+    "exactly_once",
+    "prove_mutants",
+    "dedup_runs",
+    "prove",
+    "local_kafka",
+)
+
 MARKERS = 2.0  # seconds that the markers of a committed transaction may take
 
 # A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take long come first."""
+    order = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(autouse=True)
