@@ -43,7 +43,7 @@ LONG = (
     "local_kafka",
 )
 
-MARKERS = 2.0  # seconds that the markers of a committed transaction may take
+MARKERS = 10.0  # seconds that the markers of a committed transaction may take, on a machine with much to do
 
 # A shell starts what it puts into the background with SIGINT ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
