@@ -24,7 +24,10 @@ APART = ("testing", "demo", "prove", "bench", "dead_letters")
 
 # Modules of an extra, which nothing imports until a user asks for its store.
 POSTGRES = {"psycopg", "psycopg_pool"}
-EXTRAS = {f"kafka_guarantees.dedup.{module}": POSTGRES for module in ("postgres", "postgres_inbox", "_conninfo", "_pooler")}
+EXTRAS = {
+    f"kafka_guarantees.dedup.{module}": POSTGRES
+    for module in ("postgres", "postgres_inbox", "_connecting", "_conninfo", "_pooler")
+}
 
 # The rooms, lowest first. A room is a module or a folder; one may use only what is below it. A new room is placed here.
 FLOORS: list[set[str]] = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import socketserver
 import sys
 import threading
 import time
@@ -12,6 +13,8 @@ import uuid
 import warnings
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -20,11 +23,12 @@ import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
-from psycopg_pool import ConnectionPool
+from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from kafka_guarantees import dedup
-from kafka_guarantees.dedup import Item, Outcome
+from kafka_guarantees.dedup import Item, Outcome, Source
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
+from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
 from kafka_guarantees.dedup.redis import RedisDedupStore
 from kafka_guarantees.errors import AuthorizationError, DurabilityWarning, KafkaGuaranteesError, StoreUnavailable
 from kafka_guarantees.testing.pytest_plugin import _installed
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 NEW, TAKEN_OVER, DUPLICATE, IN_PROGRESS, MISMATCH = Outcome
 OURS, THEIRS = b"o" * 16, b"t" * 16
 SCOPE = "group"
+PLACE = Source("t", bytes(16), 0)
 LONG = 3600.0
 DAY = timedelta(days=1)
 TOUCHED = {"enable_bitmapscan": "on", "enable_seqscan": "on", "lock_timeout": "0", "statement_timeout": "0"}
@@ -303,6 +308,7 @@ def test_a_password_is_in_no_message(table: str, monkeypatch: pytest.MonkeyPatch
         with closing(store), pytest.raises(StoreUnavailable) as failed:
             store.claim(SCOPE, items(1), token=OURS, lease=LONG)
         seen += [repr(store), str(failed.value)]
+        assert "127.0.0.1" not in str(failed.value)
     with closing(redis.Redis.from_url(f"redis://:{marker}@127.0.0.1:1/0")) as client:
         kept = RedisDedupStore(client)
         with pytest.raises(StoreUnavailable) as refused:
@@ -493,8 +499,12 @@ def test_what_waiting_does_not_help_is_said_at_once(postgres_server: LocalPostgr
         as_role = make_conninfo(postgres_server.dsn, user=table, password="known")
         with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
             store.claim(SCOPE, [item(0)], token=OURS, lease=LONG)
-            for name, advice in ((f"public.{table}2", "CREATE on"), (f"no{table}.ids", "Create the schema"), (table, "Grant")):
-                with closing(PostgresDedupStore(as_role, table=name)) as other, pytest.raises(KafkaGuaranteesError) as caught:
+            for name, kind, advice in (
+                (f"public.{table}2", AuthorizationError, "CREATE on"),
+                (f"no{table}.ids", KafkaGuaranteesError, "Create the schema"),
+                (table, AuthorizationError, "Grant"),
+            ):
+                with closing(PostgresDedupStore(as_role, table=name)) as other, pytest.raises(kind) as caught:
                     other.claim(SCOPE, [item(0)], token=OURS, lease=LONG)
                 assert not isinstance(caught.value, StoreUnavailable)
                 assert advice in str(caught.value)
@@ -502,6 +512,179 @@ def test_what_waiting_does_not_help_is_said_at_once(postgres_server: LocalPostgr
             with pytest.raises(KafkaGuaranteesError, match="dropped") as caught:
                 store.complete(SCOPE, [item(0)], token=OURS)
             assert not isinstance(caught.value, StoreUnavailable)
+
+
+def wrong_logins(server: LocalPostgres, role: str) -> dict[str, str]:
+    """Addresses of a server that refuses, by what it says."""
+    dsn = server.dsn
+    with psycopg.connect(dsn, autocommit=True) as admin:
+        for statement in (
+            f"CREATE ROLE {role} LOGIN PASSWORD 'known'",
+            f"CREATE ROLE {role}_group NOLOGIN PASSWORD 'known'",
+            f"CREATE DATABASE {role}_closed",
+            f"REVOKE CONNECT ON DATABASE {role}_closed FROM public",
+        ):
+            admin.execute(statement.encode())
+    return {
+        f'password authentication failed for user "{role}"': make_conninfo(dsn, user=role, password="another"),
+        'password authentication failed for user "nobody"': make_conninfo(dsn, user="nobody"),
+        "no password supplied": dsn.replace(f":{server.password}@", "@"),
+        f'role "{role}_group" is not permitted to log in': make_conninfo(dsn, user=f"{role}_group", password="known"),
+        'database "nowhere" does not exist': make_conninfo(dsn, dbname="nowhere"),
+        f'permission denied for database "{role}_closed"': make_conninfo(
+            dsn, user=role, password="known", dbname=f"{role}_closed"
+        ),
+    }
+
+
+def calls_on(conninfo: str, table: str) -> Iterator[Callable[[], object]]:
+    """The first call of a store and of an inbox, with pools of their own and of the user."""
+    with (
+        closing(PostgresDedupStore(conninfo, table=table)) as store,
+        PostgresInbox(conninfo, prefix=table) as inbox,
+        ConnectionPool(conninfo, min_size=0, max_size=1, open=True) as pool,
+        NullConnectionPool(lambda: conninfo, kwargs=dict, max_size=1, open=True) as null_pool,
+    ):
+        for a_store in (store, PostgresDedupStore(pool, table=table), PostgresDedupStore(null_pool, table=table)):
+            yield partial(a_store.claim, SCOPE, items(1), token=OURS, lease=LONG)
+        for an_inbox in (inbox, PostgresInbox(pool, prefix=table)):
+            yield partial(an_inbox.start_offsets, SCOPE, [PLACE])
+
+
+def test_a_login_that_postgresql_refuses_is_not_waited_for(postgres_server: LocalPostgres, table: str) -> None:
+    """Only somebody who corrects it can help: it is said within a second or two, with what the server says."""
+    for number, (said, conninfo) in enumerate(wrong_logins(postgres_server, table).items()):
+        for call in islice(calls_on(conninfo, table), 1 if number else None):
+            began = time.monotonic()
+            with pytest.raises(AuthorizationError, match="PostgreSQL does not let this client in") as caught:
+                call()
+            assert said in str(caught.value)
+            assert "127.0.0.1" not in str(caught.value)
+            assert time.monotonic() - began < 6  # 10 s were waited for a connection
+            assert "known" not in str(caught.value)
+            assert postgres_server.password not in str(caught.value)
+
+
+def test_a_password_that_is_changed_ends_the_waiting_too(postgres_server: LocalPostgres, table: str) -> None:
+    """A store that was at work, and whose connections are gone."""
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {table} SUPERUSER LOGIN PASSWORD 'known'".encode())
+        as_role = make_conninfo(postgres_server.dsn, user=table, password="known")
+        with closing(PostgresDedupStore(as_role, table=table)) as store:
+            assert answers(store)
+            admin.execute(f"ALTER ROLE {table} PASSWORD 'another'".encode())
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (table,))
+            eventually(lambda: refuses(store))
+
+
+def refuses(store: DedupStore) -> bool:
+    try:
+        answers(store)
+    except AuthorizationError:
+        return True
+    return False
+
+
+@contextmanager
+def says(sqlstate: str, text: str) -> Iterator[str]:
+    """A server that answers each login with this error. Gives its address."""
+    fields = b"".join(f"{name}{value}\0".encode() for name, value in (("S", "FATAL"), ("C", sqlstate), ("M", text)))
+    error = b"E" + (len(fields) + 5).to_bytes(4, "big") + fields + b"\0"
+
+    class Refuser(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            while len(size := self.request.recv(4)) == 4:
+                request = self.request.recv(int.from_bytes(size, "big") - 4)
+                if request.startswith((b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30")):  # may it be encrypted?
+                    self.request.sendall(b"N")
+                else:
+                    self.request.sendall(error)
+                    return
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refuser) as refuser:
+        serving = threading.Thread(target=refuser.serve_forever, args=(0.05,))
+        serving.start()
+        yield f"postgresql://me:secret@127.0.0.1:{refuser.server_address[1]}/app"
+        refuser.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "text"),
+    [
+        ("57P03", "the database system is starting up"),
+        ("57P03", "the database system is not yet accepting connections"),
+        ("53300", "sorry, too many clients already"),
+        ("28P01", "Passwort-Authentifizierung für Benutzer »me« fehlgeschlagen"),
+    ],
+)
+def test_what_passes_is_waited_for_and_says_why(
+    sqlstate: str, text: str, table: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that starts, or is full, comes back by itself; a refusal in another language is taken for such, and quoted."""
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres._CONNECTION_WAIT", 2.0)
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres_inbox.CONNECT_TIMEOUT", 2)
+    with says(sqlstate, text) as conninfo, closing(PostgresDedupStore(conninfo, table=table)) as store:
+        with pytest.raises(StoreUnavailable, match=f"PostgreSQL gave no connection .*{text}"):
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        with PostgresInbox(conninfo) as inbox, pytest.raises(StoreUnavailable, match=text):
+            inbox.start_offsets(SCOPE, [PLACE])
+    assert "secret" not in caplog.text
+
+
+def test_a_server_that_is_away_is_waited_for_and_says_why(
+    postgres_server: LocalPostgres, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log line is the error: it has what happened, not only that a pool has waited."""
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres._CONNECTION_WAIT", 2.0)
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+        assert answers(store)
+        postgres_server.kill()
+        try:
+            eventually(lambda: "Connection refused" in str(unavailable(store)))
+        finally:
+            postgres_server.restart()
+        eventually(lambda: answers(store))
+
+
+def unavailable(store: DedupStore) -> StoreUnavailable:
+    with pytest.raises(StoreUnavailable) as caught:
+        store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+    return caught.value
+
+
+def test_of_several_hosts_all_must_refuse(postgres_server: LocalPostgres, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is away may be the one that lets us in; but a host has several addresses, and is not at all of them."""
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres._CONNECTION_WAIT", 2.0)
+    wrong = make_conninfo(postgres_server.dsn, password="wrong")
+    port = str(postgres_server.port)
+    for hosts, ports, kind in (
+        ("127.0.0.1,127.0.0.2", f"{port},1", StoreUnavailable),
+        ("127.0.0.1,127.0.0.1", f"{port},{port}", AuthorizationError),
+        ("localhost", port, AuthorizationError),  # and nobody is at ::1
+    ):
+        conninfo = make_conninfo(wrong, host=hosts, port=ports)
+        with closing(PostgresDedupStore(conninfo, table=table)) as store, pytest.raises(kind):
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+
+
+def test_a_pool_whose_connections_are_in_use_is_not_asked_why(postgres_server: LocalPostgres, table: str) -> None:
+    """Nothing has failed; a connection of ours beside it would be one more than the user allows."""
+    made = []
+
+    class Connection(psycopg.Connection[Any]):
+        @classmethod
+        def connect(cls, *args: Any, **kwargs: Any) -> Any:
+            made.append(args)
+            return super().connect(*args, **kwargs)
+
+    dsn = postgres_server.dsn
+    with ConnectionPool(dsn, connection_class=Connection, min_size=1, max_size=1, timeout=2.0, open=True) as pool:
+        inbox = PostgresInbox(pool, prefix=table)
+        inbox.start_offsets(SCOPE, [PLACE])
+        with pool.connection(), pytest.raises(StoreUnavailable, match="couldn't get a connection"):
+            inbox.start_offsets(SCOPE, [PLACE])
+    assert len(made) == 1
 
 
 def test_the_users_pool_is_used_and_left_as_it_was(postgres_server: LocalPostgres, table: str) -> None:

@@ -17,9 +17,11 @@ import confluent_kafka
 import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
+from psycopg.conninfo import make_conninfo
 
 from kafka_guarantees import (
     AtLeastOnce,
+    AuthorizationError,
     BrokerError,
     DurabilityWarning,
     HandlerError,
@@ -39,6 +41,8 @@ from kafka_guarantees.dedup import (
     MessageIdReused,
     OffsetBeyondEnd,
     Outcome,
+    PostgresDedupStore,
+    PostgresInbox,
     SqliteDedupStore,
     SqliteInbox,
     TopicRecreated,
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
 
     from kafka_guarantees.dedup.contract import Entry
     from kafka_guarantees.testing.local_kafka import RunningKafka
+    from kafka_guarantees.testing.servers import LocalPostgres
 
 pytestmark = pytest.mark.broker
 
@@ -677,6 +682,42 @@ def test_an_inbox_that_lost_its_database_is_refused(
         consumer.close()
         kafka.run([topic], effect, until_idle=1)
     assert effects(path) == effects(empty) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", [PostgresDedupStore, PostgresInbox])
+def test_a_database_that_refuses_ends_the_run(
+    config: dict[str, Any], kafka_topic: Callable[..., str], postgres_server: LocalPostgres, kind: type[Any]
+) -> None:
+    """It would refuse again: the run says so at once, and nothing is handled or committed."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a"])
+    began = time.monotonic()
+    with closing(kind(make_conninfo(postgres_server.dsn, password="wrong"))) as there:
+        option = {"inbox" if kind is PostgresInbox else "dedup": there}
+        with AtLeastOnce(config, **option) as kafka, pytest.raises(AuthorizationError, match="password authentication failed"):
+            kafka.run([topic], handled, until_idle=20)
+    assert time.monotonic() - began < 15
+    assert handled == []
+    assert committed(config["bootstrap.servers"], config["group.id"], topic)[0] <= 0
+
+
+def test_while_a_database_is_away_the_log_says_why(
+    config: dict[str, Any],
+    kafka_topic: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """D16: it is waited for; and who reads the log need not guess what is wrong."""
+    monkeypatch.setattr("kafka_guarantees.dedup.postgres._CONNECTION_WAIT", 2.0)
+    send(config, topic := kafka_topic(), ["a"])
+    with PostgresDedupStore("postgresql://me:secret@127.0.0.1:1/app") as away, AtLeastOnce(config, dedup=away) as kafka:
+        stop = threading.Timer(10, kafka.stop)
+        stop.start()
+        kafka.run([topic], Handled())
+        stop.join()
+    [line, *_] = [record.getMessage() for record in caplog.records if "It is asked again in" in record.getMessage()]
+    assert "Connection refused" in line
+    assert "secret" not in caplog.text
 
 
 class Interrupted(SqliteInbox):

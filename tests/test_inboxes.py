@@ -38,6 +38,7 @@ from kafka_guarantees.dedup.postgres_inbox import PostgresInbox, PostgresInboxTr
 from kafka_guarantees.dedup.sqlite import SqliteDedupStore
 from kafka_guarantees.dedup.sqlite_inbox import SqliteInbox
 from kafka_guarantees.errors import (
+    AuthorizationError,
     ForkedClientError,
     KafkaGuaranteesError,
     MessageIdReused,
@@ -779,6 +780,30 @@ def test_who_may_not_change_the_tables_is_told_what_to_do(postgres: Place) -> No
     assert postgres.sql("SELECT version FROM kg_inbox_version") == [(1,)]
 
 
+def test_rights_that_are_missing_are_named(postgres: Place) -> None:
+    """42501, of the statements of the inbox: what to grant, and that nothing was written."""
+    user = secret = f"u{uuid.uuid4().hex[:12]}"
+    [(schema,)] = postgres.sql("SELECT current_schema()")
+    postgres.sql(f"CREATE ROLE {user} LOGIN PASSWORD '{secret}'")
+    postgres.sql(f"GRANT USAGE ON SCHEMA {schema} TO {user}")
+    with PostgresInbox(make_conninfo(postgres.where, user=user, password=secret)) as inbox:
+        with pytest.raises(
+            AuthorizationError, match=r"making the tables .*permission denied for schema .*CREATE on the schema"
+        ):
+            inbox.start_offsets("group", [P0])
+        postgres.inbox().start_offsets("group", [P0])
+        postgres.sql(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO {user}")
+        with (
+            pytest.raises(AuthorizationError, match=r"beginning a transaction .*permission denied for table .*Grant the role"),
+            inbox.transaction("group", entries(P0, [0])),
+        ):
+            pytest.fail("it began")
+        postgres.sql(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {user}")
+        postgres.sql(f"REVOKE ALL ON effect FROM {user}")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege), inbox.transaction("group", entries(P0, [0])) as tx:
+            act(tx.connection, "mine")
+
+
 def test_the_file_belongs_to_the_user(lite: Place) -> None:
     """D19: his tables and his user_version stay as they are, and his rows are written with ours."""
     lite.sql("PRAGMA user_version = 7")
@@ -1280,7 +1305,11 @@ def test_no_password_in_messages(postgres: Place, caplog: pytest.LogCaptureFixtu
         f"password='{secret}' {secret}",
     )
     # after an @ or a / of a password comes what libpq takes for the host, or the port, which it quotes
-    spoilt = (f"postgresql://me:pass@{secret}@127.0.0.1/x", f"postgresql://me:{secret}/1@127.0.0.1/x")
+    spoilt = (
+        f"postgresql://me:pass@{secret}@127.0.0.1/x",
+        f"postgresql://me:{secret}/1@127.0.0.1/x",
+        f"postgresql://127.0.0.1:1/{secret}@127.0.0.1/x",
+    )
     for wrong in (*unreadable, *spoilt):
         for made in (PostgresInbox, PostgresDedupStore):
             with pytest.raises(ValueError, match="neither a postgresql:// URL nor pairs") as caught:

@@ -37,7 +37,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
-from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._connecting import connection_of, first_line
 from ._conninfo import options_of
 from ._pooler import pooled
 from .contract import Capabilities, Outcome, check_retention
@@ -254,8 +255,9 @@ class PostgresDedupStore:
 
         Raises:
             StoreUnavailable: PostgreSQL did not answer.
+            AuthorizationError: it does not let this client in, or the role has no right to the table.
             ForkedClientError: the store was made by another process.
-            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
+            KafkaGuaranteesError: the table is of another version, or was dropped.
             ValueError: a key, position, fingerprint or token of another size than the contract says.
         """
         if not items:
@@ -289,7 +291,8 @@ class PostgresDedupStore:
 
         Raises:
             StoreUnavailable: PostgreSQL did not answer.
-            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
+            AuthorizationError: it does not let this client in, or the role has no right to the table.
+            KafkaGuaranteesError: the table is of another version, or was dropped.
             ValueError: a key, fingerprint or token of another size than the contract says.
         """
         if not items:
@@ -306,7 +309,8 @@ class PostgresDedupStore:
 
         Raises:
             StoreUnavailable: PostgreSQL did not answer.
-            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
+            AuthorizationError: it does not let this client in, or the role has no right to the table.
+            KafkaGuaranteesError: the table is of another version, or was dropped.
             ValueError: a key or token of another size than the contract says.
         """
         if items:
@@ -317,7 +321,8 @@ class PostgresDedupStore:
 
         Raises:
             StoreUnavailable: PostgreSQL did not answer.
-            KafkaGuaranteesError: the table is of another version, or was dropped, or the role has no right to it.
+            AuthorizationError: it does not let this client in, or the role has no right to the table.
+            KafkaGuaranteesError: the table is of another version, or was dropped.
         """
         self._walk("{batches}", limit)
         return self._walk("{table}", limit)
@@ -368,7 +373,7 @@ class PostgresDedupStore:
         try:
             if not self._ready:
                 self._open()
-            with self._pool.connection(_CONNECTION_WAIT) as connection, _OfOurs(connection):
+            with connection_of(self._pool, _CONNECTION_WAIT) as connection, _OfOurs(connection):
                 for last in (*[False] * (_ATTEMPTS - 1), True):
                     try:
                         return self._transaction(connection, statements, arguments)
@@ -377,15 +382,16 @@ class PostgresDedupStore:
                             raise
                 raise AssertionError("the last attempt returns or raises")
         except tuple(_REFUSED) as exc:
-            raise KafkaGuaranteesError(
+            kind = AuthorizationError if isinstance(exc, psycopg.errors.InsufficientPrivilege) else KafkaGuaranteesError
+            raise kind(
                 f"PostgreSQL refused the store {self._table} ({type(exc).__name__}, SQLSTATE {exc.sqlstate}), and would do so "
                 f"again. Nothing was written. {_REFUSED[type(exc)]}"
             ) from exc
         except psycopg.Error as exc:
-            # Not its text: it may quote parts of the connection string (S01).
-            code = f"{type(exc).__name__}, SQLSTATE {exc.sqlstate}" if exc.sqlstate else type(exc).__name__
+            # Not the server's text: it may quote values. Without a code it is libpq's, of a connection that was lost.
+            said = f", SQLSTATE {exc.sqlstate}" if exc.sqlstate else f": {first_line(exc)}"
             raise StoreUnavailable(
-                f"PostgreSQL did not answer, or refused ({code}): whether ids were written is unknown. "
+                f"PostgreSQL did not answer, or refused ({type(exc).__name__}{said}): whether ids were written is unknown. "
                 "The same call may be made again."
             ) from exc
 
@@ -417,7 +423,7 @@ class PostgresDedupStore:
                 return
             if self._own:
                 self._pool.open()
-            with self._pool.connection(_CONNECTION_WAIT) as connection, _OfOurs(connection):
+            with connection_of(self._pool, _CONNECTION_WAIT) as connection, _OfOurs(connection):
                 if self._comment(connection) is None:
                     with connection.transaction():
                         cursor = _cursor(connection)

@@ -23,7 +23,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
-from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._connecting import connection_of, first_line
 from ._conninfo import options_of
 from ._pooler import pooled
 from ._progress import Advance, advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
@@ -220,10 +221,11 @@ class PostgresInbox:
 
         Raises:
             TopicRecreated: the offset that is stored belongs to another topic of the same name.
+            AuthorizationError: the database does not let this client in, or it has no right to the tables.
             StoreUnavailable: the database did not answer.
         """
         self._prepare()
-        with _answers("reading offsets"), self._pool.connection() as connection, _read_committed(connection):
+        with _answers("reading offsets"), connection_of(self._pool) as connection, _read_committed(connection):
             rows = _cursor(connection).execute(self._statements.read, (scope, *_places(sources))).fetchall()
         return self._offsets(scope, sources, rows)
 
@@ -243,6 +245,7 @@ class PostgresInbox:
             PartitionFenced: another owner advanced an offset meanwhile. Nothing was written.
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Nothing was written.
+            AuthorizationError: the database does not let this client in, or it has no right to the tables.
             StoreUnavailable: the database did not answer, or another transaction held a lock for 10 seconds. Repeat it.
             KafkaGuaranteesError: the handler ended the transaction, or went on after a statement of it had failed.
         """
@@ -251,7 +254,7 @@ class PostgresInbox:
         connection: Connection | None = None
         committing = False
         try:
-            with self._pool.connection() as connection, _read_committed(connection), ExitStack() as committed:
+            with connection_of(self._pool) as connection, _read_committed(connection), ExitStack() as committed:
                 with _answers("beginning a transaction"), connection.pipeline():
                     # connection.transaction() would keep the pipeline open for the handler; so BEGIN is sent with the rest.
                     committed.enter_context(psycopg.Transaction(connection))
@@ -286,6 +289,7 @@ class PostgresInbox:
         Raises:
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Roll back.
+            AuthorizationError: the database does not let this client in, or it has no right to the tables.
             StoreUnavailable: the database did not answer. Roll back, and repeat the transaction.
             KafkaGuaranteesError: no transaction is open, or its isolation level is not READ COMMITTED.
         """
@@ -308,7 +312,7 @@ class PostgresInbox:
         """Remove at most ``limit`` of the ids that are expired, and look at some five times as many. Returns how many."""
         self._prepare()
         removed, pages = 0, max(100, limit // 20)  # of a hundred ids each
-        with _answers("purging"), self._pool.connection() as connection, _read_committed(connection):
+        with _answers("purging"), connection_of(self._pool) as connection, _read_committed(connection):
             [(count,)] = _cursor(connection).execute(self._statements.pages).fetchall()
             for begin in (min(self._purged, count), 0):  # to the end, and once more from the beginning
                 end = begin + pages
@@ -414,7 +418,7 @@ class PostgresInbox:
         with (
             self._preparing,
             _answers("making the tables"),
-            self._pool.connection() as connection,
+            connection_of(self._pool) as connection,
             _read_committed(connection),
             connection.transaction(),
         ):
@@ -611,7 +615,14 @@ def _answers(doing: str) -> Iterator[None]:
     """The one place where errors of the inbox's own statements become ours."""
     try:
         yield
-    except _FAILURES as exc:
+    except psycopg.Error as exc:
+        if isinstance(_first(exc), psycopg.errors.InsufficientPrivilege):
+            raise AuthorizationError(
+                f"{doing} in the inbox was refused ({_text(exc)}). Nothing was written. Grant the role of the connection "
+                "SELECT, INSERT, UPDATE and DELETE on the inbox's tables; to make them it needs CREATE on the schema."
+            ) from exc
+        if not isinstance(exc, _FAILURES):
+            raise
         raise _unavailable(doing, exc) from exc
 
 
@@ -628,9 +639,8 @@ def _first(exc: psycopg.Error) -> BaseException:
 
 
 def _text(exc: psycopg.Error) -> str:
-    """The first line: the others quote statements and values."""
     first = _first(exc)
-    return f"{type(first).__name__}: {str(first).partition(chr(10))[0]}"
+    return f"{type(first).__name__}: {first_line(first)}"
 
 
 # -- forks ----------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,133 @@
+"""A connection of a pool; or why there is none.
+
+Rules.
+* A pool does not say why: it tries on, and says after a while that it has none. So where its attempts have failed, one is made
+  here, and what comes of that is told.
+* Whom the server refuses is told at once: only somebody who corrects it can help. A server that is away, starts, or has no
+  connection left comes back by itself, and is waited for.
+* Of a login that fails libpq has no SQLSTATE, only what the server says, in its language (``lc_messages``). English is read
+  here. A refusal in another language is waited for, and its words are in the log.
+* What is quoted has no address and no password, only what the server says of a user and a database (S01).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from ..errors import AuthorizationError, StoreUnavailable
+from ._conninfo import options_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SOON = 1.0  # seconds after which it is asked why there is none yet
+ASKING = 2  # seconds that this may take; libpq takes no less
+
+_REFUSAL = re.compile(
+    r"authentication failed|no password supplied"  # 28P01, and 28000 for certificates, LDAP and the like
+    r"|no pg_hba\.conf entry|pg_hba\.conf rejects"  # 28000
+    r'|role ".*" does not exist|role ".*" is not permitted to log in|no such user'  # 28000; the last one is PgBouncer's
+    r'|database ".*" does not exist|no such database'  # 3D000; likewise
+    r"|permission denied for database"  # 42501
+)
+_EACH = "\n- host: "  # before each attempt, where psycopg made several
+_PLACE = re.compile(r"^.*?connection (failed|is bad): |connection to server .*? failed: |(?<=resolve host) '.*?'(?=: )")
+
+_let_in: WeakKeyDictionary[ConnectionPool[Any], int] = WeakKeyDictionary()  # what had failed when an attempt of ours succeeded
+
+
+@contextmanager
+def connection_of(pool: ConnectionPool[Any], within: float | None = None) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the pool, that goes back to it afterwards.
+
+    Args:
+        pool: of the library, or of the user.
+        within: seconds to wait for one; else as long as the pool says.
+
+    Raises:
+        AuthorizationError: the server does not let this client in.
+        StoreUnavailable: there is no connection for another reason.
+    """
+    with ExitStack() as stack:
+        try:
+            connection = _entered(stack, pool, pool.timeout if within is None else within)
+        except psycopg.Error as exc:
+            raise _no_connection(exc) from exc
+        yield connection
+
+
+def _entered(stack: ExitStack, pool: ConnectionPool[Any], within: float) -> psycopg.Connection[Any]:
+    deadline = time.monotonic() + within
+    soon = min(SOON, within / 2)
+    connection: psycopg.Connection[Any]
+    try:
+        connection = stack.enter_context(pool.connection(soon))
+    except PoolTimeout:
+        reason = _reason(pool)
+        if reason is not None and _refusal(reason):
+            raise reason from None
+    else:
+        return connection
+    try:
+        connection = stack.enter_context(pool.connection(max(0.0, deadline - time.monotonic())))
+    except PoolTimeout as exc:
+        raise (exc if reason is None else reason) from None
+    return connection
+
+
+def _reason(pool: ConnectionPool[Any]) -> psycopg.Error | None:
+    """Why the pool cannot connect; None where it can, and all that it has are in use."""
+    failed = pool.get_stats().get("connections_errors", 0)
+    if failed == _let_in.get(pool, 0):
+        return None
+    conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+    options = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
+    try:
+        pool.connection_class.connect(conninfo, **{**(options or {}), "connect_timeout": ASKING}).close()
+    except psycopg.Error as exc:
+        return exc if _quotable(conninfo) else type(exc)("its connection string cannot be read")
+    _let_in[pool] = failed
+    return None
+
+
+def _quotable(conninfo: str) -> bool:
+    """Whether what the server says can be shown: a part of a password may stand where a host is expected (S01)."""
+    try:
+        options_of(conninfo)
+    except ValueError:
+        return False
+    return True
+
+
+def _no_connection(exc: psycopg.Error) -> AuthorizationError | StoreUnavailable:
+    refusal = _refusal(exc)
+    if refusal:
+        return AuthorizationError(
+            f"PostgreSQL does not let this client in ({refusal}). Nothing was written. Correct its user and password, or the "
+            "name of the database; or have it let in: the role must be there and may LOGIN, have CONNECT on the database, and "
+            "a line in pg_hba.conf."
+        )
+    return StoreUnavailable(
+        f"PostgreSQL gave no connection ({type(exc).__name__}: {first_line(exc)}). Nothing was written. "
+        "The same call may be made again."
+    )
+
+
+def _refusal(exc: psycopg.Error) -> str:
+    """What the server says, if it refuses this client. Of several hosts all have to; one may have several addresses."""
+    text, *attempts = str(exc).split(_EACH)
+    refusals = [attempt for attempt in attempts or [text] if _REFUSAL.search(attempt)]
+    hosts, refusing = ({attempt.partition(",")[0] for attempt in some} for some in (attempts, refusals))
+    return first_line(refusals[0]) if refusals and hosts <= refusing else ""
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line of what is said, without addresses: the others quote statements and values."""
+    return " ".join(_PLACE.sub("", str(error).partition("\n")[0]).split())
