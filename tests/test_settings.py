@@ -27,9 +27,20 @@ from kafka_guarantees._settings import Explanation, Guarantee, Settings, explain
 from kafka_guarantees._settings.explanation import NOT_PROMISED, PROMISES
 from kafka_guarantees._settings.names import FOREIGN_NAMES, OWN_ARGUMENTS, OWN_CALLBACKS
 from kafka_guarantees._settings.presets import PRESETS, Kind
-from kafka_guarantees._settings.properties import ALIASES, CALLBACK, ENUM, FLAGS, PROPERTIES, SHOWN, STRING
+from kafka_guarantees._settings.properties import (
+    ALIASES,
+    CALLBACK,
+    ENUM,
+    FLAGS,
+    INTEGER,
+    PATHS,
+    PROPERTIES,
+    SHOWN,
+    STRING,
+    canonical,
+)
 from kafka_guarantees._settings.refusals import REFUSALS, WEAKENINGS
-from kafka_guarantees._settings.values import HIDDEN
+from kafka_guarantees._settings.values import HIDDEN, shown
 from kafka_guarantees.errors import DurabilityWarning, SecurityWarning, UnsafeConfigError
 
 if TYPE_CHECKING:
@@ -727,7 +738,12 @@ def outputs(call: Callable[[], object]) -> Iterator[str]:
     yield from (str(w.message) for w in caught)
 
 
-TAKES_SECRETS = sorted((set(PROPERTIES) | set(ALIASES)) - SHOWN - {"metadata.broker.list"})
+TAKES_SECRETS = sorted(
+    name
+    for name in (*PROPERTIES, *ALIASES)
+    if (known := PROPERTIES[canonical(name)]).kind == CALLBACK
+    or (known.kind == STRING and not known.values and canonical(name) not in SHOWN | PATHS)
+)
 
 
 @pytest.mark.parametrize("guarantee", Guarantee)
@@ -740,6 +756,63 @@ def test_no_output_has_a_secret(guarantee: Guarantee) -> None:
             for call in (resolve, explain):
                 for text in outputs(lambda call=call, config=config: call(guarantee, config)):  # type: ignore[misc]
                     assert MARKER not in text, name
+
+
+@pytest.mark.parametrize("name", sorted(set(PROPERTIES) - set(TAKES_SECRETS)))
+def test_what_may_be_a_key_is_hidden_in_any_setting(name: str) -> None:
+    """S01: a setting that has no secret may be given one by mistake: what is as long as one, or looks like one."""
+    for secret in (
+        f"{MARKER * 3} {'x' * 10_000}",
+        f"-----BEGIN PRIVATE KEY-----{MARKER}",
+        f"u:{MARKER}@h",
+        f"{MARKER}\n",
+        [MARKER],
+    ):
+        assert shown(name, secret) == HIDDEN
+
+
+@pytest.mark.parametrize("secret", [MARKER, f"5{MARKER}", f"{MARKER}.pem2", "12345", "hunter2"])
+@pytest.mark.parametrize(
+    "name", sorted(name for name in PROPERTIES if re.match("s?asl|ssl|security|https|plugin|enable.s", name))
+)
+def test_a_secret_in_the_wrong_line_is_hidden(name: str, secret: str) -> None:
+    """S01: where a file has the settings of a login, the password may stand one line too high or too low."""
+    assert shown(name, secret) == HIDDEN or (PROPERTIES[name].kind == INTEGER and secret == "12345")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("linger.ms", "5ms", "linger.ms='5ms' is refused"),
+        ("queue.buffering.max.ms", "5 # a comment", "queue.buffering.max.ms='5 # a comment' is refused"),
+        ("linger.ms", 10**13, "linger.ms=10000000000000 is refused"),
+        ("linger.ms", math.nan, "linger.ms=nan is refused"),
+        ("enable.idempotence", "yes", "enable.idempotence='yes' is refused"),
+        ("acks", "some", "acks='some' is refused"),
+        ("debug", "broker,brokers", "debug='broker,brokers' is refused"),
+        ("security.protocol", "sasl-ssl", "security.protocol='sasl-ssl' is refused"),
+        ("enable.ssl.certificate.verification", "flase", "enable.ssl.certificate.verification='flase' is refused"),
+        ("sasl.kerberos.min.time.before.relogin", "60s", "sasl.kerberos.min.time.before.relogin='60s' is refused"),
+    ],
+)
+def test_a_value_that_is_mistyped_is_named(name: str, value: object, says: str) -> None:
+    """Of a setting that has no secret: who reads the error need not go and look what was given."""
+    assert says in str(refused(ALO, minimal(ALO) | {name: value}))
+
+
+def test_no_name_that_sounds_like_a_secret_is_shown() -> None:
+    """S01: whatever a librdkafka to come calls its secrets."""
+    sounds = re.compile("pass|secret|key|token|jaas|user|principal|credential|assertion|config|pem|cmd|url|extension")
+    assert not [name for name in SHOWN | PATHS if sounds.search(name)]
+
+
+def test_what_is_no_secret_is_explained() -> None:
+    """S01: certificates, and what has to do with topics; but neither a key, nor where one is, nor who logs in."""
+    plain = {"ssl.ca.location": "/etc/ca.pem", "ssl.crl.location": "crl.pem", "topic.blacklist": "^a"}
+    secret = {"ssl.key.location": "/etc/key.pem", "sasl.username": "me", "sasl.kerberos.principal": "me", "ssl.key.pem": "key"}
+    explained = explain(ALO, minimal(ALO) | plain | secret | {"security.protocol": "sasl_ssl"})
+    assert {r.setting: r.value for r in explained if r.setting in plain} == plain
+    assert {r.value for r in explained if r.setting in secret} == {HIDDEN}
 
 
 @pytest.mark.parametrize("name", ["sasl.password", "ssl.key.pem", "sasl.oauthbearer.client.secret", "ssl.key.password"])
@@ -762,9 +835,10 @@ def test_a_secret_in_a_place_that_is_shown_is_hidden() -> None:
     "config",
     [
         {"sasl.mechanism": MARKER, "security.protocol": "sasl_ssl"},
-        {"ssl.ca.location": f"/nowhere/{MARKER}", "security.protocol": "ssl"},
+        {"ssl.key.location": f"/nowhere/{MARKER}", "security.protocol": "ssl"},
         {"ssl.key.pem": MARKER, "security.protocol": "ssl"},
         {"ssl.keystore.location": f"/{MARKER}", "ssl.keystore.password": MARKER, "security.protocol": "ssl"},
+        {"ssl.ca.location": MARKER, "security.protocol": "ssl"},
         {"ssl.cipher.suites": MARKER, "security.protocol": "ssl"},
     ],
 )
@@ -776,6 +850,14 @@ def test_a_constructor_that_fails_is_told_without_the_value(config: dict[str, ob
     error = librdkafka.creation_failure(caught.value, full)
     assert MARKER not in str(error)
     assert "librdkafka cannot make a client" in str(error)
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    """What is no secret is in the error that a client cannot be made."""
+    full = resolved(ALO, minimal(ALO) | {"ssl.ca.location": "/nowhere/ca.pem", "security.protocol": "ssl"}).producer
+    with pytest.raises(KafkaException) as caught:
+        Producer({**full, "error_cb": lambda _error: None, "log_level": 0})
+    assert "ssl.ca.location='/nowhere/ca.pem' is refused" in str(librdkafka.creation_failure(caught.value, full))
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

@@ -4,8 +4,9 @@ Data only. It was printed by librdkafka itself (``rd_kafka_conf_properties_show`
 it with the installed library, so drift is a red test. Where librdkafka has two names for one property, the one that
 users write is the name here and the other stands in ``ALIASES``.
 
-Rules. ``values`` are the ones that may be shown to anybody; a STRING without them is shown only if its name is in
-``SHOWN`` (S01: what is not known to be harmless is hidden).
+Rules. A STRING without ``values`` is shown only if its name is in ``SHOWN``, or in ``PATHS`` and it looks like one (S01: what
+is not known to be harmless is hidden). Not there is what has a key, a password, a token, a user, or a command; nor a file that
+has one of these.
 """
 
 from __future__ import annotations
@@ -52,13 +53,28 @@ ALIASES = {
 SHOWN = frozenset(
     {
         "bootstrap.servers",
+        "broker.version.fallback",
+        "builtin.features",
         "client.id",
         "client.rack",
         "group.id",
         "group.instance.id",
         "group.protocol.type",
         "group.remote.assignor",
+        "share.acknowledgement.mode",
+        "topic.blacklist",
         "transactional.id",
+    }
+)
+PATHS = frozenset(
+    {
+        "https.ca.location",
+        "offset.store.path",
+        "plugin.library.paths",
+        "ssl.ca.location",
+        "ssl.certificate.location",
+        "ssl.crl.location",
+        "ssl.engine.location",
     }
 )
 

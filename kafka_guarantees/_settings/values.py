@@ -2,16 +2,19 @@
 
 Rules. Two spellings of one value become equal here (``"all"``, ``"-1"`` and ``-1``; ``True`` and ``"true"``), and are
 what librdkafka reads. librdkafka reads ``"5ms"`` as 5, ``2**32 + 5`` as 5 and cuts a string at its first NUL without a
-word, so numbers and strings are checked here. Only values that cannot be a secret are ever shown (S01).
+word, so numbers and strings are checked here. Only values that cannot be a secret are ever shown (S01). One that is mistyped
+is shown if it is short; but where a password may have come into the wrong line, beside the settings that take one, only if it
+looks like what belongs there.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import TYPE_CHECKING
 
 from ..errors import UnsafeConfigError
-from .properties import BOOLEAN, ENUM, FLAGS, FLOAT, INTEGER, PROPERTIES, SHOWN, canonical
+from .properties import BOOLEAN, CALLBACK, ENUM, FLOAT, INTEGER, PATHS, PROPERTIES, SHOWN, STRING, canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +24,13 @@ Value = str | int | float | bool
 HIDDEN = "<hidden>"
 
 _INT_MAX = 2**31 - 1  # every number of librdkafka's dict is a C int
-_PRINTABLE = 10**12  # Python refuses to print integers of thousands of digits
+_PRINTABLE = 10**24  # Python refuses to print integers of thousands of digits
+_MISTYPED = 32  # characters of what is no number, or none of the words that are known; a key or a token is longer
+_NEAR = 0.75  # how much it is like one of the words that are known
+_PASSWORDS_ARE_NEAR = ("sasl.", "ssl.", "security.", "https.", "enable.sasl.", "enable.ssl.")
+_NUMBER_MISTYPED = re.compile(r"[+-]?[0-9][0-9_., ]{0,15}[a-z%]{0,2}", re.ASCII)
+_PATH = re.compile(r"(~|\.{0,2})/.*|[A-Za-z]:[\\/].*|[\w.-]*\.(pem|crt|cer|der|crl|so|dll|dylib)")
+_LONG = 10_000  # characters of a text that has no secret: as many brokers as a cluster may have
 _INTEGER = re.compile(r"[+-]?[0-9]{1,12}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,12}(\.[0-9]{0,9})?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
@@ -58,7 +67,7 @@ def shown(name: str, value: object) -> str:
     """The value as text if it cannot be a secret, else ``<hidden>``."""
     if value is None or isinstance(value, bool):
         return "None" if value is None else str(value).lower()
-    if not isinstance(value, (str, int, float)) or (not isinstance(value, str) and not abs(value) < _PRINTABLE):
+    if not isinstance(value, (str, int, float)) or (isinstance(value, int) and abs(value) >= _PRINTABLE):
         return HIDDEN
     one, text = canonical(name), str.__str__(value) if isinstance(value, str) else str(value)
     return text if one in PROPERTIES and _harmless(one, text) else HIDDEN
@@ -152,14 +161,15 @@ _READ: dict[str, Callable[[str, str], Value | None]] = {
 
 
 def _harmless(name: str, text: str) -> bool:
+    if not text.isprintable() or "@" in text:  # "@": a URL with a password in it
+        return False
     kind, values = PROPERTIES[name].kind, PROPERTIES[name].values
-    if name == "acks":
-        return text.strip().lower() == "all" or bool(_INTEGER.fullmatch(text))
+    if kind == CALLBACK or (kind == STRING and not values):
+        fits = name in SHOWN or (name in PATHS and bool(_PATH.fullmatch(text)))
+        return fits and len(text) <= _LONG and "PRIVATE KEY" not in text
+    if len(text) <= _MISTYPED and not name.startswith(_PASSWORDS_ARE_NEAR):
+        return True
     if kind in {INTEGER, FLOAT}:
-        return bool(_NUMBER.fullmatch(text))
-    if kind == BOOLEAN:
-        return text.strip().lower() in _BOOLEANS
-    if kind in {ENUM, FLAGS} or values:
-        known = {value.lower() for value in values}
-        return all(word.strip().lower() in known for word in text.split(","))
-    return name in SHOWN and text.isprintable() and "@" not in text  # "@": a URL with a password in it
+        return bool(_NUMBER_MISTYPED.fullmatch(text))
+    known = [*_BOOLEANS] if kind == BOOLEAN else [value.lower() for value in values]
+    return all(difflib.get_close_matches(word.strip().lower(), known, 1, _NEAR) for word in text.split(","))
