@@ -165,7 +165,9 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
         action.add_argument("--origin", metavar="TOPIC", help="only those that came from this topic")
         action.add_argument("--error", metavar="TYPE", help="only those with this error, as ValueError or json.JSONDecodeError")
         action.add_argument("--since", type=_moment, metavar="TIME", help="only from then on: ISO 8601, UTC if it does not say")
-    listing.add_argument("--limit", type=_positive, metavar="N", help="only the newest so many")
+    how_many = listing.add_mutually_exclusive_group()
+    how_many.add_argument("--limit", type=_positive, metavar="N", help="only the newest so many")
+    how_many.add_argument("--count", action="store_true", help="a line for each topic of origin and type of error: how many")
     listing.add_argument("--format", choices=("text", "json"), default="text", help="json: an object on each line")
     showing.add_argument("place", type=_place, metavar="PARTITION:OFFSET")
     how = showing.add_mutually_exclusive_group()
@@ -405,7 +407,8 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
             if arguments.action == "replay" and not arguments.all and chosen != Filter():
                 raise ValueError("--origin, --error and --since choose among --all")  # noqa: TRY301
             if arguments.action == "list":
-                done = list_(config, arguments.topic, chosen, limit=arguments.limit, json=arguments.format == "json")
+                json = arguments.format == "json"
+                done = list_(config, arguments.topic, chosen, limit=arguments.limit, count=arguments.count, json=json)
             else:
                 done = replay(
                     config,

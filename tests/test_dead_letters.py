@@ -429,6 +429,28 @@ def test_some_are_chosen(command: Command, kafka: RunningKafka, kafka_topic: Cal
 
 
 @pytest.mark.broker
+def test_they_are_counted(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """By topic of origin and type of error, the most first, as far as the filters let them through; none of them is printed."""
+    one, other, dlq = kafka_topic(), kafka_topic(), kafka_topic()
+    put(kafka.bootstrap, simple(one, dlq, 2))
+    put(kafka.bootstrap, simple(other, dlq, 3, error=KeyError("k"), now=THEN / 1000 + 60))
+    put(kafka.bootstrap, simple(one, dlq, 1, error=type("E\x1b[31m", (Exception,), {})("bad"), now=THEN / 1000 + 120))
+    command("replay", dlq, "0:0")
+    keys, values, strange = command("list", dlq, "--count")
+    then, minute = (datetime.fromtimestamp(THEN / 1000 + s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") for s in (0, 60))
+    assert keys.split() == ["3", "replayed", "0", f"{minute}.000Z", "to", f"{minute}.000Z", other, "KeyError"]
+    assert values.split() == ["2", "replayed", "1", f"{then}.000Z", "to", f"{then}.000Z", one, "ValueError"]
+    assert strange.isprintable()
+    assert "dead letters: 6, replayed: 1" in command.err
+    assert command("list", dlq, "--count", "--origin", one) == [values, strange]
+    assert [json.loads(line) for line in command("list", dlq, "--count", "--error", "ValueError", "--format", "json")] == [
+        {"origin": {"topic": one}, "error_type": "ValueError", "count": 2, "replayed": 1, "first": THEN, "last": THEN}
+    ]
+    assert command("list", kafka_topic(), "--count") == []
+    assert "dead letters: 0, replayed: 0" in command.err
+
+
+@pytest.mark.broker
 def test_one_is_shown(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
     """All that is known of it; text only where it is safe on a terminal; a long value in part unless all is asked for."""
     dlq = kafka_topic()

@@ -35,21 +35,24 @@ VALUE = 4000  # characters of a value, unless all of it is asked for
 REASONS = 20  # places that are named where something was left
 
 
-def list_(config: Mapping[str, str], topic: str, chosen: Filter, *, limit: int | None, json: bool) -> bool:
-    """Print a line for each dead letter, the oldest first.
+def list_(config: Mapping[str, str], topic: str, chosen: Filter, *, limit: int | None, count: bool, json: bool) -> bool:
+    """Print a line for each dead letter, the oldest first; or only how many there are.
 
     Args:
         config: librdkafka's properties.
         topic: the dead letter topic.
         chosen: which.
         limit: only the newest so many.
+        count: a line for each topic of origin and type of error instead, the most first.
         json: an object on each line.
     """
     with TopicReader(_reachable(config), topic) as reader:
         contents = Contents.of(reader)
     found = chosen.of(contents.entries.values())
     shown = found if limit is None else found[-limit:]
-    for entry in shown:
+    if count:
+        _print_counts(found, contents, json=json)
+    for entry in () if count else shown:
         _print((_json if json else _line)(entry, replayed=entry.place in contents.replayed))
     replayed = sum(entry.place in contents.replayed for entry in found)
     _say(f"dead letters: {len(found)}, replayed: {replayed}" + (f", shown: {len(shown)}" if len(shown) < len(found) else ""))
@@ -173,6 +176,21 @@ def _account(outcome: Outcome) -> None:
         places = [_named(place) for place, why in outcome.left if why == reason]
         more = ", ..." if count > REASONS else ""
         _say(f"not sent: {count} ({', '.join(places[:REASONS])}{more}): {reason}")
+
+
+def _print_counts(found: Sequence[Entry], contents: Contents, *, json: bool) -> None:
+    kinds: dict[tuple[str, str], list[Entry]] = {}
+    for entry in found:
+        kinds.setdefault((entry.letter.topic, entry.letter.error_type), []).append(entry)
+    for (topic, error_type), entries in sorted(kinds.items(), key=lambda kind: (-len(kind[1]), kind[0])):
+        replayed = sum(entry.place in contents.replayed for entry in entries)
+        first, last = entries[0].letter.time, entries[-1].letter.time  # they are in this order
+        if json:
+            kind = {"origin": {"topic": topic}, "error_type": error_type}
+            _print(dumps({**kind, "count": len(entries), "replayed": replayed, "first": first, "last": last}))
+        else:
+            error = printable(error_type, ON_A_LINE)
+            _print(f"{len(entries)}  replayed {replayed}  {_time(first)} to {_time(last)}  {topic}  {error}")
 
 
 def _print_sent(entry: Entry) -> None:
