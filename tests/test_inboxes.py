@@ -31,7 +31,7 @@ from psycopg_pool import ConnectionPool
 
 from kafka_guarantees.dedup import _progress, postgres_inbox, sqlite_inbox
 from kafka_guarantees.dedup._conninfo import options_of
-from kafka_guarantees.dedup.contract import Entry, Inbox, Source
+from kafka_guarantees.dedup.contract import Entry, Inbox, Item, Source
 from kafka_guarantees.dedup.ids import key_of
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox, PostgresInboxTransaction
@@ -811,6 +811,21 @@ def test_the_file_belongs_to_the_user(lite: Place) -> None:
         act(tx.connection, "mine")
     assert lite.sql("PRAGMA user_version") == [(7,)]
     assert lite.effects() == ["mine"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o007, 0o640)])
+def test_who_may_read_the_file_is_up_to_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    """As with sqlite3 and most programs; and its journals are as it is, or a member of another user could not open it."""
+    before = os.umask(umask)
+    try:
+        with SqliteInbox(tmp_path / "inbox.db") as inbox, SqliteDedupStore(tmp_path / "ids.db") as store:
+            inbox.start_offsets("group", [P0])
+            store.claim("group", [Item(b"k" * 16, b"p" * 16)], token=b"t" * 16, lease=60)
+            modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert {"inbox.db", "ids.db", "ids.db-wal", "ids.db-shm"} <= modes.keys()
+    assert set(modes.values()) == {mode}
 
 
 @pytest.mark.parametrize(("durability", "level"), [("process", 1), ("power", 2)])
