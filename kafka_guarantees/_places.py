@@ -8,16 +8,20 @@ Rules.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
+from ._offsets import named
 from .errors import NO_TOPIC, OffsetBeyondEnd, OffsetsLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ._offsets import Partition
+
+log = logging.getLogger("kafka_guarantees")
 
 Start = Literal["earliest", "latest"]
 T = TypeVar("T")
@@ -68,6 +72,7 @@ class Places:
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
         self._undecided: set[Partition] = set()  # to be read from the end, once that is known
+        self._told: set[tuple[str, int, int]] = set()  # offsets of the group that do not count, and of which that was said
 
     @property
     def how_to_set(self) -> str:
@@ -126,6 +131,9 @@ class Places:
                     "are not in the topic any more (an unclean leader election, a restored cluster). Nothing was handled. Find "
                     "out what was lost; then set the offset in the inbox's table."
                 )
+        self._tell(
+            [p for p in committed if p.metadata != stored.mark and p.offset > offsets.get((p.topic, p.partition), p.offset)]
+        )
         others = [place for place in committed if (place.topic, place.partition) not in offsets]
         for place in others:
             if place.metadata == stored.mark and place.offset >= 0:
@@ -135,6 +143,23 @@ class Places:
                     f"Give the right database; or say where to go on, {self._reset}."
                 )
         return [*(place for place, end in zip(found, ends, strict=True) if end is not None), *others]
+
+    def _tell(self, ahead: Sequence[TopicPartition]) -> None:
+        """Say once that somebody has set the group's offsets, and that these do not count.
+
+        An inbox never commits one that is ahead of it. One that is behind may be from before the inbox, or where a group began,
+        if what came after was not committed any more: that says nothing.
+        """
+        new = [place for place in ahead if (place.topic, place.partition, place.offset) not in self._told]
+        if new:
+            self._told.update((place.topic, place.partition, place.offset) for place in new)
+            log.warning(
+                "%s: the group's offsets were set ahead of the inbox's, not by an inbox (kafka-consumer-groups.sh "
+                "--reset-offsets, or a run without it). They do not count: messages from the inbox's offsets on are handled. "
+                "To go on elsewhere, stop all instances, and set it %s.",
+                named((place.topic, place.partition) for place in new),
+                self.how_to_set,
+            )
 
     def _choose(self, fresh: list[TopicPartition], ask: Ask) -> None:
         """Fill in where partitions begin that the group has no committed offset of, as far as that is known."""

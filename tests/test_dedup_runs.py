@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import subprocess
 import sys
@@ -670,18 +671,51 @@ def test_an_inbox_that_lost_its_database_is_refused(
     with SqliteInbox(empty) as other, AtLeastOnce(config, inbox=other) as kafka:
         with pytest.raises(OffsetsLost, match="another database, or an older state"):
             kafka.run([topic], effect, until_idle=1)
-        consumer = Consumer({"bootstrap.servers": config["bootstrap.servers"], "group.id": config["group.id"]})
-        left = time.monotonic()
-        while True:  # librdkafka does not wait until the group has let its member go
-            try:
-                consumer.commit(offsets=[TopicPartition(topic, 0, 0)], asynchronous=False)  # as kafka-consumer-groups.sh does
-                break
-            except KafkaException:
-                assert time.monotonic() < left + 3, "the member has not left: its session is six seconds"
-                time.sleep(0.05)
-        consumer.close()
+        set_by_hand(config, topic, 0)
         kafka.run([topic], effect, until_idle=1)
     assert effects(path) == effects(empty) == ["a", "b"]
+
+
+def set_by_hand(config: dict[str, Any], topic: str, offset: int) -> None:
+    """As kafka-consumer-groups.sh --reset-offsets does, while the group is empty."""
+    consumer = Consumer({"bootstrap.servers": config["bootstrap.servers"], "group.id": config["group.id"]})
+    began = time.monotonic()
+    while True:  # librdkafka does not wait until the group has let its member go
+        try:
+            consumer.commit(offsets=[TopicPartition(topic, 0, offset)], asynchronous=False)
+            break
+        except KafkaException:
+            assert time.monotonic() < began + 3, "the member has not left: its session is six seconds"
+            time.sleep(0.05)
+    consumer.close()
+
+
+def test_a_reset_of_the_group_that_an_inbox_overrules_is_told(
+    config: dict[str, Any],
+    kafka_topic: Callable[..., str],
+    database: tuple[SqliteInbox, Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Ahead: in the log, and nothing is left out. Back, as after a crash: nothing is said, and nothing is handled twice."""
+    inbox, path = database
+    topic = kafka_topic()
+    told = f"{topic} 0: the group's offsets were set ahead of the inbox's"
+
+    def run() -> int:
+        caplog.clear()
+        with AtLeastOnce(config, inbox=inbox, message_id=None) as kafka:
+            kafka.run([topic], effect, until_idle=1)
+        return sum(record.levelno == logging.WARNING and told in record.getMessage() for record in caplog.records)
+
+    send(config, topic, ["a", "b"])
+    assert run() == 0
+    set_by_hand(config, topic, 0)
+    assert run() == 0
+    send(config, topic, ["c", "d", "e"])
+    set_by_hand(config, topic, 4)
+    assert run() == 1
+    assert effects(path) == ["a", "b", "c", "d", "e"]
+    assert run() == 0
 
 
 @pytest.mark.parametrize("kind", [PostgresDedupStore, PostgresInbox])

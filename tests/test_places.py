@@ -173,6 +173,31 @@ def raises(*_: object) -> list[TopicPartition]:
     raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
 
 
+def test_an_offset_that_somebody_has_set_ahead_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The inbox counts, and who has reset the group's offset must not think that it did something."""
+    places, brokers = Places("g", "earliest"), Brokers(p0=80, p1=80, p2=30)
+    places.stored = Stored(lambda _partitions: {("t", 0): 40, ("t", 2): 40}, MARK)
+    for _ in range(3):
+        found = places.committed([("t", 0), ("t", 1), ("t", 2)], brokers.ask)
+        assert {(place.partition, place.offset) for place in found} == {(0, 40), (1, 80), (2, 40)}
+    [told] = [record.getMessage() for record in caplog.records]
+    assert told.startswith("t 0: the group's offsets were set ahead of the inbox's")
+    assert "stop all instances, and set it in the offset table of the inbox" in told
+    brokers.offsets[0] = 81
+    places.committed([("t", 0), ("t", 1), ("t", 2)], brokers.ask)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize(("mark", "offset"), [(MARK, 80), (MARK, 30), ("", 40), ("", 30), ("", -1001)])
+def test_an_offset_that_may_be_our_own_is_not_told(mark: str, offset: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Marked: of an inbox that was restored since, or has shown less. Behind: where the group began, and crashed."""
+    places, brokers = Places("g", "earliest"), Brokers(p0=offset)
+    brokers.metadata = mark
+    places.stored = Stored(lambda _partitions: {("t", 0): 40}, MARK)
+    places.committed([("t", 0)], brokers.ask)
+    assert caplog.records == []
+
+
 def test_what_is_stored_beside_the_effects_counts_more() -> None:
     """And the group's offset where nothing was ever stored."""
     brokers, places = Brokers(p0=42, p1=43), Places("g", "earliest")
