@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from ._apart import Apart
-    from ._consumer import Batch, GroupConsumer
+    from ._batch import Batch
+    from ._consumer import GroupConsumer
     from ._failures import Failed, Failures, Handling
     from ._lifecycle import Lifecycle
     from ._pace import Pace

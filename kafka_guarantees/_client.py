@@ -190,6 +190,22 @@ class Callbacks:
             raise interrupt
 
 
+def weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """A callback that does not keep its client alive.
+
+    An exception out of a signal handler may come between any two steps, and leave a consumer that nobody closes. In a cycle
+    with the C client it would stay a member of the group, which nobody serves, until the garbage collector comes.
+    """
+    held = weakref.WeakMethod(method)
+
+    def call(*arguments: object) -> None:
+        found = held()
+        if found is not None:
+            found(*arguments)
+
+    return call
+
+
 class Rarely:
     """Whether something is to be said again: once in QUIET seconds."""
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
     from tenacity import RetryCallState
 
-    from ._consumer import Batch, GroupConsumer
+    from ._batch import Batch
+    from ._consumer import GroupConsumer
     from ._lifecycle import Lifecycle
     from ._serialization import Reading
     from ._settings import Settings

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from confluent_kafka import KafkaError
 
-    from ._consumer import Batch, GroupConsumer
+    from ._batch import Batch
+    from ._consumer import GroupConsumer
     from ._lifecycle import Lifecycle
     from ._offsets import Membership, Partition
     from ._posted import Posted

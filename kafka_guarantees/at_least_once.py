@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._apart import apart_of, ended_after
 from ._at_least_once_run import COMMIT_EVERY, Run
-from ._consumer import GroupConsumer, check_run
+from ._consumer import GroupConsumer
 from ._failures import RETRY, Failed, Failures
 from ._lifecycle import Lifecycle, close_behind
 from ._pace import Pace
@@ -49,6 +49,7 @@ from ._recognition.options import BY_HEADER, Recognition
 from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
+from ._topics import check_run
 from .errors import DeliveryError, DeliveryUnknown
 from .records import Record, RecordRefused, check_handler, leave, records_in, with_id
 
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._apart import Apart
-    from ._consumer import Batch
+    from ._batch import Batch
     from ._failures import Handling
     from ._lifecycle import Itself
     from ._places import Start

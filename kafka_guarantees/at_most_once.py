@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException
 
 from ._apart import apart_of, ended_after
-from ._consumer import GroupConsumer, check_run, sent_twice
+from ._consumer import GroupConsumer, sent_twice
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
 from ._offsets import next_offsets, not_before
@@ -37,6 +37,7 @@ from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
+from ._topics import check_run
 from .errors import REBALANCED, BrokerError, DeliveryError, UnsafeConfigError, kafka_error
 from .records import Record, check_handler, leave, records_in
 
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._apart import Apart
-    from ._consumer import Batch
+    from ._batch import Batch
     from ._lifecycle import Itself
     from ._offsets import Partition
     from ._places import Start

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._apart import apart_of, ended_after
 from ._client import Abandoned
-from ._consumer import GroupConsumer, check_run
+from ._consumer import GroupConsumer
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._in_flight import InFlight
 from ._lifecycle import Lifecycle, close_behind
@@ -46,6 +46,7 @@ from ._places import Places
 from ._preflight import Preflight
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
+from ._topics import check_run
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
 from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
 from .records import Record, RecordRefused, check_handler
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ._apart import Apart
-    from ._consumer import Batch
+    from ._batch import Batch
     from ._failures import Handling
     from ._in_flight import Flight
     from ._lifecycle import Itself

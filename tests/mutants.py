@@ -178,7 +178,7 @@ def keep_alive(consumer: Any, batch: Any) -> None:
         if message is not None and message.error() is None:
             consumer.unplace([(message.topic(), message.partition())])
         now = consumer.membership()
-        if (time.monotonic() > asked + 0.5) if now == batch.member else (now.active and consumer._owned):
+        if (time.monotonic() > asked + 0.5) if now == batch.member else (now.active and consumer._assignment.owned):
             break
 
 
@@ -425,7 +425,7 @@ def alo_goes_on_after_a_poll_that_raised() -> None:
             fetched = self.raw.consume(max_batch, wait)
         except Exception:  # noqa: BLE001 - that is the mutant
             fetched = []
-        return fetched, self._rebalances, None
+        return fetched, self._assignment.rebalances, None
 
 
 @mutant(ALO, "unseen", "poll skip", faults=["slow handlers"], session=1500, duration=12.0)

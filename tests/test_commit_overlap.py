@@ -20,8 +20,10 @@ from kafka_guarantees import (
     KafkaGuaranteesError,
     Record,
 )
+from kafka_guarantees._assignment import Assignment
 from kafka_guarantees._at_least_once_run import Run
-from kafka_guarantees._consumer import Batch, GroupConsumer
+from kafka_guarantees._batch import Batch
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._posted import Posted
@@ -418,7 +420,8 @@ def test_a_commit_of_a_rebalance_that_arrives_late_is_noticed(scene: Scene) -> N
 @pytest.mark.parametrize("meanwhile", ["nothing", "a rebalance", "a freeze"])
 def test_the_membership_is_asked_for_before_a_message_is_waited_for(monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
     """Asking takes 0.1 ms, for which the message would wait. After a rebalance, or a freeze, it is asked again (M03)."""
-    stub = SimpleNamespace(_rebalances=0, _problem=None, _callbacks=SimpleNamespace(raise_interrupt=lambda: None))
+    assignment = Assignment()
+    stub = SimpleNamespace(_assignment=assignment, _problem=None, _callbacks=SimpleNamespace(raise_interrupt=lambda: None))
     now, message, calls = [100.0], object(), list[str]()
 
     class Raw:
@@ -426,7 +429,7 @@ def test_the_membership_is_asked_for_before_a_message_is_waited_for(monkeypatch:
             calls.append("poll")
             if not wait:
                 return None
-            stub._rebalances += meanwhile == "a rebalance"
+            assignment.rebalances += meanwhile == "a rebalance"
             now[0] += 5.0 if meanwhile == "a freeze" else wait
             return message
 
@@ -440,7 +443,7 @@ def test_the_membership_is_asked_for_before_a_message_is_waited_for(monkeypatch:
     stub.raw = Raw()
     monkeypatch.setattr("kafka_guarantees._consumer.time", SimpleNamespace(monotonic=lambda: now[0]))
     taken = GroupConsumer._take(stub, 10, 0.1, lambda: calls.append("idle"))  # type: ignore[arg-type]
-    assert taken == ([message] * 2, stub._rebalances, ME if meanwhile == "nothing" else None)
+    assert taken == ([message] * 2, assignment.rebalances, ME if meanwhile == "nothing" else None)
     assert calls == ["poll", "idle", "asked", "poll"]
 
 

@@ -307,7 +307,7 @@ def test_x03_unfenced_metadata_is_never_used(world: Callable[..., World], monkey
                 return lies.pop()
             return super().consumer_group_metadata()
 
-    monkeypatch.setattr("kafka_guarantees._consumer.Consumer", Unfenced)
+    monkeypatch.setattr("kafka_guarantees._group_client.Consumer", Unfenced)
     handled: list[bytes | None] = []
 
     def handler(message: Message) -> Iterator[Record]:
@@ -898,7 +898,7 @@ def test_x24_the_last_run_is_ended_before_anything_is_fetched(
             scripted.calls.append(("subscribe", ()))
             super().subscribe(*args, **options)
 
-    monkeypatch.setattr("kafka_guarantees._consumer.Consumer", Subscribing)
+    monkeypatch.setattr("kafka_guarantees._group_client.Consumer", Subscribing)
     scripted.before["init_transactions"] = [retriable(KafkaError._TIMED_OUT)]
     with here.client() as kafka:
         here.run(kafka)

@@ -19,6 +19,7 @@ from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, 
 from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._failures import Failed, Left
+from kafka_guarantees._group_client import GroupClient
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._pace import Pace
 from kafka_guarantees._places import Places
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from kafka_guarantees._consumer import Batch
+    from kafka_guarantees._batch import Batch
     from kafka_guarantees._recognition.claims import Work
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
@@ -273,11 +274,10 @@ def test_a_stray_start_is_heeded_by_the_next_fetch(kafka: RunningKafka, kafka_to
 
 def test_what_interrupts_a_rejoin_is_not_hidden_by_its_end() -> None:
     """Between the old client and the new one there is none: to close that is no error, and hides none."""
-    consumer = GroupConsumer.__new__(GroupConsumer)
-    consumer._lifecycle = SimpleNamespace(forked=False)  # type: ignore[assignment] # what it needs of it
-    consumer._caller = SimpleNamespace(end=lambda: None)  # type: ignore[assignment] # likewise
-    consumer.raw = None
-    consumer.close()
+    client = GroupClient.__new__(GroupClient)
+    client._caller = SimpleNamespace(end=lambda: None)  # type: ignore[assignment] # what it needs of it
+    client.raw = None
+    client.close()
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,16 @@ import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
 
 from kafka_guarantees import BrokerError
-from kafka_guarantees._consumer import Batch, GroupConsumer
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._places import Places
 from kafka_guarantees._settings import Guarantee, resolve
+from kafka_guarantees._topics import Topics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from kafka_guarantees._batch import Batch
     from kafka_guarantees._offsets import Partition
 
 T0, T1 = ("t", 0), ("t", 1)
@@ -104,8 +106,8 @@ class Raw:
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupConsumer]]:
     """A member that owns two partitions, both committed at 5; with librdkafka's names for settings, ``_`` for dots."""
-    monkeypatch.setattr("kafka_guarantees._consumer.Consumer", Raw)
-    monkeypatch.setattr(GroupConsumer, "_require", lambda *_, **__: None)
+    monkeypatch.setattr("kafka_guarantees._group_client.Consumer", Raw)
+    monkeypatch.setattr(Topics, "require", lambda *_, **__: None)
     members: list[GroupConsumer] = []
 
     def make(*, strict: bool = False, in_flight: Any = None, **config: object) -> GroupConsumer:
@@ -121,12 +123,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupConsume
 
     yield make
     for member in members:
-        member._caller.end()
+        member._client._caller.end()
 
 
 @pytest.fixture
 def member(made: Callable[..., GroupConsumer]) -> GroupConsumer:
     return made()
+
+
+def ends(member: GroupConsumer, offset: int) -> None:
+    for place in (T0, T1):
+        member._assignment.ends_at(place, offset)
 
 
 def fetched(member: GroupConsumer, *messages: Message) -> Batch:
@@ -150,7 +157,7 @@ def test_what_was_fetched_before_a_rebalance_is_fetched_again(member: GroupConsu
     ]
     assert member.fetch(10) is None
     assert member.raw.times("seek") == 2
-    assert not member._unplaced
+    assert not member._assignment.unplaced
 
 
 def test_what_was_fetched_without_a_membership_is_fetched_again(member: GroupConsumer) -> None:
@@ -239,12 +246,12 @@ def test_what_has_rested_goes_on_where_the_group_is(member: GroupConsumer) -> No
     member.rest([at(T1, 5)], LONG)
     assert member.fetch(10) is None
     assert member.raw.log[-3:] == [("resume", [T0]), ("committed", [T0]), ("seek", [T0])]
-    assert list(member._resting) == [T1]
+    assert member._assignment.awake == {T0}
 
 
 def test_what_rests_is_not_at_its_end(member: GroupConsumer) -> None:
     """A run with until_idle would end without what was given back."""
-    member._ends = {T0: 0, T1: 0}
+    ends(member, 0)
     assert member._drained()
     member.rest([at(T0, 5)], LONG)
     assert not member._drained()
@@ -252,17 +259,18 @@ def test_what_rests_is_not_at_its_end(member: GroupConsumer) -> None:
 
 def test_what_is_to_be_fetched_again_is_not_at_its_end(member: GroupConsumer) -> None:
     """Likewise; and a member that the group has thrown out does not know of any end."""
-    member._ends = {T0: 0, T1: 0}
+    ends(member, 0)
     member.unplace([T0])
     assert not member._drained()
-    member._unplaced.clear()
+    member._assignment.unplaced.clear()
     member.raw.metadata = metadata(-1, "")
     assert not member._drained()
 
 
 def test_where_a_partition_ended_is_not_known_when_it_comes_back(member: GroupConsumer) -> None:
     """A run with until_idle would end before it has come to what was written since."""
-    member._ends, member._reached = {T0: 9, T1: 9}, {T0: 9, T1: 9}
+    ends(member, 9)
+    member._assignment.reach({T0: 9, T1: 9})
     assert member._drained()
     member.raw.comes = [member.raw.rebalance("revoke", T0), member.raw.rebalance("assign", T0)]
     assert member.fetch(10) is None
@@ -319,7 +327,7 @@ def test_what_is_not_owned_any_more_is_not_sought(member: GroupConsumer) -> None
     member.unplace([T0, T1])
     assert member.fetch(10) is None
     assert [places for what, places in member.raw.log if what == "seek"] == [[T1]]
-    assert not member._unplaced
+    assert not member._assignment.unplaced
 
 
 @pytest.mark.parametrize("error", [KafkaException(REFUSED), BrokerError("no answer"), KeyboardInterrupt()])
@@ -374,7 +382,7 @@ def test_where_one_partition_has_no_answer_nothing_is_decided(member: GroupConsu
     assert member.fetch(10) is None
     assert not member.raw.times("commit")
     assert not member.raw.times("seek")
-    assert member._waiting == {t2}
+    assert member._assignment.waiting == {t2}
 
 
 def test_whether_a_topic_was_deleted_is_asked_without_a_poll(member: GroupConsumer) -> None:
@@ -385,7 +393,7 @@ def test_whether_a_topic_was_deleted_is_asked_without_a_poll(member: GroupConsum
 
     member.raw.list_topics = gone
     member.raw.comes = [at(T0, 5)]
-    assert not member._deleted("t")
+    assert not member._topics.deleted("t")
     assert len(member.raw.comes) == 1
 
 
@@ -396,15 +404,18 @@ def test_a_new_member_knows_nothing_of_what_the_old_one_had(made: Callable[..., 
     """It owns what it is assigned. What is not its own it neither reads nor seeks: librdkafka would refuse that, for ever."""
     member = made(group_instance_id="static", strict=True)  # one that does not give back what it has
     old = member.raw
-    member._waiting.add(T1)
+    member._assignment.wait({T1})
     member.rest([at(T0, 5)], LONG)
     member.unplace([T0])
-    member._ends, member._reached = {T0: 9}, {T0: 5}
+    ends(member, 9)
+    member._assignment.reach({T0: 5})
     member.rejoin("for the test")
     assert member.raw is not old
     assert old.times("close") == 1
-    remembered = member._owned, member._waiting, member._resting, member._unplaced, member._ends, member._reached
-    assert not any(remembered)
+    now = member._assignment
+    assert not any((now.owned, now.waiting, now.unplaced, now.rested(math.inf)))
+    now.assign({T0})
+    assert not now.at_end(math.inf), "it remembers an end"
 
 
 # -- what is lost --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from confluent_kafka.admin import AdminClient
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, _lifecycle
 from kafka_guarantees._client import Callbacks, Caller
 from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._group_client import GroupClient
 from kafka_guarantees._lifecycle import SECOND_THOUGHTS, Lifecycle
 from kafka_guarantees._places import Places
 from kafka_guarantees._settings import Guarantee, resolve
@@ -996,19 +997,19 @@ def test_a_close_that_is_interrupted_leaves_no_member_behind(
 ) -> None:
     """C01: before its first call has begun. Such a member would hold up every rebalance for max.poll.interval.ms."""
     group = fresh("group")
-    true_give_back = GroupConsumer._give_back
+    true_give_back = GroupClient._give_back
 
-    def give_back(consumer: GroupConsumer, given_up: Callable[[], bool]) -> None:
-        calls = consumer._caller._calls
+    def give_back(client: GroupClient, given_up: Callable[[], bool]) -> None:
+        calls = client._caller._calls
         assert calls is not None
         calls.put(lambda: time.sleep(1))  # its thread does not get its turn
         signal.setitimer(signal.ITIMER_REAL, 0.3)
-        true_give_back(consumer, given_up)
+        true_give_back(client, given_up)
 
     def ring(_number: int, _frame: object) -> None:
         raise Alarm
 
-    monkeypatch.setattr(GroupConsumer, "_give_back", give_back)
+    monkeypatch.setattr(GroupClient, "_give_back", give_back)
     before = signal.signal(signal.SIGALRM, ring)
     try:
         with without_collector(), AtLeastOnce({"bootstrap.servers": kafka.bootstrap, "group.id": group, **SESSION}) as client:
@@ -1032,7 +1033,7 @@ def test_a_consumer_that_nobody_holds_leaves_no_member_behind(
         trailing = guarantee is Guarantee.AT_LEAST_ONCE
         consumer = GroupConsumer(settings, Lifecycle("test"), [kafka_topic()], Places(group, "earliest"), trailing=trailing)
         deadline = time.monotonic() + 15
-        while not consumer._owned:
+        while not consumer._assignment.owned:
             consumer.fetch(1)
             assert time.monotonic() < deadline
         assert members(kafka, group) == 1

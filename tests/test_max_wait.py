@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Message, Producer
 
 from kafka_guarantees import AtLeastOnce, BrokerError, ExactlyOnce, Record
+from kafka_guarantees._assignment import Assignment
 from kafka_guarantees._consumer import GroupConsumer
 
 from .conftest import committed, fill, read_all, values
@@ -153,7 +154,7 @@ def test_what_was_gathered_before_an_error_is_not_passed_over() -> None:
         raise problem
 
     stub = SimpleNamespace(
-        _rebalances=0,
+        _assignment=Assignment(),
         _problem=None,
         _lifecycle=SimpleNamespace(stopping=False),
         idle=None,

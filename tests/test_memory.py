@@ -174,11 +174,11 @@ def test_it_rests_while_a_batch_is_fetched(
             return self._raw.consume(number, timeout)
 
     def watched(self: GroupConsumer, *arguments: Any) -> Any:
-        raw, self.raw = self.raw, Watched(self.raw)
+        raw, self._client.raw = self.raw, Watched(self.raw)
         try:
             return take(self, *arguments)
         finally:
-            self.raw = raw
+            self._client.raw = raw
 
     monkeypatch.setattr(GroupConsumer, "_take", watched)
     with AtLeastOnce(config) as service:

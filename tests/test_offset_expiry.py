@@ -69,7 +69,7 @@ def test_where_nothing_comes_the_offset_is_committed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Once in REFRESH seconds, and where it has not moved. Groups of the classic protocol keep what they have read of late."""
-    monkeypatch.setattr("kafka_guarantees._consumer.REFRESH", 0.3)
+    monkeypatch.setattr("kafka_guarantees._offset_expiry.REFRESH", 0.3)
     topic = kafka_topic(2)
     fill(kafka.bootstrap, topic, [b"%d" % number for number in range(10)], 2)
     assert len(_run(kafka.bootstrap, guarantee, topic, protocol, idle=2.0)) == 10
@@ -88,7 +88,7 @@ def test_where_nothing_comes_the_offset_is_committed_again(
 @CLASSES
 def test_a_quiet_partition_is_not_read_again_after_a_restart(guarantee: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """It was: all that the partition still holds, since its offset was gone in the first moment without members."""
-    monkeypatch.setattr("kafka_guarantees._consumer.REFRESH", 5.0)
+    monkeypatch.setattr("kafka_guarantees._offset_expiry.REFRESH", 5.0)
     settings = {"offsets.retention.minutes": 1, "offsets.retention.check.interval.ms": 500}
     with LocalKafka(config=settings) as kafka:
         kafka.create_topic("offers", 2)

@@ -19,11 +19,13 @@ from confluent_kafka import (
 )
 
 from kafka_guarantees import AtLeastOnce, OffsetsLost
-from kafka_guarantees._consumer import LEADERLESS, WITHIN, GroupConsumer
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._places import Places, Stored
+from kafka_guarantees._positions import LEADERLESS, WITHIN
 from kafka_guarantees._settings import Guarantee, resolve
+from kafka_guarantees._topics import Topics
 from kafka_guarantees.errors import OffsetBeyondEnd
 from kafka_guarantees.prove.proxy import Proxy
 
@@ -32,6 +34,7 @@ from .conftest import fill
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from kafka_guarantees._offsets import Partition
     from kafka_guarantees._places import Start
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
@@ -235,17 +238,24 @@ class Slow:
     def seek(self, _place: TopicPartition) -> None: ...
 
 
+def owns(member: GroupConsumer, owned: set[Partition], *, waiting: set[Partition]) -> None:
+    """All that it owns is fetched from where the group is, but for those that wait."""
+    member._assignment.assign(owned)
+    member._assignment.wait(waiting)
+    member._assignment.put_right()
+
+
 @pytest.fixture
 def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupConsumer]:
     """One that has been given a partition, and does not know where to go on."""
     config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "session.timeout.ms": 20_000}
-    monkeypatch.setattr(GroupConsumer, "_require", lambda *_, **__: None)
+    monkeypatch.setattr(Topics, "require", lambda *_, **__: None)
     made = GroupConsumer(resolve(Guarantee.AT_LEAST_ONCE, config), Lifecycle("test"), ["t"], Places("g", "earliest"))
-    made._owned.add(("t", 0))
-    made._unplaced.add(("t", 0))
+    made._assignment.assign({("t", 0)})
+    made.unplace([("t", 0)])
     raw = made.raw
     yield made
-    made.raw = raw
+    made._client.raw = raw
     made._lifecycle.stop()
     made.close()
 
@@ -253,7 +263,7 @@ def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupConsumer]:
 def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
     """Up to eight seconds, and not in the thread of the loop. An answer brings it back to where it was."""
     slow = Slow()
-    member.raw = slow
+    member._client.raw = slow
     for _ in range(5):
         assert member._find_places() == {("t", 0)}
     assert slow.asked == [1, 2, 4, 8, 8]
@@ -265,12 +275,12 @@ def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
     assert threading.current_thread().name not in slow.threads
     slow.answers = True
     member._find_places()
-    assert not member._unplaced
+    assert not member._assignment.unplaced
     member.unplace([("t", 0)])
     member._find_places()
     assert slow.asked[16:] == [8, 1]
     slow.threads.clear()
-    member._asked_in_callback(lambda raw, within: raw.committed([], within))
+    member._positions._asked_in_callback(lambda raw, within: raw.committed([], within))
     assert (slow.asked[-1], slow.threads) == (1, {threading.current_thread().name})
 
 
@@ -279,20 +289,19 @@ def test_what_loses_its_leader_waits_when_all_is_assigned_anew(member: GroupCons
     brokers, assigned = Brokers(p0=42, p1=43), list[list[int]]()
     brokers.without_leader = {1}
     member._places.stored = Stored(lambda partitions: {place: 50 for place in partitions if place[1] < 2}, MARK)
-    member.raw = SimpleNamespace(
+    member._client.raw = SimpleNamespace(
         **{name: getattr(brokers, name) for name in ("committed", "offsets_for_times", "list_topics")},
         commit=lambda offsets, asynchronous: list(map(brokers.commit, [offsets]))[1:],
         assign=lambda places: assigned.append(sorted(place.partition for place in places)),
         seek=lambda _place: None,
     )
-    member._unplaced = set()
-    member._owned, member._waiting = {("t", 0), ("t", 1), ("t", 2)}, {("t", 2)}
+    owns(member, {("t", 0), ("t", 1), ("t", 2)}, waiting={("t", 2)})
     assert member._find_places() == {("t", 0), ("t", 1)}
-    assert (assigned, member._waiting) == ([[0, 2]], {("t", 1)})
+    assert (assigned, member._assignment.waiting) == ([[0, 2]], {("t", 1)})
     brokers.without_leader.clear()
-    member._not_before[("t", 1)] -= LEADERLESS
+    member._assignment._not_before[("t", 1)] -= LEADERLESS
     member._find_places()
-    assert (assigned[1:], member._waiting) == ([[0, 1, 2]], set())
+    assert (assigned[1:], member._assignment.waiting) == ([[0, 1, 2]], set())
 
 
 @pytest.mark.parametrize(("topics", "drained"), [(["^zzz"], True), (["^zzz", "^t"], False), (["^zzz", "named"], False)])
@@ -300,11 +309,11 @@ def test_where_no_topic_matches_there_is_nothing_to_read(
     member: GroupConsumer, caplog: pytest.LogCaptureFixture, topics: list[str], *, drained: bool
 ) -> None:
     """Nobody joins the group then, and a run with ``until_idle`` would wait for ever."""
-    member._owned.clear()
-    member._unplaced.clear()
-    member._topics = topics
+    member._assignment.owned.clear()
+    member._assignment.unplaced.clear()
+    member._topics.names = topics
     raw = member.raw
-    member.raw = SimpleNamespace(
+    member._client.raw = SimpleNamespace(
         list_topics=lambda timeout: SimpleNamespace(topics={"t": None}),
         consumer_group_metadata=raw.consumer_group_metadata,
     )
@@ -315,9 +324,10 @@ def test_where_no_topic_matches_there_is_nothing_to_read(
 def test_a_member_whose_partitions_are_revoked_has_not_drained_them(member: GroupConsumer) -> None:
     """The eager protocol takes all away while the group waits for its slowest member; then ``until_idle`` does not count."""
     places = [TopicPartition("t", 0)]
-    member._unplaced.clear()
+    member._assignment.unplaced.clear()
     member.membership = lambda: Membership(3, "me")  # type: ignore[method-assign] # the old one, until it has joined again
-    member._ends["t", 0] = member._reached["t", 0] = 7
+    member._assignment.ends_at(("t", 0), 7)
+    member._assignment.reach({("t", 0): 7})
     assert member._drained()
     member._on_revoke(member.raw, places)
     assert not member._drained()
@@ -330,7 +340,7 @@ def test_what_has_no_leader_is_asked_for_now_and_then(
     member: GroupConsumer, protocol: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its partition waits, and is asked for again later; the others are read, and not placed anew with every fetch."""
-    member._incremental = protocol != "range"
+    member._client.incremental = protocol != "range"
     brokers, assigned = Brokers(p0=42), list[list[int]]()
     brokers.without_leader = {1}
 
@@ -344,33 +354,32 @@ def test_what_has_no_leader_is_asked_for_now_and_then(
         incremental_assign=assign,
         seek=lambda _place: None,
     )
-    member.raw, member._unplaced = raw, set()
-    member._owned = {("t", 0), ("t", 1), ("t", 2)}
-    member._waiting = {("t", 1), ("t", 2)}
+    member._client.raw = raw
+    owns(member, {("t", 0), ("t", 1), ("t", 2)}, waiting={("t", 1), ("t", 2)})
     for _ in range(3):
         if member._must_ask():
             member._find_places()
-    assert assigned == [[2] if member._incremental else [0, 2]]
-    assert member._waiting == {("t", 1)}
+    assert assigned == [[2] if member._client.incremental else [0, 2]]
+    assert member._assignment.waiting == {("t", 1)}
     assert "t 1: where to go on is not known: it has no leader" in caplog.text
-    member._not_before[("t", 1)] -= LEADERLESS
+    member._assignment._not_before[("t", 1)] -= LEADERLESS
     member._find_places()
     assert not assigned[1:]
     assert not member._must_ask()
-    member._owned.add(("t", 3))  # another one without a leader: each has its own time
-    member._waiting.add(("t", 3))
+    member._assignment.assign({("t", 3)})  # another one without a leader: each has its own time
+    member._assignment.wait({("t", 3)})
     brokers.without_leader.add(3)
     brokers.count = 4
     for _ in range(3):
         if member._must_ask():
             member._find_places()
-    assert member._waiting == {("t", 1), ("t", 3)}
+    assert member._assignment.waiting == {("t", 1), ("t", 3)}
     brokers.without_leader.clear()
     assert not member._must_ask()
-    member._not_before[("t", 1)] -= LEADERLESS
+    member._assignment._not_before[("t", 1)] -= LEADERLESS
     member._find_places()
-    assert assigned[1:] == [[1] if member._incremental else [0, 1, 2]]
-    assert member._waiting == {("t", 3)}
+    assert assigned[1:] == [[1] if member._client.incremental else [0, 1, 2]]
+    assert member._assignment.waiting == {("t", 3)}
 
 
 def test_a_stop_does_not_wait_for_an_answer(member: GroupConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +398,7 @@ def test_a_stop_does_not_wait_for_an_answer(member: GroupConsumer, monkeypatch: 
                 used.append(name)
             return getattr(true, name)
 
-    member.raw = Hanging()
+    member._client.raw = Hanging()
     monkeypatch.setattr(member, "_take", lambda *_: ([Message(topic="t", partition=1, offset=0)], 0, None))
 
     def stops() -> None:

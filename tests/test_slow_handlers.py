@@ -144,7 +144,7 @@ class Rebalances:
 
     def _counting(self, name: str, method: Callable[..., None]) -> Callable[..., None]:
         def counting(consumer: Any, raw: Any, partitions: Any) -> None:
-            if not consumer._closing:
+            if not consumer._client.leaving:
                 self.seen[name] += bool(partitions)
             method(consumer, raw, partitions)
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
-    from .._consumer import Batch, GroupConsumer
+    from .._batch import Batch
+    from .._consumer import GroupConsumer
 
 log = logging.getLogger("kafka_guarantees")
 

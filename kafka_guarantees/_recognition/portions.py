@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-    from .._consumer import Batch, GroupConsumer
+    from .._batch import Batch
+    from .._consumer import GroupConsumer
     from .._failures import Failures, Handling
     from .._lifecycle import Lifecycle
     from .._settings import Settings
