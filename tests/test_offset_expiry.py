@@ -7,8 +7,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import TopicPartition
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce
+from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce
+from kafka_guarantees._offset_expiry import Refresh
+from kafka_guarantees._offsets import Membership
+from kafka_guarantees._places import Places, Stored
 from kafka_guarantees.testing import LocalKafka
 
 from .conftest import fill, read_all
@@ -20,8 +24,6 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
-
-pytestmark = pytest.mark.broker
 
 CLASSES = pytest.mark.parametrize("guarantee", [AtMostOnce, AtLeastOnce, ExactlyOnce])
 EXPIRED = 65.0  # seconds: brokers count in whole minutes
@@ -59,6 +61,81 @@ def _commits(bootstrap: str, topic: str) -> list[tuple[int, int]]:
     return found
 
 
+class Group:
+    """What it has committed, of one partition; and what is committed again, by a member that may be thrown out meanwhile."""
+
+    def __init__(self) -> None:
+        self.offset = 5
+        self.takes = 0.0  # seconds, to answer
+        self.member = Membership(1, "me")
+        self.again: list[int] = []
+        self.refusal: Exception | None = None
+
+    def ask(self, question: Callable[[Any, float], Any]) -> Any:
+        return question(self, 1.0)
+
+    def committed(self, places: list[TopicPartition], _within: float) -> list[TopicPartition]:
+        time.sleep(self.takes)
+        return [TopicPartition(place.topic, place.partition, self.offset) for place in places]
+
+    def commit(self, places: list[TopicPartition], usual: float) -> None:
+        assert usual >= self.takes
+        if self.refusal is not None:
+            raise self.refusal
+        self.again += [place.offset for place in places]
+
+    def refresh(self, refresh: Refresh) -> None:
+        refresh.commit({("t", 0)}, lambda: self.member, self.ask, self.commit)
+
+
+def test_what_has_moved_since_is_not_committed_again() -> None:
+    """It was committed. And of what nothing was ever committed, nothing is."""
+    group, refresh = Group(), Refresh(Places("g", "earliest"), late=60)
+    for offset in (5, 6, 6, -1001, -1001):
+        group.offset = offset
+        group.refresh(refresh)
+    assert group.again == [5, 6]
+
+
+def test_it_is_done_when_partitions_were_assigned_and_not_again_soon() -> None:
+    """Not before, and not at all where offsets are stored beside the effects: these do not expire."""
+    group, places = Group(), Places("g", "earliest")
+    refresh = Refresh(places, late=60)
+    assert not refresh.due
+    refresh.begin()
+    assert refresh.due
+    group.refresh(refresh)
+    assert not refresh.due
+    places.stored = Stored(lambda _partitions: {}, "mark")
+    refresh.begin()
+    assert not refresh.due
+
+
+@pytest.mark.parametrize("why", ["an answer that came late", "another membership"])
+def test_what_may_be_another_ones_is_not_committed_again(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """M03: somebody else may have gone on from there, whom it would set back. It is tried again."""
+    monkeypatch.setattr("kafka_guarantees._offset_expiry.SOON", 0.0)
+    group, refresh = Group(), Refresh(Places("g", "earliest"), late=0.05)
+    if why == "another membership":
+        members = [Membership(1, "me"), Membership(2, "another")]
+        refresh.commit({("t", 0)}, lambda: members.pop(0), group.ask, group.commit)
+    else:
+        group.takes = 0.1
+        group.refresh(refresh)
+    assert not group.again
+    assert refresh.due
+
+
+def test_to_commit_again_may_fail() -> None:
+    """It is of no use to the messages in hand, and there is time to try again."""
+    group, refresh = Group(), Refresh(Places("g", "earliest"), late=60)
+    refresh.begin()
+    group.refusal = BrokerError("no answer")
+    group.refresh(refresh)
+    assert not refresh.due
+
+
+@pytest.mark.broker
 @CLASSES
 @pytest.mark.parametrize("protocol", ["consumer", "classic"])
 def test_where_nothing_comes_the_offset_is_committed_again(
@@ -84,6 +161,7 @@ def test_where_nothing_comes_the_offset_is_committed_again(
         assert set(again) == {(0, 5), (1, 5)}
 
 
+@pytest.mark.broker
 @pytest.mark.soak
 @CLASSES
 def test_a_quiet_partition_is_not_read_again_after_a_restart(guarantee: type[Any], monkeypatch: pytest.MonkeyPatch) -> None:
