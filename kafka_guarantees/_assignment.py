@@ -32,6 +32,7 @@ class Assignment:
         waiting: see above.
         unplaced: see above. It may have some that are not owned any more.
         given_away: since the batch in hand was fetched.
+        assigned: whether the member was assigned anything since it joined, if only nothing.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,7 @@ class Assignment:
         self.waiting: set[Partition] = set()
         self.unplaced: set[Partition] = set()
         self.given_away: set[Partition] = set()
+        self.assigned = False
         self._not_before: dict[Partition, float] = {}  # when some of those that wait are asked for again
         self._resting: dict[Partition, float] = {}  # until when
         self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
@@ -55,6 +57,7 @@ class Assignment:
     def assign(self, partitions: AbstractSet[Partition]) -> None:
         """These are owned from now on, and fetched, unless ``wait`` says otherwise."""
         self.owned |= partitions
+        self.assigned = True
         self._rejoining_until = 0.0
 
     def revoke(self, gone: AbstractSet[Partition], rejoining_until: float | None = None) -> None:
@@ -78,6 +81,7 @@ class Assignment:
     def clear(self) -> None:
         """Another member takes over, which owns what it is assigned."""
         self.rebalance()
+        self.assigned = False
         for partitions in (
             self.owned,
             self.waiting,

@@ -123,6 +123,7 @@ class GroupConsumer:
         self._places = places
         self._callbacks = Callbacks()
         self._strict = strict
+        self._took_over = False  # whether a member before this one has left the group
         self._stray = ""  # why something that was committed may still be on its way
         self._looked = 0  # how many rebalances there had been when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
@@ -186,7 +187,9 @@ class GroupConsumer:
             return False
         if not self._assignment.at_end(time.monotonic()):
             return False
-        return self.membership().active or (not self._assignment.owned and self._topics.match_nothing())
+        # the classic protocols assign to each member, if nothing, once the group's leader has answered
+        assigned = self._client.kip_848 or self._assignment.assigned
+        return (assigned and self.membership().active) or (not self._assignment.owned and self._topics.match_nothing())
 
     def fetch(self, max_batch: int, max_wait: float = 0.0) -> Batch | None:
         """Wait a moment for a first message and take what is there with it. None: nothing came, or it was not ours.
@@ -359,11 +362,13 @@ class GroupConsumer:
         """
         self.raw.pause([TopicPartition(*partition) for partition in self._assignment.owned])  # the new ones too
         asked = time.monotonic()
-        fetched, *_ = self._take(1, wait)
-        self.unplace(next_offsets(self._without_events(fetched)))
-        if batch.partitions & self._assignment.given_away:
-            batch.fetched = -math.inf  # for good, also if it is waited for again
-        elif batch.fetched > -math.inf:
+        try:
+            fetched, *_ = self._take(1, wait)
+            self.unplace(next_offsets(self._without_events(fetched)))
+        finally:
+            if batch.partitions & self._assignment.given_away:
+                batch.fetched = -math.inf  # for good, also if it is waited for again
+        if batch.fetched > -math.inf:
             batch.fetched = asked
             metadata = self.raw.consumer_group_metadata()
             if membership(metadata).continues(batch.member):
@@ -499,8 +504,8 @@ class GroupConsumer:
             self._assignment.rebalance()
             new = {(p.topic, p.partition) for p in partitions}
             self._assignment.assign(new)
-            if new and self._client.kip_848:
-                self._refresh.begin()
+            if new and self._client.kip_848 and not self._took_over:  # else the member before it did: where commits take
+                self._refresh.begin()  # their time, each may be a reason to take over
             log.info("group %r has assigned %s", self._settings.group_id, named(new))
             if self._client.leaving:
                 return  # revoked in the next moment: confluent-kafka accepts them
@@ -520,18 +525,19 @@ class GroupConsumer:
     def _gone(self, raw: Any, partitions: list[TopicPartition], *, lost: bool = False) -> None:
         try:
             self._settle()  # before the partitions are given away
-            self._assignment.rebalance()
             gone = {(p.topic, p.partition) for p in partitions}
+            waiting = self._assignment.waiting & gone
+            rejoining_until = None
+            if lost or not self._client.incremental:  # it joins again, and the classic group waits for its slowest member
+                rejoining_until = time.monotonic() + (UNASSIGNED if self._client.kip_848 else self._settings.max_poll_interval)
+            self._assignment.rebalance()
+            self._assignment.revoke(gone, rejoining_until)  # first: whatever fails, they are not ours (X02)
             log.info("group %r has %s %s", self._settings.group_id, "given away" if lost else "revoked", named(gone))
             if lost and self.trail is not None:
                 self.trail.lost(gone)
             raw.resume(partitions)  # librdkafka keeps a pause, and would read nothing once they are assigned again
-            if self._client.incremental and self._assignment.waiting & gone:
-                raw.incremental_unassign([TopicPartition(*partition) for partition in gone - self._assignment.waiting])
-            rejoining_until = None
-            if lost or not self._client.incremental:  # it joins again, and the classic group waits for its slowest member
-                rejoining_until = time.monotonic() + (UNASSIGNED if self._client.kip_848 else self._settings.max_poll_interval)
-            self._assignment.revoke(gone, rejoining_until)
+            if self._client.incremental and waiting:
+                raw.incremental_unassign([TopicPartition(*partition) for partition in gone - waiting])
         except BaseException as problem:  # noqa: BLE001 - raised after the C call
             self._keep(problem)
 
@@ -558,7 +564,7 @@ class GroupConsumer:
 
     def _keep(self, problem: BaseException) -> None:
         if isinstance(problem, Exception):
-            self._problem = problem
+            self._problem = self._problem or problem  # the first is the cause
         else:
             self._callbacks.interrupt(problem)
 
@@ -573,7 +579,7 @@ class GroupConsumer:
         log.info("a new member of the group takes over, because %s", why)
         self._client.leave()
         self._assignment.clear()
-        self._stray = ""
+        self._stray, self._took_over = "", True
         self._client.renew()
         self._join()
 

@@ -33,6 +33,10 @@ NOT_AT_ALL = -1.0  # seconds that were waited: whoever has no patience may look 
 KNOWING = 1.0  # seconds that the partitions of a topic are asked for
 
 
+class QueueFull(DeliveryError):
+    """There was no room for a record in time: the fault of the brokers, not of the record."""
+
+
 def _payload(part: Payload, name: str) -> bytes | str | None:
     if part is None or isinstance(part, (bytes, str)):
         return part
@@ -101,7 +105,7 @@ def enqueue(
     Raises:
         TypeError, ValueError: not a record.
         KafkaException: librdkafka refuses it.
-        DeliveryError: the queue stayed full for longer than ``patient`` allows.
+        QueueFull: the queue stayed full for longer than ``patient`` allows.
     """
     topic, value, key = record.topic, record.value, record.key
     if value.__class__ not in AS_IT_IS:
@@ -136,7 +140,7 @@ def _when_there_is_room(
             raw.produce(*arguments)
             return
         pause = min(SLICE, max(SHORT, (time.monotonic() - started) / 4))
-    raise DeliveryError(
+    raise QueueFull(
         f"a record for topic {arguments[0]!r} was not sent: the producer's queue stayed full. The brokers take "
         "records more slowly than they are produced, or not at all."
     )

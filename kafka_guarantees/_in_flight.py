@@ -193,8 +193,10 @@ class InFlight:
                 prepared.result()
             except AuthorizationError as error:
                 log.warning("%d of %d transactions in flight: %s", len(self._free), len(self.producers), error)
-                return
+                break
             self._free.append(producer)
+        for producer in self._free:
+            producer.persists = True
 
     # -- the loop ---------------------------------------------------------------------------------------------------------
 
@@ -276,7 +278,7 @@ class InFlight:
                 producer.abandon()
             except BaseException as exc:  # noqa: BLE001 - raised below
                 interrupt = interrupt or exc
-            producer.hurry = False
+            producer.hurry = producer.persists = False
         hands, self._hands = self._hands, {}  # first: the next run has others
         for calls in hands.values():
             calls.put(None)

@@ -128,8 +128,8 @@ class Lifecycle:
                         "One client runs one loop: stop() or close() it first, or make a second client."
                     )
                 self._over, self._runner, self._iteration = over, threading.current_thread(), iteration
-                if self.stopping and consumes:
-                    self._give_up_at = time.monotonic() + STOP_GRACE  # a stop that came before the run
+                if self.stopping:  # a stop that came before the run; what only produces has as much time as without it
+                    self._give_up_at = time.monotonic() + STOP_GRACE if consumes else None
             with _stop_on_signal(self.stop, lambda: self.interruptible) if iteration is None else _nothing():
                 yield
             self.check_fork()  # the handler returned in a child: not as if all was done

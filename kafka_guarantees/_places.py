@@ -3,12 +3,16 @@
 Rules.
 * The brokers are asked each time. Nothing here remembers a place.
 * A start is a decision, and is committed before anything is handled: a crash must not take it again with another result (M05).
+* Members that begin a group together decide alike, though one of them has committed its start when another decides: it says
+  how many partitions there were.
 * A group that had an offset and has none any more has lost it. Where to go on is not ours to decide then (``OffsetsLost``).
 """
 
 from __future__ import annotations
 
 import logging
+import re
+import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
@@ -25,6 +29,9 @@ log = logging.getLogger("kafka_guarantees")
 
 Start = Literal["earliest", "latest"]
 T = TypeVar("T")
+
+TOGETHER = 60.0  # seconds within which members begin a group together, and that their clocks may differ by
+_BEGAN = re.compile(r"kafka-guarantees began with (\d+) partitions at (\d+)")  # metadata of a start
 
 
 class Stored(NamedTuple):
@@ -95,8 +102,7 @@ class Places:
         places = self.committed(partitions, ask)
         fresh = [place for place in places if place.offset < 0]
         if fresh:
-            self._choose(fresh, ask)
-            decided = [place for place in fresh if place.offset >= 0]
+            decided = self._choose(fresh, ask)
             if decided:
                 commit(decided)
         return [place for place in places if place.offset >= 0]
@@ -161,8 +167,11 @@ class Places:
                 self.how_to_set,
             )
 
-    def _choose(self, fresh: list[TopicPartition], ask: Ask) -> None:
-        """Fill in where partitions begin that the group has no committed offset of, as far as that is known."""
+    def _choose(self, fresh: list[TopicPartition], ask: Ask) -> list[TopicPartition]:
+        """Fill in where partitions begin that the group has no committed offset of, as far as that is known.
+
+        Returns what is to be committed of that.
+        """
         lost = [place for place in fresh if (place.topic, place.partition) in self._seen]
         for place in lost:
             if _exists(place.topic, ask):
@@ -172,11 +181,14 @@ class Places:
                     f"decide, and set it {self._reset}."
                 )
         fresh = [place for place in fresh if place not in lost]
-        new = set() if self._start == "earliest" else {t for t in {place.topic for place in fresh} if not self._knows(t, ask)}
+        began: dict[str, int] = {}
+        if self._start == "latest":
+            began = {topic: self._began_with(topic, ask) for topic in {place.topic for place in fresh}}
         at_end = [
             p
             for p in fresh
-            if p.topic in new or p.partition < self._counts.get(p.topic, 0) or (p.topic, p.partition) in self._undecided
+            if p.partition < max(began.get(p.topic, 0), self._counts.get(p.topic, 0))
+            or (p.topic, p.partition) in self._undecided
         ]
         self._undecided.update((place.topic, place.partition) for place in at_end)
         at_beginning = [place for place in fresh if place not in at_end]
@@ -184,15 +196,31 @@ class Places:
             for place, offset in zip(places, _edges(places, edge, ask), strict=True):
                 place.offset = OFFSET_INVALID if offset is None else offset
         self._undecided.difference_update((place.topic, place.partition) for place in at_end if place.offset >= 0)
+        starts = [*at_beginning, *(_marked(place, began.get(place.topic, 0)) for place in at_end)]
+        return [place for place in starts if place.offset >= 0]
 
-    def _knows(self, topic: str, ask: Ask) -> bool:
-        """Whether the group has read this topic before.
+    def _began_with(self, topic: str, ask: Ask) -> int:
+        """How many partitions a topic had when the group began to read it; 0: it has read it before.
 
-        Then a partition without an offset was added since, and its first messages must not be skipped (C11).
+        What has no offset of the others was added since, and its first messages must not be skipped (C11).
         """
         numbers = _numbers(topic, ask)
         committed = self.committed([(topic, number) for number in numbers], ask)
-        return len(committed) < len(numbers) or any(place.offset != OFFSET_INVALID for place in committed)
+        if len(committed) == len(numbers) and all(place.offset == OFFSET_INVALID for place in committed):
+            return len(numbers)
+        marks = [_BEGAN.fullmatch(place.metadata or "") for place in committed]
+        return max((int(m[1]) for m in marks if m and abs(time.time() - int(m[2])) < TOGETHER), default=0)
+
+
+def _marked(start: TopicPartition, count: int) -> TopicPartition:
+    """The end of a partition as it is committed, for those who begin together with us. ``count``: of partitions; 0: unknown.
+
+    With the time: later a partition that has no offset may have lost it, and what came since must not be skipped.
+    """
+    if not count:
+        return start
+    said = f"kafka-guarantees began with {count} partitions at {time.time():.0f}"
+    return TopicPartition(start.topic, start.partition, start.offset, said)
 
 
 def _metadata(topic: str, ask: Ask) -> Any:

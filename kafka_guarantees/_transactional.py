@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._client import Abandoned, Callbacks, Caller, Handle
-from ._enqueue import AS_IT_IS, SLICE, checked_headers, enqueue
+from ._enqueue import AS_IT_IS, SLICE, QueueFull, checked_headers, enqueue
 from ._producer import warn_unclosed
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
 from .errors import (
@@ -49,6 +49,7 @@ CALL = 0.5  # seconds that a transactional call waits at a time
 HUNG = 10.0  # seconds after which a call that was to wait for CALL counts as one that never returns
 STOPPING = 1.0  # the same, while the client is to stop and has waited for a while already
 CALLER = "kafka-guarantees-offsets"  # name of a thread
+UNANSWERED = 60.0  # seconds, or twice as long as a transaction may last, that a new producer waits for its id
 TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
 
@@ -133,6 +134,7 @@ class TransactionalProducer(Handle):
         self._inputs: set[str] = set()  # topics whose offsets go into the transaction
         self._known: set[str] = set()  # see enqueue()
         self._timed_out = 0  # transactions in a row that the coordinator ended
+        self.persists = False  # a run is on, which goes on once the brokers are back, however long that takes
         self.hurry = False  # as if the client was to stop, and had waited for the brokers already
         self.renewals = 0
 
@@ -140,6 +142,11 @@ class TransactionalProducer(Handle):
     def state(self) -> State:
         """Where the transaction stands."""
         return self._state.state
+
+    @property
+    def late(self) -> bool:
+        """Whether the time of the transaction is up."""
+        return time.monotonic() - self._state.began >= self._settings.transaction_timeout
 
     @property
     def failure(self) -> KafkaGuaranteesError | None:
@@ -196,19 +203,25 @@ class TransactionalProducer(Handle):
                         pass
                 enqueue(raw, record, None, patient, known, serve=self._callbacks.serve)
         except KafkaException as exc:
-            error = kafka_error(exc)
-            if futile(error):
-                self.poison(delivery_failure(error, topic))
-                raise delivery_failure(error, topic) from exc
-            # not about this record: librdkafka is in an error state, which the next transactional call explains
+            self._not_taken(exc, topic)
+        except QueueFull as exc:
             self.poison(None)
-            raise AbortNeeded(describe(error)) from exc
+            raise AbortNeeded(str(exc)) from exc
         except (TypeError, ValueError) as exc:
             self.poison(DeliveryError(f"a record for topic {topic!r} was not written: {exc}"))
             raise
         except BaseException:
             self.poison(None)
             raise
+
+    def _not_taken(self, exc: KafkaException, topic: str) -> NoReturn:
+        error = kafka_error(exc)
+        if futile(error):
+            self.poison(delivery_failure(error, topic))
+            raise delivery_failure(error, topic) from exc
+        # not about this record: librdkafka is in an error state, which the next transactional call explains
+        self.poison(None)
+        raise AbortNeeded(describe(error)) from exc
 
     def _refuse_produce(self) -> None:
         if self._state.state is State.MUST_ABORT:
@@ -288,7 +301,10 @@ class TransactionalProducer(Handle):
             return  # it is the parent's, who goes on with it
         if self._out_of_patience:
             self._lose()
-            raise Abandoned("a transaction is left to the brokers, which did not answer. They, or the next start, abort it.")
+            raise Abandoned(
+                "a transaction is left to the brokers, which did not answer. They, or the next start, abort it, unless it was "
+                "committed."
+            )
         if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             self._state.on(Event.ABORT, time.monotonic())
             try:
@@ -467,15 +483,16 @@ class TransactionalProducer(Handle):
         self._initialise()
 
     def _initialise(self) -> None:
-        deadline = time.monotonic() + max(60.0, 2 * self._settings.transaction_timeout)
+        deadline = self._init_deadline()
         while True:
             try:
                 self._within_time("init_transactions", lambda: self.raw.init_transactions(CALL))
             except KafkaException as exc:
-                self._init_failed(kafka_error(exc), deadline, exc)
+                if self._init_failed(kafka_error(exc), deadline, exc):
+                    deadline = self._init_deadline()
             except InDoubt as exc:
                 self._lose()
-                raise BrokerError(f"{exc} Nothing was consumed or sent.") from exc
+                raise BrokerError(f"{exc} {self._safe}") from exc
             except BaseException:
                 self._lose()
                 raise
@@ -484,15 +501,29 @@ class TransactionalProducer(Handle):
         self._callbacks.raise_interrupt()
         self._state.on(Event.INITIALISED, time.monotonic())
 
-    def _init_failed(self, error: KafkaError, deadline: float, exc: KafkaException) -> None:
+    def _init_deadline(self) -> float:
+        return time.monotonic() + max(UNANSWERED, 2 * self._settings.transaction_timeout)
+
+    @property
+    def _safe(self) -> str:
+        """What is safe where there is no new producer."""
+        if self.renewals:
+            return "The transaction before it is aborted by the brokers or the next start, unless it was committed."
+        return "Nothing was consumed or sent."
+
+    def _init_failed(self, error: KafkaError, deadline: float, exc: KafkaException) -> bool:
+        """Raise what init_transactions() fails with, unless it is to be called again. True: this took as long as it may."""
         if error.code() == KafkaError._TIMED_OUT:
             self.raw.poll(0)  # serves error_cb
             self._callbacks.raise_shut_out()
         verdict = judge(error, age=0, transaction_timeout=self._settings.transaction_timeout)
-        if verdict is Verdict.RETRY and time.monotonic() < deadline and not self._out_of_patience:
+        late = time.monotonic() > deadline
+        if verdict is Verdict.RETRY and (not late or self.persists) and not self._out_of_patience:
+            if late:
+                log.warning("init_transactions: no producer id yet (%s). It is asked for again.", describe(error))
             if error.code() != KafkaError._TIMED_OUT:
                 time.sleep(0.05)
-            return
+            return late
         if verdict is Verdict.FENCED:
             self._give_up(verdict, error, "init_transactions", exc)
         self._lose()
@@ -506,7 +537,7 @@ class TransactionalProducer(Handle):
                 "init_transactions got no answer. What is open is aborted by the brokers, or the next start."
             ) from exc
         name = self._settings.transactional_id
-        raise broker_failure(error, "init_transactions", "Nothing was consumed or sent.", transactional_id=name) from exc
+        raise broker_failure(error, "init_transactions", self._safe, transactional_id=name) from exc
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         """Only errors come here (delivery.report.only.error): inside a transaction a success means nothing yet (X19)."""

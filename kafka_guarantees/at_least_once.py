@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any
 from ._apart import apart_of, ended_after
 from ._at_least_once_run import COMMIT_EVERY, Run
 from ._consumer import GroupConsumer
+from ._enqueue import QueueFull
 from ._failures import RETRY, Failed, Failures
 from ._lifecycle import Lifecycle, close_behind
 from ._pace import Pace
@@ -520,7 +521,8 @@ class AtLeastOnce:
                 try:
                     producer.post(record if serialize is None else serialize(record))
                 except (DeliveryError, DeliveryUnknown) as failure:
-                    if isinstance(failure, DeliveryError) and self._failures.topic is not None:
+                    of_record = isinstance(failure, DeliveryError) and not isinstance(failure, QueueFull)
+                    if of_record and self._failures.topic is not None:
                         raise RecordRefused(failure) from failure
                     producer.note(failure)
         except BaseException:

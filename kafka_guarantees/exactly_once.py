@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ._apart import apart_of, ended_after
 from ._client import Abandoned
 from ._consumer import GroupConsumer
+from ._dead_letters import text_of
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._in_flight import InFlight
 from ._lifecycle import Lifecycle, close_behind
@@ -169,7 +170,7 @@ class ExactlyOnce:
         self._settings = resolve(Guarantee.EXACTLY_ONCE, config, commit_interval=commit_interval)
         if type(transactions_in_flight) is not int or transactions_in_flight < 1:
             raise ValueError(f"transactions_in_flight is a number of transactions, 1 or more, not {transactions_in_flight!r}")
-        self._most = sys.maxsize  # messages in a transaction; fewer after a record that was refused
+        self._most = sys.maxsize  # messages in a transaction; fewer after a record that was refused, or came too late
         self._places = Places(self._settings.group_id, start)
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
@@ -272,7 +273,7 @@ class ExactlyOnce:
 
     def _handle_all(self, call: Callable[..., list[Record]], messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
         """Handle messages in one call, up to one that cannot be read. Returns what they produce."""
-        messages = messages[: self._reading.readable(messages)] or messages[:1]
+        messages = messages[: self._reading.readable(messages)][: self._most] or messages[:1]
         try:
             self._reading.check(messages[0])
             records = call(list(messages))
@@ -330,11 +331,11 @@ class ExactlyOnce:
             try:
                 sent = self._transact(consumer, batch, messages, outputs)
             except _Refused as refused:
-                self._most = 1  # what was handled behind it is handled again
+                if outputs.size == 1:
+                    self._most = 1  # what was handled behind it is handled again
                 failed = Failed(outputs.size, refused.error)
                 outputs = outputs.before(refused.number)
             else:
-                self._most = min(2 * self._most, sys.maxsize)
                 return (outputs.handled, failed) if sent else (0, None)
 
     def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs) -> bool:
@@ -358,6 +359,7 @@ class ExactlyOnce:
             self._produce(producer, outputs.records)
         except (AbortNeeded, InDoubt) as exc:
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
+            self._shrink(producer, len(messages))
             failure = producer.failure
             producer.abort()
             if failure is not None:
@@ -376,6 +378,11 @@ class ExactlyOnce:
         self._in_flight.take_off(offsets, len(messages), finish)
         return True
 
+    def _shrink(self, producer: TransactionalProducer, size: int) -> None:
+        """Take fewer messages at a time, where the brokers take what they produce more slowly than a transaction may last."""
+        if producer.late:
+            self._most = max(1, min(self._most, size) // 2)
+
     def _produce(self, producer: TransactionalProducer, records: Sequence[Record]) -> None:
         left = iter(records)
         try:
@@ -393,7 +400,11 @@ class ExactlyOnce:
             FencedError, AuthorizationError: see the class.
         """
         producer = flight.producer
-        producer.flush()
+        try:
+            producer.flush()
+        except AbortNeeded:
+            self._shrink(producer, flight.size)
+            raise
         flight.acknowledged()  # the next one may produce
         flight.follow_offsets()
         # the membership was looked at before it began, and what has changed since the brokers know: they compare ``metadata``
@@ -405,6 +416,7 @@ class ExactlyOnce:
             flight.offsets_sent()  # the next one may send its own
         flight.follow()  # and this one is committed once the one before it is
         producer.commit()
+        self._most = min(2 * self._most, sys.maxsize)
         if not calm:
             producer.prepare()  # a new one, whose start waits for the end of this transaction in all partitions
 
@@ -697,8 +709,9 @@ class Transaction:
         Raises:
             DeliveryError: this record cannot be written. The transaction will be aborted, even if this is swallowed (X05).
             TypeError, ValueError: it is not a record. Likewise.
-            Exception: whatever a serializer raises. Nothing was sent.
-            TransactionAborted: the transaction must be aborted already.
+            Exception: whatever a serializer raises. Likewise.
+            TransactionAborted: the transaction must be aborted already, or the brokers take its records more slowly than it may
+                last.
             KafkaGuaranteesError: the transaction is over, or was not begun (X18).
         """
         self._kafka._lifecycle.check_fork()
@@ -707,11 +720,19 @@ class Transaction:
         if self._aborted is not None:
             raise self._aborted
         try:
-            record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
-            self._producer.produce([self._kafka._writing.serialize(record)])
+            record = self._made(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
+            self._producer.produce([record])
         except AbortNeeded as exc:
             self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")
             raise self._aborted from exc
+
+    def _made(self, record: Record) -> Record:
+        """A record as it is sent. Where that fails, the transaction would lack it, whoever swallows the error (X05)."""
+        try:
+            return self._kafka._writing.serialize(record)
+        except BaseException as error:
+            self._producer.poison(DeliveryError(f"a record for topic {record.topic!r} was not written: {text_of(error)}"))
+            raise
 
     def __enter__(self) -> Self:
         if self._phase != "new":
@@ -758,6 +779,7 @@ class Transaction:
                 log.warning("%s", exc)  # stop() was called and no broker answers: the iteration ends next
             return False
         try:
+            self._kafka._lifecycle.handled()
             self._producer.abort()
         except Exception as exc:
             if error is not self._aborted:
@@ -778,7 +800,12 @@ class Transaction:
                 raise TransactionAborted(f"nothing of the transaction is visible: {exc}") from (self._producer.failure or exc)
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(self.messages), exc)
         except InDoubt as exc:
-            self._producer.abort()
+            try:
+                self._producer.abort()
+            except KafkaGuaranteesError as worse:  # also where nothing can be found out any more
+                if self._consumer is not None:
+                    raise
+                exc.args = (f"{exc}. {worse}",)
             if self._consumer is None:
                 raise DeliveryUnknown(f"the transaction may or may not have been committed: {exc}") from exc
             log.warning("a transaction of %d messages is in doubt; its offsets will tell: %s", len(self.messages), exc)

@@ -119,9 +119,14 @@ InboxBatchHandler = Callable[["list[Message[Any, Any]]", Any], Records]
 
 
 def pairs(headers: Headers) -> list[tuple[str, Payload]]:
-    """Headers in the one form that keeps their order and their repeats."""
+    """Headers in the one form that keeps their order and their repeats. TypeError for what a second attempt would miss."""
     if headers.__class__ is list:
         return headers
+    if isinstance(headers, Iterator):
+        kind = type(headers).__name__
+        raise TypeError(
+            f"headers must be a mapping or a list of pairs, not {kind}, which can be read once only. Nothing was sent."
+        )
     return list(headers.items() if isinstance(headers, Mapping) else headers or ())
 
 

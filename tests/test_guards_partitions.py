@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
@@ -195,6 +195,25 @@ def test_a_batch_that_was_given_away_is_not_ours_for_good(member: GroupConsumer)
     assert batch.fetched == -math.inf
 
 
+@pytest.mark.parametrize("failing", ["trail", "raw"])
+def test_what_was_given_away_is_not_ours_whatever_else_went_wrong(member: GroupConsumer, failing: str) -> None:
+    """X02: with keep_alive the problem waits for the next fetch, and the handler of this batch may end before that."""
+
+    def fail(*_: object) -> None:
+        raise BrokerError("for the test")
+
+    batch = fetched(member, at(T0, 5))
+    if failing == "trail":
+        member.trail = cast("Any", SimpleNamespace(revoked=fail, follow=lambda _: None))
+    else:
+        member.raw.resume = fail
+    member.raw.comes = [member.raw.rebalance("revoke", T0)]
+    member.serve_beside(batch)
+    assert not member.still_ours(batch, within=LONG)
+    with pytest.raises(BrokerError, match="for the test"):
+        member.fetch(10)
+
+
 def test_a_batch_is_held_under_the_generation_that_keeps_its_partitions(member: GroupConsumer) -> None:
     """X03: brokers refuse offsets under the old one. But not under that of another member, as which it was not fetched."""
     batch = fetched(member, at(T0, 5))
@@ -265,6 +284,19 @@ def test_what_is_to_be_fetched_again_is_not_at_its_end(member: GroupConsumer) ->
     member._assignment.unplaced.clear()
     member.raw.metadata = metadata(-1, "")
     assert not member._drained()
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_who_was_assigned_nothing_yet_is_not_at_the_end(made: Callable[..., GroupConsumer], protocol: str) -> None:
+    """A run with until_idle would end while the group waits for its leader: it has joined, and owns nothing.
+
+    With KIP-848 there is no leader, and nobody is told of an empty assignment.
+    """
+    member = made(group_protocol=protocol, strict=True)
+    member.rejoin("for the test")
+    assert member._drained() is (protocol == "consumer")
+    member.raw.rebalance("assign")()
+    assert member._drained()
 
 
 def test_where_a_partition_ended_is_not_known_when_it_comes_back(member: GroupConsumer) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import struct
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Consumer, TopicPartition
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._offset_expiry import Refresh
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._places import Places, Stored
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
+
+    from .world import World
 
 CLASSES = pytest.mark.parametrize("guarantee", [AtMostOnce, AtLeastOnce, ExactlyOnce])
 EXPIRED = 65.0  # seconds: brokers count in whole minutes
@@ -159,6 +163,35 @@ def test_where_nothing_comes_the_offset_is_committed_again(
         assert again.count((0, 5)) >= 2  # when it was assigned, and later
         assert again.count((1, 5)) >= 2
         assert set(again) == {(0, 5), (1, 5)}
+
+
+@pytest.mark.broker
+def test_commits_that_take_a_while_do_not_keep_a_member_from_its_work(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M02: one that may have been sent twice has a new member take over, which would find the same, and so on for ever."""
+    here = world()
+    here.fill(10)
+
+    class Slow(Consumer):
+        def commit(self, *args: Any, **options: Any) -> Any:
+            time.sleep(0.4)
+            return super().commit(*args, **options)
+
+    took_over: list[str] = []
+    rejoin = GroupConsumer.rejoin
+
+    def counted(consumer: GroupConsumer, why: str) -> None:
+        took_over.append(why)
+        rejoin(consumer, why)
+
+    monkeypatch.setattr(GroupConsumer, "rejoin", counted)
+    monkeypatch.setattr("kafka_guarantees._group_client.Consumer", Slow)
+    with here.client(group_protocol="consumer") as kafka:
+        threading.Timer(10, kafka.stop).start()
+        kafka.run([here.source], here.copy)
+    assert here.committed() == [10]
+    assert 1 <= len(took_over) <= 2  # by where it begins, and when that is committed again
 
 
 @pytest.mark.broker

@@ -22,7 +22,7 @@ from kafka_guarantees import AtLeastOnce, OffsetsLost
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
 from kafka_guarantees._offsets import Membership
-from kafka_guarantees._places import Places, Stored
+from kafka_guarantees._places import TOGETHER, Places, Stored
 from kafka_guarantees._positions import LEADERLESS, WITHIN
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._topics import Topics
@@ -47,6 +47,8 @@ class Brokers:
     def __init__(self, **offsets: int) -> None:
         self.offsets = {int(name[1:]): offset for name, offset in offsets.items()}
         self.metadata = ""
+        self.remembers = False
+        self.said: dict[int, str] = {}  # the metadata of what was committed here
         self.count = 3
         self.without_leader: set[int] = set()
         self.deleted = False
@@ -58,7 +60,7 @@ class Brokers:
 
     def committed(self, places: list[TopicPartition], _within: float) -> list[TopicPartition]:
         known = [(place.topic, place.partition, self.offsets.get(place.partition, OFFSET_INVALID)) for place in places]
-        return [TopicPartition(*place, metadata=self.metadata) for place in known]
+        return [TopicPartition(*place, metadata=self.said.get(place[1], self.metadata)) for place in known]
 
     def offsets_for_times(self, places: list[TopicPartition], _within: float) -> list[TopicPartition]:
         edges = {OFFSET_BEGINNING: 10, OFFSET_END: 90}
@@ -73,7 +75,11 @@ class Brokers:
         return SimpleNamespace(topics={topic: SimpleNamespace(partitions=leaders, error=error)})
 
     def commit(self, places: Iterable[TopicPartition]) -> None:
-        self.commits += [(place.partition, place.offset) for place in places]
+        for place in places:
+            self.commits.append((place.partition, place.offset))
+            if self.remembers:
+                self.offsets[place.partition] = place.offset
+                self.said[place.partition] = place.metadata or ""
 
 
 def of(places: Places, brokers: Brokers, *partitions: int) -> dict[int, int]:
@@ -102,6 +108,19 @@ def test_an_offset_that_is_gone_is_not_that_of_a_new_partition(once: bool) -> No
     assert of(places, brokers, 0, 1) == {0: 90 if once else 10, 1: 42}
     brokers.count = 3
     assert of(places, brokers, 2) == {2: 10}
+
+
+def test_members_that_begin_a_group_together_begin_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one decides when the first has committed its start: it would handle all that was ever written otherwise."""
+    brokers = Brokers()
+    brokers.remembers = True
+    assert of(Places("g", "latest"), brokers, 0) == {0: 90}
+    assert of(Places("g", "latest"), brokers, 1) == {1: 90}
+    brokers.count = 4
+    assert of(Places("g", "latest"), brokers, 3) == {3: 10}, "C11: it was added meanwhile"
+    now = time.time()
+    monkeypatch.setattr("kafka_guarantees._places.time", SimpleNamespace(time=lambda: now + TOGETHER + 1))
+    assert of(Places("g", "latest"), brokers, 2) == {2: 10}, "it may have had an offset, which expired"
 
 
 def test_what_is_committed_is_where_it_goes_on() -> None:

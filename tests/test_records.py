@@ -476,6 +476,12 @@ def test_headers_come_as_dict_or_pairs() -> None:
     assert checked_headers(None) is checked_headers({}) is checked_headers([]) is None
 
 
+def test_headers_that_can_be_read_once_are_refused() -> None:
+    """Where the queue is full they are read a second time: the record would go without them."""
+    with pytest.raises(TypeError, match="not zip, which can be read once"):
+        checked_headers(zip(["a"], [b"1"], strict=True))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["\0", "a\0b", "a\0"])
 def test_a_nul_in_a_headers_name_is_refused(name: str) -> None:
     """P20: C would take the name to end there, and a dedup id would not be found again."""

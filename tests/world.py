@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-DEADLINE = 30.0  # seconds for everything that must happen
+DEADLINE = 60.0  # seconds for everything that must happen
 
 
 class World:

@@ -1,0 +1,248 @@
+"""ExactlyOnce where the brokers stay away, or take records more slowly than a transaction may last."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kafka_guarantees import AtLeastOnce, DeliveryError, DeliveryUnknown, ExactlyOnce, Record, TransactionAborted
+from kafka_guarantees._enqueue import QueueFull
+from kafka_guarantees.prove.proxy import API, Proxy
+
+from .conftest import fill, read_all, values
+from .world import in_thread, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from confluent_kafka import Message
+
+    from .world import World
+
+pytestmark = pytest.mark.broker
+
+GRACE = 1.6  # seconds: longer than a client that stops waits for brokers
+
+
+# -- a run goes on -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["dead letter topic", "none"])
+def test_a_queue_that_stays_full_is_no_fault_of_a_record(
+    world: Callable[..., World],
+    kafka_topic: Callable[..., str],
+    dead: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """Brokers that are away for longer than a transaction may last, while the queue is full, set no message aside."""
+    here, letters = world(), kafka_topic()
+    here.fill(3)
+    with Proxy(here.bootstrap) as proxy:
+        config = {
+            "bootstrap.servers": proxy.bootstrap,
+            "group.id": here.group,
+            "transactional.id": here.transactional_id,
+            "queue.buffering.max.messages": 100,
+            "transaction.timeout.ms": 3000,
+        }
+        away: list[threading.Thread] = []
+
+        def gone() -> None:
+            with proxy.delay(4):  # silent: a connection that breaks would be noticed before the transaction begins
+                time.sleep(2)
+
+        def handler(message: Message) -> Iterator[Record]:
+            if not away:
+                away.append(threading.Thread(target=gone))
+                away[0].start()
+                time.sleep(0.3)
+            for number in range(200):
+                yield Record(here.sink, b"%s/%d" % (message.value(), number))
+
+        with ExactlyOnce(config, dead_letter=letters if dead else None, preflight="off") as kafka:
+            here.run(kafka, handler)
+        away[0].join()
+    assert read_all(here.bootstrap, letters) == []
+    assert len(here.output()) == 600
+    assert here.committed() == [3]
+
+
+def test_a_queue_that_stays_full_ends_a_run_at_least_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By delivery.timeout.ms: nothing of its portion is committed, and its message is not set aside."""
+    with AtLeastOnce({"bootstrap.servers": "127.0.0.1:1"}, dead_letter="letters") as kafka:
+        noted: list[Exception] = []
+
+        def post(_record: Record) -> None:
+            raise QueueFull("full")
+
+        monkeypatch.setattr(kafka, "_producer", SimpleNamespace(post=post, note=noted.append))
+        kafka._send_all(Record("t", b"x"))
+        monkeypatch.undo()
+    assert [str(error) for error in noted] == ["full"]
+
+
+@pytest.mark.parametrize("batches", [False, True], ids=["run", "run_batches"])
+def test_outputs_that_do_not_fit_into_a_transaction_make_smaller_ones(
+    world: Callable[..., World],
+    batches: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """Brokers that take the outputs of a batch more slowly than a transaction may last: fewer at a time, not for ever."""
+    here = world()
+    here.fill(20)
+
+    def outputs(message: Message) -> Iterator[Record]:
+        for number in range(5):
+            yield Record(here.sink, b"%s/%d" % (message.value(), number) + bytes(50_000))
+
+    def of_all(messages: list[Message]) -> Iterator[Record]:
+        for message in messages:
+            yield from outputs(message)
+
+    with Proxy(here.bootstrap) as proxy:
+        slow = {"max_in_flight": 1, "batch_num_messages": 1, "batch_size": 60_000}
+        client = here.client(bootstrap_servers=proxy.bootstrap, transaction_timeout_ms=2000, **slow)
+        with proxy.delay(0.02), client as kafka, here.stopping(kafka):  # 100 records take 4 s, and more
+            if batches:
+                kafka.run_batches([here.source], of_all)
+            else:
+                kafka.run([here.source], outputs)
+    assert here.committed() == [20]
+    assert len(here.output()) == 100
+
+
+def test_a_run_outlasts_brokers_that_are_away_while_something_is_in_flight(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes on by itself after brokers that were down: idle, and in the middle of a transaction."""
+    here = world()
+    here.fill(2000)
+    monkeypatch.setattr("kafka_guarantees._transactional.UNANSWERED", 5.0)  # not a whole minute
+    with Proxy(here.bootstrap) as proxy:
+        over = threading.Event()
+        handled: list[int] = []
+
+        def gone() -> None:
+            until(lambda: len(handled) > 100, "messages are handled")
+            with proxy.refuse():
+                over.wait(12)
+
+        def handler(message: Message) -> Record:
+            handled.append(1)
+            time.sleep(0.002)
+            return Record(here.sink, message.value())
+
+        ended = in_thread(gone)
+        with here.client(bootstrap_servers=proxy.bootstrap, transaction_timeout_ms=2000) as kafka:
+            here.run(kafka, handler)
+        assert ended() is None
+    assert len(here.output()) == 2000
+
+
+# -- what is said of a commit in doubt ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [True, False], ids=["stopped", "for a minute"])
+def test_a_commit_in_doubt_is_said_also_where_the_brokers_stay_away(
+    world: Callable[..., World],
+    stop: bool,  # noqa: FBT001 - two rows
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Committed, its answer lost, and no broker answers from then on: not "nothing was sent", nor "they abort it"."""
+    here = world()
+    monkeypatch.setattr("kafka_guarantees._transactional.UNANSWERED", 5.0)  # not a whole minute
+    with Proxy(here.bootstrap) as proxy, here.client(bootstrap_servers=proxy.bootstrap, transaction_timeout_ms=2000) as kafka:
+        over = threading.Event()
+
+        def cut() -> None:
+            proxy.drop_responses({API["EndTxn"]}).wait(20)
+            if stop:
+                kafka.stop()
+            with proxy.refuse():
+                over.wait(30)
+
+        def second() -> None:
+            with kafka.transaction() as tx:
+                tx.produce(here.sink, b"second")
+                time.sleep(0.5)
+
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"first")
+        ended = in_thread(cut)
+        try:
+            with pytest.raises(DeliveryUnknown) as raised:
+                second()
+        finally:
+            over.set()
+            assert ended() is None
+    assert "Nothing was" not in str(raised.value)
+    assert here.output() == [b"first", b"second"]
+
+
+# -- after a stop --------------------------------------------------------------------------------------------------------
+
+
+def test_a_block_that_raises_a_while_after_a_stop_leaves_nothing_open(world: Callable[..., World]) -> None:
+    """Readers do not wait for a transaction whose block raised, whenever stop() was called: the brokers answer."""
+    here = world()
+    here.fill(3)
+
+    def leave_one(kafka: ExactlyOnce) -> None:
+        for tx in kafka.transactions([here.source]):
+            with tx:
+                tx.produce(here.sink, b"half")
+                kafka.stop()
+                time.sleep(GRACE)
+                raise RuntimeError("for the test")
+
+    with here.client() as kafka, pytest.raises(RuntimeError, match="for the test"):
+        leave_one(kafka)
+    fill(here.bootstrap, here.sink, [b"other"])
+    assert values(read_all(here.bootstrap, here.sink, timeout=1)) == [b"other"]
+
+
+def test_a_stop_of_long_ago_does_not_hurt_a_transaction_that_only_produces(world: Callable[..., World]) -> None:
+    """It waits for room in the queue, and for the brokers, as if nobody had called stop(): that is for the next run."""
+    here = world()
+    with here.client(queue_buffering_max_messages=100) as kafka:
+        kafka.stop()
+        time.sleep(GRACE)
+        with kafka.transaction() as tx:
+            for number in range(500):
+                tx.produce(here.sink, b"%d" % number)
+    assert len(here.output()) == 500
+
+
+# -- what the handler swallows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError])
+def test_x05_a_swallowed_error_of_a_serializer_aborts_the_transaction(
+    world: Callable[..., World], error: type[Exception]
+) -> None:
+    """A record that could not be serialized is missing: its transaction is not committed without it."""
+    here = world()
+    here.fill(3)
+
+    def serialize(value: bytes, _context: object) -> bytes:
+        if value == b"000001":
+            raise error("for the test")
+        return value
+
+    config = {"bootstrap.servers": here.bootstrap, "group.id": here.group, "transactional.id": here.transactional_id}
+
+    def copy(kafka: ExactlyOnce) -> None:
+        for tx in kafka.transactions([here.source], until_idle=1):
+            with tx:
+                for message in tx.messages:
+                    with suppress(error, DeliveryError):
+                        tx.produce(here.sink, message.value())
+
+    with ExactlyOnce(config, value_serializer=serialize) as kafka, pytest.raises(TransactionAborted) as raised:
+        copy(kafka)
+    assert "for the test" in str(raised.value.__cause__)
+    assert here.output() == []
+    assert here.committed() in ([0], [-1001])
