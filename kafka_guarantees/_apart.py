@@ -20,7 +20,7 @@ from contextlib import closing, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._failures import where
+from ._offsets import where
 from ._threads import Task, hand
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Apart:
         return task.result()
 
     def _tell(self, seconds: float, given: tuple[Any, ...]) -> None:
-        message = self._at or given[0][0]  # of a batch
+        message = given[0][0] if self._at is None else self._at  # the first of a batch
         log.warning(
             "the handler has not returned for %.0f s: %s. It is waited for, and the group served meanwhile",
             seconds,

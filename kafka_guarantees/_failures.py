@@ -20,6 +20,7 @@ from confluent_kafka.serialization import SerializationError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ._dead_letters import dead_letter, text_of
+from ._offsets import where
 from ._pace import PROMPT
 from ._serialization import HeadersLost
 from ._settings import Guarantee
@@ -328,11 +329,6 @@ def _log_attempt(state: RetryCallState) -> None:
         text_of(error),
         state.upcoming_sleep,
     )
-
-
-def where(message: Message) -> str:
-    """Topic, partition and offset of a message, for a sentence."""
-    return f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"
 
 
 def not_set_aside(error: Exception) -> Exception:

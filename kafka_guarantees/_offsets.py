@@ -129,3 +129,8 @@ def membership(metadata: bytes) -> Membership:
         raise ValueError(
             f"this librdkafka describes group membership in a form that is not known ({metadata[:8]!r}...)"
         ) from exc
+
+
+def where(message: Message) -> str:
+    """Topic, partition and offset of a message, for a sentence."""
+    return f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"

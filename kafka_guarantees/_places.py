@@ -209,7 +209,8 @@ class Places:
         if len(committed) == len(numbers) and all(place.offset == OFFSET_INVALID for place in committed):
             return len(numbers)
         marks = [_BEGAN.fullmatch(place.metadata or "") for place in committed]
-        return max((int(m[1]) for m in marks if m and abs(time.time() - int(m[2])) < TOGETHER), default=0)
+        lately = [mark for mark in marks if mark is not None and abs(time.time() - int(mark[2])) < TOGETHER]
+        return max((int(mark[1]) for mark in lately), default=0)
 
 
 def _marked(start: TopicPartition, count: int) -> TopicPartition:
