@@ -249,7 +249,8 @@ def test_a_batch_that_was_given_away_while_it_waited_is_not_ours_again(
     first = GroupConsumer(settings, Lifecycle("test"), [topic], Places(settings.group_id, "earliest"))
     second = None
     try:
-        batch = next(first.batches(Pace(10, 60), None, Reading(None, None)))
+        batch = next(first.batches(Pace(2, 60, max_wait=5), None, Reading(None, None)))
+        assert len(batch.partitions) == 2, "one of them stays"
         first.keep_alive(batch, 0.3)
         assert first.still_ours(batch, within=6)
         second = GroupConsumer(settings, Lifecycle("test"), [topic], Places(settings.group_id, "earliest"))
