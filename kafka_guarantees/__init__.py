@@ -21,8 +21,9 @@ from .errors import (
     TransactionAborted,
     UnsafeConfigError,
 )
-from .exactly_once import ExactlyOnce, Transaction
+from .exactly_once import ExactlyOnce
 from .records import Delivery, Record
+from .transaction import Transaction
 
 __version__ = "0.1.0.dev0"
 

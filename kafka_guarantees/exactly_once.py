@@ -18,7 +18,8 @@ What happens to one message::
   other, and then the committed offsets tell which (X09).
 * A producer that met anything ambiguous is made anew before the next transaction, so that a request of the past that is
   still on its way cannot end a transaction of the future (X01).
-* A record that cannot be produced poisons its transaction, also where the handler swallowed the exception (X05).
+
+``transaction.py`` has what a loop of the caller's own does with one transaction.
 """
 
 from __future__ import annotations
@@ -32,12 +33,11 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, chain
 from operator import length_hint
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ._apart import apart_of, ended_after
 from ._client import Abandoned
 from ._consumer import GroupConsumer
-from ._dead_letters import text_of
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._in_flight import InFlight
 from ._lifecycle import Lifecycle, close_behind
@@ -49,8 +49,9 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._topics import check_run
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
-from .errors import DeliveryError, DeliveryUnknown, FencedError, KafkaGuaranteesError, TransactionAborted
+from .errors import DeliveryError, FencedError
 from .records import Record, RecordRefused, check_handler
+from .transaction import Consumed, Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
-    from .records import BatchHandler, Handler, Headers
+    from .records import BatchHandler, Handler
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -591,7 +592,8 @@ class ExactlyOnce:
                 except Left:
                     consumer.unplace(batch.partitions)
                     continue
-                transaction = Transaction(self, consumer, batch, letters)
+                consumed = Consumed(consumer, batch, letters, partial(self._still_ours, consumer, batch, batch.messages))
+                transaction = Transaction(self._producer, self._lifecycle, self._writing, consumed)
                 began = time.monotonic()
                 yield transaction
                 self._lifecycle.check_fork()
@@ -622,7 +624,8 @@ class ExactlyOnce:
             DeliveryUnknown: it may or may not have been committed.
             FencedError, AuthorizationError, BrokerError: see the class.
         """
-        with self._lifecycle.running(lambda: None, consumes=False), Transaction(self, None, None, {}) as transaction:
+        alone = Transaction(self._producer, self._lifecycle, self._writing)
+        with self._lifecycle.running(lambda: None, consumes=False), alone as transaction:
             yield transaction
 
     # -- ending -------------------------------------------------------------------------------------------------------
@@ -667,163 +670,3 @@ class ExactlyOnce:
     def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:
         """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret."""
         return explain(Guarantee.EXACTLY_ONCE, config)
-
-
-class Transaction:
-    """One transaction: commits on leaving its ``with`` block, aborts if that is left by an exception.
-
-    Attributes:
-        messages: what it consumes; empty for one that only produces.
-    """
-
-    def __init__(
-        self, kafka: ExactlyOnce, consumer: GroupConsumer | None, batch: Batch | None, letters: Mapping[int, Record]
-    ) -> None:
-        taken: Sequence[Message] = batch.messages if batch is not None else ()
-        self.messages = [message for message in taken if id(message) not in letters] if letters else taken
-        self._letters = letters
-        self._kafka = kafka
-        self._producer = kafka._producer
-        self._consumer = consumer
-        self._batch = batch
-        self._phase = "new"
-        self._committed = False
-        self._aborted: TransactionAborted | None = None  # raised by produce(), for a reason that is not the record's
-        self._left = False  # to the brokers, which did not answer: there is nothing to end
-
-    def produce(
-        self,
-        topic: str,
-        value: Any = None,
-        key: Any = None,
-        *,
-        headers: Headers = None,
-        partition: int | None = None,
-        timestamp: int | None = None,
-    ) -> None:
-        """Add a record to the transaction.
-
-        Args:
-            topic, value, key, headers, partition, timestamp: see ``Record``.
-
-        Raises:
-            DeliveryError: this record cannot be written. The transaction will be aborted, even if this is swallowed (X05).
-            TypeError, ValueError: it is not a record. Likewise.
-            Exception: whatever a serializer raises. Likewise.
-            TransactionAborted: the transaction must be aborted already, or the brokers take its records more slowly than it may
-                last.
-            KafkaGuaranteesError: the transaction is over, or was not begun (X18).
-        """
-        self._kafka._lifecycle.check_fork()
-        if self._phase != "open":
-            raise KafkaGuaranteesError(f"this transaction is {self._phase}: produce inside its `with` block. Nothing was sent.")
-        if self._aborted is not None:
-            raise self._aborted
-        try:
-            record = self._made(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
-            self._producer.produce([record])
-        except AbortNeeded as exc:
-            self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")
-            raise self._aborted from exc
-
-    def _made(self, record: Record) -> Record:
-        """A record as it is sent. Where that fails, the transaction would lack it, whoever swallows the error (X05)."""
-        try:
-            return self._kafka._writing.serialize(record)
-        except BaseException as error:
-            self._producer.poison(DeliveryError(f"a record for topic {record.topic!r} was not written: {text_of(error)}"))
-            raise
-
-    def __enter__(self) -> Self:
-        if self._phase != "new":
-            raise KafkaGuaranteesError(f"this transaction is {self._phase}: each is used once")
-        self._phase = "over"  # where it cannot begin
-        if self._consumer is not None and self._consumer.raw is None:
-            raise KafkaGuaranteesError("this transaction is over: the loop that it belongs to has ended. Nothing was sent.")
-        try:
-            self._producer.begin()
-        except InDoubt as exc:
-            self._producer.abort()
-            raise TransactionAborted(f"the transaction could not begin: {exc}") from exc
-        except Abandoned as exc:
-            if self._consumer is None:
-                raise
-            self._phase = "open"
-            self._aborted, self._left = TransactionAborted(f"the transaction could not begin: {exc}"), True
-            return self  # stop() was called: the iteration ends after this
-        self._phase = "open"
-        for letter in self._letters.values():
-            self._set_aside(letter)
-        return self
-
-    def _set_aside(self, letter: Record) -> None:
-        try:
-            self._producer.produce([letter])
-        except AbortNeeded as exc:
-            self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")  # at its end
-        except BaseException:
-            self._phase = "over"
-            self._producer.abandon()
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> bool:
-        self._phase = "over"
-        if self._left:
-            return error is self._aborted
-        if error is None:
-            try:
-                self._end()
-            except Abandoned as exc:
-                if self._consumer is None:
-                    raise
-                log.warning("%s", exc)  # stop() was called and no broker answers: the iteration ends next
-            return False
-        try:
-            self._kafka._lifecycle.handled()
-            self._producer.abort()
-        except Exception as exc:
-            if error is not self._aborted:
-                log.exception("aborting a transaction failed after the error that is raised")  # never hide the first error
-                return False
-            if self._consumer is None or not isinstance(exc, Abandoned):
-                raise  # the reason, as FencedError, for what produce() could only call aborted
-            log.warning("%s", exc)
-        # a broker's trouble is no reason to leave the loop: its next transaction has the same messages
-        return error is self._aborted and self._consumer is not None
-
-    def _end(self) -> None:
-        try:
-            self._commit()
-        except AbortNeeded as exc:
-            self._producer.abort()
-            if self._consumer is None or self._producer.failure is not None:
-                raise TransactionAborted(f"nothing of the transaction is visible: {exc}") from (self._producer.failure or exc)
-            log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(self.messages), exc)
-        except InDoubt as exc:
-            try:
-                self._producer.abort()
-            except KafkaGuaranteesError as worse:  # also where nothing can be found out any more
-                if self._consumer is not None:
-                    raise
-                exc.args = (f"{exc}. {worse}",)
-            if self._consumer is None:
-                raise DeliveryUnknown(f"the transaction may or may not have been committed: {exc}") from exc
-            log.warning("a transaction of %d messages is in doubt; its offsets will tell: %s", len(self.messages), exc)
-
-    def _commit(self) -> None:
-        kafka, batch = self._kafka, self._batch
-        kafka._lifecycle.handled()
-        self._producer.flush()
-        if self._consumer is not None and batch is not None:
-            if not kafka._still_ours(self._consumer, batch, batch.messages):
-                raise AbortNeeded("the group has given partitions away")
-            self._producer.send_offsets(list(next_offsets(batch.messages, batch.topic).values()), batch.metadata)
-        self._producer.commit()
-        self._committed = True
-
-    def _check_used(self) -> None:
-        if self._phase != "over":
-            raise KafkaGuaranteesError(
-                f"a transaction of {len(self.messages)} messages was not used: write `for tx in ...: with tx: ...`. Nothing of "
-                "it was committed, and its messages come again."
-            )

@@ -43,9 +43,9 @@ from kafka_guarantees._trail import Portion
 from kafka_guarantees._transaction_state import State, TransactionState
 from kafka_guarantees._transactional import AbortNeeded, InDoubt, TransactionalProducer
 from kafka_guarantees.errors import BrokerError
-from kafka_guarantees.exactly_once import Transaction
 from kafka_guarantees.prove import life, worker
 from kafka_guarantees.records import Delivery, records_in
+from kafka_guarantees.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

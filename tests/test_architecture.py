@@ -54,7 +54,7 @@ FLOORS: list[set[str]] = [
     {"_apart", "_producer", "_consumer"},
     {"_failures", "_trail"},
     {"_transactional", "_recognition", "_preflight"},
-    {"_in_flight", "_at_least_once_run"},
+    {"_in_flight", "_at_least_once_run", "transaction"},
     {"at_most_once", "at_least_once", "exactly_once"},
     {"__init__"},
     {"testing"},

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-    from kafka_guarantees.exactly_once import Transaction
+    from kafka_guarantees.transaction import Transaction
 
 
 pytestmark = pytest.mark.broker
