@@ -26,7 +26,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from kafka_guarantees import dedup
-from kafka_guarantees.dedup import Item, Outcome, Source
+from kafka_guarantees.dedup import Item, Outcome, Source, postgres
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
 from kafka_guarantees.dedup.redis import RedisDedupStore
@@ -179,6 +179,34 @@ def test_the_lease_and_the_retention_go_by_the_servers_clock(make: Callable[[tim
         assert time.monotonic() < completed + 20
     assert answer == [NEW]
     assert time.monotonic() - completed >= 0.6
+
+
+def test_what_was_completed_is_not_completed_for_ever(make: Callable[[timedelta], DedupStore]) -> None:
+    """D05: after its retention nobody knows the id. Told that all is well, its owner would not note it again."""
+    short = make(timedelta(seconds=0.3))
+    short.claim(SCOPE, items(2), token=OURS, lease=LONG)
+    assert short.complete(SCOPE, items(2), token=OURS) == [True, True]
+    eventually(lambda: short.complete(SCOPE, items(2), token=OURS) == [False, False])
+
+
+def test_a_late_complete_counts_although_it_was_tidied_up(make: Callable[[timedelta], DedupStore]) -> None:
+    """D04: a claim outlives its lease by a retention; else a handler that was slow is called again for the same message."""
+    store = make(DAY)
+    store.claim(SCOPE, items(2), token=OURS, lease=0.001)
+    time.sleep(0.1)
+    assert store.purge() == 0
+    assert store.complete(SCOPE, items(2), token=OURS) == [True, True]
+
+
+def test_one_owner_may_claim_in_two_scopes(make: Callable[[timedelta], DedupStore]) -> None:
+    """D07: what it completes in one is not completed in the other; there the message would be lost."""
+    store = make(DAY)
+    for scope in ("one", "two"):
+        store.claim(scope, items(2), token=OURS, lease=LONG)
+    store.complete("one", items(2), token=OURS)
+    assert store.claim("two", items(2, 1), token=THEIRS, lease=LONG) == [IN_PROGRESS] * 2
+    store.release("two", items(2), token=OURS)
+    assert store.claim("one", items(2, 1), token=THEIRS, lease=LONG) == [DUPLICATE] * 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 7999, 10_000])
@@ -728,6 +756,35 @@ def test_a_database_without_an_encoding_will_do(postgres_server: LocalPostgres, 
             assert store.claim("größe", items(3, 1), token=THEIRS, lease=LONG) == [IN_PROGRESS] * 3
 
 
+def test_a_host_that_is_gone_is_noticed_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """D13: without keepalives a run would stand still for two hours. What the user says himself counts."""
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(postgres, "ConnectionPool", lambda *_, **named: made.append(named["kwargs"]))
+    PostgresDedupStore("host=db")
+    PostgresDedupStore("host=db keepalives_idle=60 tcp_user_timeout=5000")
+    usual, his = made
+    assert usual["keepalives_idle"] + usual["keepalives_interval"] * usual["keepalives_count"] <= 30
+    assert usual["tcp_user_timeout"] <= 30_000
+    assert set(his) == set(usual) - {"keepalives_idle", "tcp_user_timeout"}
+
+
+def test_an_interrupt_in_a_call_is_not_taken_for_a_server_that_is_away(
+    postgres_server: LocalPostgres, table: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Y03: Ctrl-C would be swallowed, and the call made again. The connection serves the next call."""
+
+    def interrupt(_store: PostgresDedupStore, _statement: str) -> bytes:
+        raise KeyboardInterrupt
+
+    with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
+        store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        with monkeypatch.context() as patch:
+            patch.setattr(PostgresDedupStore, "_sql", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                store.complete(SCOPE, items(1), token=OURS)
+        assert store.complete(SCOPE, items(1), token=OURS) == [True]
+
+
 def test_a_rival_that_stands_still_does_not_hold_us(postgres_server: LocalPostgres, table: str) -> None:
     """D13: a transaction that has the rows and does not end is waited for seconds, not for ever; the call can be repeated."""
     with closing(PostgresDedupStore(postgres_server.dsn, table=table)) as store:
@@ -871,6 +928,38 @@ def test_a_batch_of_which_something_was_taken_is_not_completed_as_a_whole(postgr
         assert store.complete(SCOPE, items(4)[2:3], token=OURS) == [True]
         assert store.complete(SCOPE, items(4), token=OURS) == [False, False, True, True]
         assert store.claim(SCOPE, items(4, 1), token=b"x" * 16, lease=LONG) == [IN_PROGRESS, NEW, DUPLICATE, DUPLICATE]
+
+
+def test_an_id_that_comes_back_while_others_are_taken_is_left_to_its_owner(postgres_server: LocalPostgres, table: str) -> None:
+    """D04: its batch is completed as a whole. Its owner would be told that it is completed, and nobody would know of it."""
+
+    class Interrupted(PostgresDedupStore):
+        def _rows(self, statements: Any, arguments: dict[str, Any]) -> list[tuple[Any, ...]]:
+            if statements is postgres._TAKE:
+                owner.release(SCOPE, [item(1)], token=THEIRS)
+                rival.execute(f'SELECT FROM "{table}_batches" FOR UPDATE'.encode())
+                thread.start()
+            return super()._rows(statements, arguments)
+
+    def come_back() -> None:
+        eventually(lambda: rival.execute(WAITING).fetchone() == (1,), 4)
+        came.extend(owner.claim(SCOPE, [item(1)], token=THEIRS, lease=LONG))
+        rival.rollback()
+
+    came: list[Outcome] = []
+    thread = threading.Thread(target=come_back)
+    with (
+        closing(PostgresDedupStore(postgres_server.dsn, table=table)) as owner,
+        closing(Interrupted(postgres_server.dsn, table=table)) as store,
+        psycopg.connect(postgres_server.dsn) as rival,
+    ):
+        for number in range(2):
+            owner.claim(SCOPE, [item(number)], token=THEIRS, lease=LONG)
+        assert store.claim(SCOPE, items(2), token=OURS, lease=LONG) == [TAKEN_OVER, IN_PROGRESS]
+        thread.join(30)
+        assert came == [NEW]
+        assert owner.complete(SCOPE, [item(1)], token=THEIRS) == [True]
+        assert store.claim(SCOPE, [item(1)], token=OURS, lease=LONG) == [DUPLICATE]
 
 
 def test_a_fingerprint_may_change_until_the_completion(postgres_server: LocalPostgres, table: str) -> None:

@@ -25,7 +25,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from psycopg.conninfo import make_conninfo
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
@@ -762,6 +762,42 @@ def test_tables_without_fingerprints_get_them(place: Place) -> None:
         pass
 
 
+def printed(source: Source, offset: int, name: str, content: bytes) -> Entry:
+    """A message with an id and this content."""
+    return Entry(source, offset, key_of(name), content.ljust(8))
+
+
+def expired(place: Place) -> Inbox[Any]:
+    """An inbox whose ids are expired as soon as anybody looks at them."""
+    return place.inbox(retention=timedelta(microseconds=1))
+
+
+def test_groups_keep_out_of_each_other_s_ids(place: Place) -> None:
+    """D07: what one forgets, refreshes or compares is its own; else another handles a message twice, or stops at a good one."""
+    inbox = place.inbox()
+    with inbox.transaction("two", [printed(P0, number, name, b"two") for number, name in enumerate("abc")]):
+        pass
+    with expired(place).transaction("one", [printed(P0, number, name, b"one") for number, name in enumerate("bc")]):
+        pass
+    time.sleep(0.01)
+    with inbox.transaction("one", [printed(P1, 0, "b", b"one"), printed(P1, 1, "a", b"one")]) as tx:  # b is expired
+        assert list(tx.fresh) == [0, 1]
+        tx.finish(1)  # a is given back
+    time.sleep(0.01)
+    with expired(place).transaction("one", [printed(P1, 1, "c", b"one")]) as tx:
+        assert list(tx.fresh) == [0]
+    time.sleep(0.01)
+    with inbox.transaction("one", [printed(P2, 0, "b", b"one")]) as tx:
+        assert list(tx.fresh) == []
+    with inbox.transaction("two", [printed(P1, number, name, b"two") for number, name in enumerate("abc")]) as tx:
+        assert list(tx.fresh) == []
+    with inbox.transaction("two", [printed(P2, 0, "a", b"two")]):  # where the other is
+        pass
+    with inbox.transaction("one", [printed(P2, 1, "b", b"one")]):
+        pass
+    assert [inbox.start_offsets(scope, [P2])[P2] for scope in ("one", "two")] == [2, 1]
+
+
 def test_who_may_not_change_the_tables_is_told_what_to_do(postgres: Place) -> None:
     """The statements, for their owner."""
     postgres.inbox().start_offsets("group", [P0])
@@ -1015,6 +1051,62 @@ def test_waiting_for_a_lock_ends(postgres: Place, monkeypatch: pytest.MonkeyPatc
             pytest.fail("it began")
     with rival.transaction("group", entries(P0, [1])) as tx:
         assert list(tx.fresh) == []
+
+
+def test_what_a_user_has_set_for_his_connections_counts_in_his_handler(postgres: Place) -> None:
+    """D04: a stricter limit stays, and how long his own statements wait is his to say; also in a transaction of his own."""
+    own = "-c idle_in_transaction_session_timeout=7s -c lock_timeout=3s"
+    searched = conninfo_to_dict(postgres.where)["options"]
+    theirs = make_conninfo(postgres.where, options=f"{searched} {own}")
+
+    def settings_in(connection: Any) -> list[str]:
+        names = ("lock_timeout", "idle_in_transaction_session_timeout")
+        return [connection.execute(f"SHOW {name}").fetchone()[0] for name in names]
+
+    with closing(PostgresInbox(theirs)) as inbox:
+        for offset in (0, 1):  # at first there is no row
+            with inbox.transaction("group", entries(P0, [offset])) as tx:
+                assert settings_in(tx.connection) == ["3s", "7s"]
+        with psycopg.connect(postgres.where) as mine:
+            inbox.enlist(mine, "group", entries(P0, [2]))
+            assert settings_in(mine) == ["0", "0"]
+            mine.rollback()
+
+
+# Plans with which rows come as they lie in the table.
+AS_THEY_LIE = "-c enable_nestloop=off -c enable_mergejoin=off -c enable_indexscan=off -c enable_bitmapscan=off"
+
+
+WAITING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND pg_blocking_pids(pid) @> ARRAY[pg_backend_pid()]"
+
+
+@pytest.mark.parametrize("what", ["offset", "id"])
+def test_locks_are_taken_in_one_order_however_the_rows_lie(postgres: Place, what: str) -> None:
+    """D13: the planner may change its mind while two are at work; they would wait for each other, and one would fail."""
+    first, last = sorted([key_of("a"), key_of("b")])
+    for entry in (Entry(P1, 0, last), Entry(P0, 0, first)):  # the last lies before the first
+        with expired(postgres).transaction("group", [entry]):
+            pass
+    wanted = [Entry(P0, 1, None), Entry(P1, 1, None)] if what == "offset" else [Entry(P2, 0, first), Entry(P2, 1, last)]
+    column, places = ("partition::text", ("0", "1")) if what == "offset" else ("encode(key, 'hex')", (first.hex(), last.hex()))
+    lock = f"SELECT FROM kg_inbox_{what} WHERE {column} = %s FOR UPDATE"
+    searched = conninfo_to_dict(postgres.where)["options"]
+
+    def begin() -> None:
+        with inbox.transaction("group", wanted):
+            pass
+
+    with (
+        closing(PostgresInbox(make_conninfo(postgres.where, options=f"{searched} {AS_THEY_LIE}"))) as inbox,
+        ThreadPoolExecutor(1) as threads,
+        psycopg.connect(postgres.where) as rival,
+    ):
+        rival.execute(lock.encode(), places[:1])
+        begun = threads.submit(begin)
+        until(lambda: begun.done() or rival.execute(WAITING).fetchone() == (1,))
+        rival.execute(f"{lock} NOWAIT".encode(), places[1:])  # it has not locked this one yet
+        rival.rollback()
+        begun.result(DEADLINE)
 
 
 def test_a_connection_that_is_lost_in_commit_leaves_it_open(postgres: Place, monkeypatch: pytest.MonkeyPatch) -> None:

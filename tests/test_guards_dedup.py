@@ -1,0 +1,373 @@
+"""Guards of stores and inboxes, and of who asks them, without a broker: each is removed by a mutant that no other test saw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import Future
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Uuid
+
+from kafka_guarantees._failures import Failed, GaveUp
+from kafka_guarantees._lifecycle import Lifecycle
+from kafka_guarantees._recognition.claims import TIDY_AT_ONCE, TIDY_EVERY, tidy
+from kafka_guarantees._recognition.message_ids import MessageIds
+from kafka_guarantees._recognition.options import BY_HEADER, Recognition
+from kafka_guarantees._recognition.patience import patiently
+from kafka_guarantees._recognition.portions import Portions
+from kafka_guarantees._recognition.topics import RENEW_EVERY, TopicIds
+from kafka_guarantees._settings import Guarantee, resolve
+from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox
+from kafka_guarantees.dedup.contract import Entry, Item, Source
+from kafka_guarantees.dedup.ids import key_of, position_of
+from kafka_guarantees.dedup.redis import RedisDedupStore
+from kafka_guarantees.errors import AuthorizationError, BrokerError, DeliveryError, MessageIdMissing, StoreUnavailable
+
+from .test_dedup_claims import Answers, claims, keys, message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from confluent_kafka import Message
+
+SETTINGS = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "group"})
+POLL = 300.0  # max.poll.interval.ms of claims(), in seconds
+
+
+class Clock:
+    """Stands for the module ``time``."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    for module in ("claims", "topics"):
+        monkeypatch.setattr(f"kafka_guarantees._recognition.{module}.time", made)
+    return made
+
+
+# -- claims ------------------------------------------------------------------------------------------------------------------
+
+
+class Leases(Answers):
+    """Notes how long it is asked to hold a claim; may refuse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leases: list[float] = []
+        self.error: Exception | None = None
+
+    def claim(self, _scope: str, items: Sequence[Item], **_named: Any) -> list[int]:
+        self.leases.append(_named["lease"])
+        if self.error is not None:
+            raise self.error
+        return super().claim(_scope, items, **_named)
+
+
+def test_a_claim_outlives_the_ownership_of_its_partition() -> None:
+    """D04: over before the group has noticed, the new owner of the partition would handle what the old one still handles."""
+    store = Leases()
+    claims(store).claim([message("a", 0)])
+    assert store.leases[0] >= POLL + 30  # the group needs a while
+
+
+def test_claims_are_renewed_before_their_leases_are_over_and_not_all_the_time(clock: Clock) -> None:
+    """D04: a slow handler, or a long retry, is not taken over; and a batch costs no call for each of its messages."""
+    store = Leases()
+    tested = claims(store)
+    work, _ = tested.claim([message(name, offset) for offset, name in enumerate("abc")])
+    tested.complete(1, work.finished(1))
+    tested.renew()
+    assert [what for what, _ in store.asked] == ["claim", "complete"]
+    for _ in range(3):  # each time anew
+        clock.now += store.leases[0] / 2
+        tested.renew()
+        tested.renew()
+    assert store.asked[2:] == [("claim", keys("b", "c"))] * 3
+    assert set(store.leases) == {store.leases[0]}
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("it is away"), AuthorizationError("no login")])
+def test_a_store_that_does_not_renew_ends_no_batch(clock: Clock, error: Exception) -> None:
+    """What is in hand is handled: the leases hold for a while, and the next claim raises what is wrong."""
+    store = Leases()
+    tested = claims(store)
+    tested.claim([message("a", 0)])
+    store.error = error
+    clock.now += POLL
+    tested.renew()
+    assert len(store.leases) == 2
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("it is away"), AuthorizationError("no right to DELETE")])
+def test_a_store_that_does_not_tidy_ends_no_run(clock: Clock, error: Exception) -> None:
+    """D18: and it is not asked in each round of the loop."""
+
+    class Refusing(MemoryDedupStore):
+        def purge(self, *, limit: int = 0) -> int:
+            raise error
+
+    with Refusing() as store:
+        assert tidy(store, clock.now) == clock.now + TIDY_EVERY
+
+
+def test_where_more_is_expired_it_is_tidied_at_once(clock: Clock) -> None:
+    """D18: else a table grows for ever where more than that many ids come in a minute."""
+    removed = [TIDY_AT_ONCE, TIDY_AT_ONCE - 1]
+
+    class Full(MemoryDedupStore):
+        def purge(self, *, limit: int = 0) -> int:
+            assert limit == TIDY_AT_ONCE
+            return removed.pop(0)
+
+    with Full() as store:
+        assert tidy(store, clock.now + 1) == clock.now + 1
+        assert len(removed) == 2  # it was not time
+        assert tidy(store, clock.now) == clock.now
+        assert tidy(store, clock.now) == clock.now + TIDY_EVERY
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ("", "on_missing_id"),
+        (b"", "on_missing_id"),
+        (None, "on_missing_id"),
+        (7, "returned int"),
+        (KeyError("k"), "raised KeyError"),
+    ],
+)
+def test_what_is_no_id_is_never_taken_for_one(found: object, says: str) -> None:
+    """D06: all messages with an empty id would be repeats of the first, and lost. A mistake in the function says where."""
+
+    def extractor(_message: Message) -> Any:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def ids(on_missing: Any) -> MessageIds:
+        return MessageIds(extractor, on_missing, lambda _topic: bytes(16), fingerprint=True)
+
+    strange = "on_missing_id" not in says
+    with pytest.raises(MessageIdMissing, match=rf"orders.* offset 8 has no id.*{says}"):
+        ids("raise").key(message("a", 8))
+    if strange:  # a mistake in the function, whatever is said of messages that have none
+        with pytest.raises(MessageIdMissing, match=says):
+            ids("process").key(message("a", 8))
+    else:
+        assert ids("process").key(message("a", 8)) is None
+        assert ids("position").key(message("a", 8)) == position_of(bytes(16), 0, 8)
+
+
+# -- what stands around them -----------------------------------------------------------------------------------------------
+
+
+def test_that_a_store_is_local_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    """D11: it is asked for with every batch, and a log that says it each time is not read any more."""
+    with MemoryDedupStore() as store:
+        recognition = Recognition(
+            SETTINGS,
+            store,
+            None,
+            BY_HEADER,
+            on_missing_id="raise",
+            on_store_error="wait",
+            takeover="position",
+            scope=None,
+            fingerprint=True,
+        )
+        for others in (False, True, True):
+            recognition.note(apart=lambda others=others: others)  # type: ignore[misc]
+            assert caplog.text.count("is local") == int(others)
+
+
+def test_brokers_that_do_not_say_which_topic_it_is_are_asked_again() -> None:
+    """D16: a call of the store needs the id of a topic as well; brokers that are away for a moment end no run."""
+    failing: list[Exception] = [BrokerError("no answer"), StoreUnavailable("no answer")]
+    rests: list[float] = []
+
+    def call() -> str:
+        if failing:
+            raise failing.pop()
+        return "answer"
+
+    consumer: Any = SimpleNamespace(keep_alive=lambda _batch, seconds: rests.append(seconds))
+    batch: Any = None
+    assert patiently(call, consumer, batch, lambda: False) == "answer"
+    assert len(rests) == 2  # and the group is served meanwhile
+
+
+def described(*answers: Uuid | KafkaError) -> tuple[Any, list[list[str]]]:
+    """An admin client that answers these one after the other; and what it was asked for."""
+    asked: list[list[str]] = []
+    left = list(answers)
+
+    def describe(topics: Any, **_: Any) -> dict[str, Future[Any]]:
+        asked.append(topics.topic_names)
+        future: Future[Any] = Future()
+        answer = left.pop(0)
+        if isinstance(answer, KafkaError):
+            future.set_exception(KafkaException(answer))
+        else:
+            future.set_result(SimpleNamespace(topic_id=answer))
+        return dict.fromkeys(asked[-1], future)
+
+    return SimpleNamespace(describe_topics=describe), asked
+
+
+def test_a_topic_that_is_created_again_while_it_is_read_is_another(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """D06: its messages would be taken for those of the old one at the same places, and left out: lost."""
+    ids = TopicIds(SETTINGS)
+    denied = KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)
+    admin, asked = described(Uuid(0, 1), denied, Uuid(0, 2))
+    monkeypatch.setattr(ids, "raw", admin)
+    old = ids("t")
+    ids.renew()
+    assert ids("t") == old
+    assert len(asked) == 1  # it is not asked for each batch
+    clock.now += RENEW_EVERY
+    ids.renew()  # brokers that do not say so end no run
+    ids.renew()
+    assert ids("t") == old
+    assert len(asked) == 2
+    clock.now += RENEW_EVERY
+    ids.renew()
+    assert ids("t") != old
+
+
+# -- transactions of an inbox ------------------------------------------------------------------------------------------------
+
+
+class Ours:
+    """A consumer whose batch is ours."""
+
+    def still_ours(self, _batch: object, *, within: float) -> bool:
+        return within > 0
+
+    def send_commit(self, _offsets: object) -> None:
+        pass
+
+
+BATCH: Any = SimpleNamespace()
+PLACE = Source("orders", bytes(16), 0)
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Iterator[SqliteInbox]:
+    with SqliteInbox(tmp_path / "inbox.db") as inbox:
+        yield inbox
+
+
+def portions(inbox: SqliteInbox, acknowledged: Callable[[], None] = lambda: None, sent: list[object] | None = None) -> Portions:
+    needed: Any = SimpleNamespace(max_poll_interval=POLL)
+    consumer: Any = Ours()
+    failures: Any = SimpleNamespace(letter=lambda message, _outcome: message)
+    kept: list[object] = [] if sent is None else sent
+    return Portions(
+        needed,
+        Lifecycle("test"),
+        consumer,
+        inbox=inbox,
+        scope="scope",
+        mark="shown",
+        counts=Counter(),
+        acknowledged=acknowledged,
+        failures=failures,
+        send=kept.append,
+    )
+
+
+def batch(*names: str | None) -> tuple[list[Message], list[Entry]]:
+    """Messages with these ids, from offset 0 on."""
+    messages = [message(name, offset) for offset, name in enumerate(names)]
+    return messages, [Entry(PLACE, offset, None if name is None else key_of(name)) for offset, name in enumerate(names)]
+
+
+def every(messages: Sequence[Message], _connection: object) -> tuple[int, None]:
+    return len(messages), None
+
+
+def test_offsets_wait_for_the_records_that_a_handler_produced(inbox: SqliteInbox) -> None:
+    """P01: moved before, the message is passed over, and what it was to produce is lost."""
+
+    def refused() -> None:
+        raise DeliveryError("for the test", None, None)
+
+    with pytest.raises(DeliveryError):
+        portions(inbox, refused).transact(BATCH, *batch("a"), every)
+    assert inbox.start_offsets("scope", [PLACE]) == {PLACE: None}
+    assert portions(inbox).transact(BATCH, *batch("a"), every) == (1, None)  # nor was its id noted
+    assert inbox.start_offsets("scope", [PLACE]) == {PLACE: 1}
+
+
+def test_what_an_inbox_sets_aside_can_be_sent_again(inbox: SqliteInbox) -> None:
+    """D09: a replay of it has the same id. Left out as a duplicate, it would never be handled."""
+    sent: list[object] = []
+    tested = portions(inbox, sent=sent)
+    [first], [entry] = batch("a")
+    assert tested.set_aside(BATCH, first, entry, GaveUp(ValueError("bad"), 1)) == 1
+    assert sent == [first]
+    assert inbox.start_offsets("scope", [PLACE]) == {PLACE: 1}
+    with inbox.transaction("scope", [entry._replace(offset=9)]) as transaction:
+        assert list(transaction.fresh) == [0]
+
+
+def test_of_a_batch_that_was_cut_short_nothing_is_said_of_what_failed_behind(inbox: SqliteInbox) -> None:
+    """L05: whoever is told that the next message failed tries that again, and sets it aside: it never failed."""
+    stopped: list[bool] = []
+
+    def handle(messages: Sequence[Message], _connection: object) -> tuple[int, Failed | None]:
+        if not stopped:
+            stopped.append(True)
+            return 2, Failed(1, ValueError("of the third"))
+        return 1, None  # the client is to stop meanwhile
+
+    assert portions(inbox).transact(BATCH, *batch("a", "b", "c"), handle) == (1, None)
+    assert inbox.start_offsets("scope", [PLACE]) == {PLACE: 1}
+
+
+def test_a_message_that_failed_alone_stays_alone(inbox: SqliteInbox) -> None:
+    """L05: tried with the repeats of others behind it, it is a batch: set aside would be what did not fail."""
+
+    def handle(messages: Sequence[Message], _connection: object) -> tuple[int, Failed | None]:
+        return 1, Failed(1, ValueError("bad")) if len(messages) > 1 else None
+
+    done, failed = portions(inbox).transact(BATCH, *batch("a", "b", "a", "c"), handle)
+    assert done == 1
+    assert failed is not None
+    assert failed.size == 1
+
+
+# -- Redis -------------------------------------------------------------------------------------------------------------------
+
+
+class ValkeyError(Exception):
+    """As that of valkey-py."""
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("broken"), ValkeyError("for the test"), TimeoutError("no answer")])
+def test_whatever_a_client_calls_a_server_that_is_away(error: Exception) -> None:
+    """D16: it is waited for, whether redis-py says so, valkey-py or the socket. Else a run ends with the first break."""
+
+    class Away:
+        def evalsha(self, *_: Any) -> Any:
+            raise error
+
+        script_load = evalsha
+
+        def config_get(self, _pattern: Any) -> dict[str, str]:
+            return {"maxmemory-policy": "noeviction", "appendonly": "yes"}
+
+    store = RedisDedupStore(Away(), retention=timedelta(hours=1))
+    with pytest.raises(StoreUnavailable, match=type(error).__name__):
+        store.complete("scope", [Item(key_of("a"), bytes(16))], token=b"t" * 16)
