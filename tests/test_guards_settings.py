@@ -130,6 +130,14 @@ def test_what_could_not_be_asked_is_said_to_whom_it_matters(
         assert tuple(caplog.text.count(f"{level}: {subject}") for level in ("unknown", "warning")) == said
 
 
+def test_what_did_not_matter_to_one_client_is_said_to_another(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that only warns had it among what was said already, for the whole process."""
+    unknown = finding("unknown", "topic 'that nobody may see'")
+    for at_start in ("warn", "raise"):
+        looking(at_start, report(unknown))[0].start(["t"])
+    assert sum("that nobody may see" in text for text in caplog.messages if text.startswith("preflight")) == 1
+
+
 def test_why_no_broker_answered_is_said() -> None:
     """The client knows: refused, unknown host, wrong password. A time-out alone sends people to look at the network."""
     (one,) = preflight(settings(ALO, "127.0.0.1:1"), ["offers"], timeout=1.5).findings

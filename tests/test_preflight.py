@@ -307,6 +307,15 @@ def test_without_a_group_nobody_asks_for_offsets(guarantee: Guarantee) -> None:
     assert findings(Case(resolve(guarantee, config), replace(seen, topics={}), ())) == ()
 
 
+@pytest.mark.parametrize("names", [("two", "one"), ("one", "two")])
+def test_each_topic_is_judged_by_its_own_replicas(names: tuple[str, ...]) -> None:
+    """Behind one with two replicas, one with a single copy was a warning only: preflight="raise" let the run begin."""
+    seen = cluster({"two": topic(2), "one": topic(1)})
+    found = findings(Case(settings(ALO), replace(seen, topics={**seen.topics}), names))
+    levels = {one.subject: one.level for one in found if one.check == "replication factor"}
+    assert levels == {"topic 'one'": "unsafe", "topic 'two'": "warning"}
+
+
 @pytest.mark.parametrize("brokers", [1, 2])
 def test_a_small_cluster_is_warned_of_and_not_refused(brokers: int) -> None:
     """What takes three brokers is a warning that says so where there are fewer, without a command that would stop writing."""

@@ -89,14 +89,15 @@ def _existing(case: Case, role: str, commands: Commands) -> Iterator[Finding]:
 
 
 def _replication(case: Case, role: str, commands: Commands) -> Iterator[Finding]:
-    levels, why = LOST_WITH_A_BROKER[role]
-    level = levels.get(case.settings.guarantee)
-    if level is None:
+    levels, lost = LOST_WITH_A_BROKER[role]
+    with_one = levels.get(case.settings.guarantee)
+    if with_one is None:
         return
     for name, topic in case.asked_for(role).items():
         if topic.replicas is None or topic.replicas >= REPLICAS:
             continue
         enough = case.seen.brokers >= REPLICAS
+        level, why = with_one, lost
         if topic.replicas > 1:
             level, why = "warning", "With one broker down, either nothing can be written or a single copy counts."
         yield Finding(

@@ -85,7 +85,8 @@ class Preflight:
         for one in report.findings:
             text = f"preflight: {one.level}: {one}"
             told = ("unsafe", "warning", "unknown") if self._at_start == "raise" else ("unsafe", "warning")
-            level = logging.WARNING if one.level in told else logging.DEBUG
-            if level != logging.WARNING or text not in _LOGGED:
+            if one.level not in told:
+                log.debug("%s", text)
+            elif text not in _LOGGED:
                 _LOGGED.add(text)
-                log.log(level, "%s", text)
+                log.warning("%s", text)
