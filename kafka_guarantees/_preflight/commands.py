@@ -20,8 +20,6 @@ class Commands:
         self._servers = "HOST:PORT" if servers == HIDDEN else servers
         plain = str(admin.get("security.protocol", "plaintext")).lower() == "plaintext"
         self._secure = () if plain else ("--command-config", "admin.properties")
-        user = shown("sasl.username", admin["sasl.username"]) if "sasl.username" in admin else HIDDEN
-        self._principal = "User:NAME" if user == HIDDEN else f"User:{user}"
 
     def create(self, topic: str, replicas: int, in_sync: int) -> str:
         """Create a topic that keeps what it acknowledges."""
@@ -40,7 +38,7 @@ class Commands:
     def allow(self, operation: str, kind: str, name: str | None = None) -> str:
         """Give this client a right: on a topic, a group, a transactional.id, or the cluster, which has no name."""
         what = (f"--{kind}",) if name is None else (f"--{kind}", name)
-        return self._line("acls", "--add", "--allow-principal", self._principal, "--operation", operation, *what)
+        return self._line("acls", "--add", "--allow-principal", "User:NAME", "--operation", operation, *what)
 
     def _line(self, tool: str, *arguments: str) -> str:
         return shlex.join([f"kafka-{tool}.sh", "--bootstrap-server", self._servers, *self._secure, *arguments])
