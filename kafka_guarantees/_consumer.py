@@ -398,7 +398,7 @@ class GroupConsumer:
             BrokerError: at least one was not committed, or that is unknown.
             AuthorizationError: no right to.
         """
-        places = list(offsets)
+        places = self._places.marked(offsets)
         try:
             self._commit(places)
         except KafkaException as exc:
@@ -418,7 +418,7 @@ class GroupConsumer:
             BrokerError: it was not sent.
         """
         try:
-            self.raw.commit(offsets=offsets, asynchronous=True)
+            self.raw.commit(offsets=self._places.marked(offsets), asynchronous=True)
         except KafkaException as exc:
             raise self._not_committed(kafka_error(exc), offsets) from exc
 

@@ -136,9 +136,15 @@ def _when_there_is_room(
     started, pause = time.monotonic(), 0.0  # at first only what has been reported already makes room
     while patient(time.monotonic() - started if pause else NOT_AT_ALL):
         serve(partial(raw.poll, pause))
+        empty = not len(raw)
         with suppress(BufferError):
             raw.produce(*arguments)
             return
+        if empty and not len(raw):  # and nobody else has filled it: it never will (X21)
+            raise DeliveryError(
+                f"a record for topic {arguments[0]!r} was not sent: it is larger than the producer's queue "
+                "(queue.buffering.max.kbytes)."
+            )
         pause = min(SLICE, max(SHORT, (time.monotonic() - started) / 4))
     raise QueueFull(
         f"a record for topic {arguments[0]!r} was not sent: the producer's queue stayed full. The brokers take "

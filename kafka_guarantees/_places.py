@@ -79,6 +79,7 @@ class Places:
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
         self._undecided: set[Partition] = set()  # to be read from the end, once that is known
+        self._begun: dict[Partition, tuple[str, float]] = {}  # what was said with starts of ours, and until when it is said on
         self._told: set[tuple[str, int, int]] = set()  # offsets of the group that do not count, and of which that was said
 
     @property
@@ -197,7 +198,24 @@ class Places:
                 place.offset = OFFSET_INVALID if offset is None else offset
         self._undecided.difference_update((place.topic, place.partition) for place in at_end if place.offset >= 0)
         starts = [*at_beginning, *(_marked(place, began.get(place.topic, 0)) for place in at_end)]
+        until = time.time() + TOGETHER
+        self._begun.update(((p.topic, p.partition), (p.metadata, until)) for p in starts if p.offset >= 0 and p.metadata)
         return [place for place in starts if place.offset >= 0]
+
+    def marked(self, offsets: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """Offsets as they are to be committed: with what was said of a start a moment ago, for those who begin now."""
+        places = list(offsets)
+        if not self._begun:
+            return places
+        now = time.time()
+        self._begun = {partition: said for partition, said in self._begun.items() if said[1] > now}
+        said = {partition: text for partition, (text, _until) in self._begun.items()}
+        return [
+            p
+            if p.metadata or (p.topic, p.partition) not in said
+            else TopicPartition(p.topic, p.partition, p.offset, said[p.topic, p.partition], leader_epoch=_epoch(p))
+            for p in places
+        ]
 
     def _began_with(self, topic: str, ask: Ask) -> int:
         """How many partitions a topic had when the group began to read it; 0: it has read it before.
@@ -261,6 +279,11 @@ def _asked(wanted: Sequence[TopicPartition], ask: Ask) -> dict[Partition, int]:
         if place.error is not None:
             raise KafkaException(place.error)
     return {(place.topic, place.partition): place.offset for place in found}
+
+
+def _epoch(place: TopicPartition) -> int:
+    epoch: int | None = place.leader_epoch
+    return -1 if epoch is None else epoch
 
 
 def _where(place: TopicPartition) -> str:

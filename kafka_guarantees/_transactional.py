@@ -207,8 +207,9 @@ class TransactionalProducer(Handle):
         except QueueFull as exc:
             self.poison(None)
             raise AbortNeeded(str(exc)) from exc
-        except (TypeError, ValueError) as exc:
-            self.poison(DeliveryError(f"a record for topic {topic!r} was not written: {exc}"))
+        except (DeliveryError, TypeError, ValueError) as exc:
+            why = f"a record for topic {topic!r} was not written: {exc}"
+            self.poison(exc if isinstance(exc, DeliveryError) else DeliveryError(why))
             raise
         except BaseException:
             self.poison(None)
@@ -288,10 +289,13 @@ class TransactionalProducer(Handle):
         self._state.on(Event.COMMITTED, time.monotonic())
         self._timed_out = 0
 
-    def abort(self) -> None:
+    def abort(self, *, leaving: bool = False) -> None:
         """Abort the transaction, or where that is no longer possible replace the producer, which has the same effect.
 
         When this returns, the fate of the transaction is decided, and the group's committed offsets tell it.
+
+        Args:
+            leaving: an error ends what it is part of, and does not wait without an end for brokers that are away.
 
         Raises:
             BrokerError: the brokers do not answer, or the client is to stop and they have not for a while.
@@ -313,7 +317,11 @@ class TransactionalProducer(Handle):
             except (AbortNeeded, InDoubt) as exc:
                 log.warning("%s: a new producer takes over", exc)
                 self._lose()
-        self.prepare()
+        persists, self.persists = self.persists, self.persists and not leaving
+        try:
+            self.prepare()
+        finally:
+            self.persists = persists
 
     def abandon(self) -> None:
         """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""
@@ -483,11 +491,12 @@ class TransactionalProducer(Handle):
         self._initialise()
 
     def _initialise(self) -> None:
-        deadline = self._init_deadline()
+        raw, deadline = self.raw, self._init_deadline()
         while True:
             try:
-                self._within_time("init_transactions", lambda: self.raw.init_transactions(CALL))
+                self._within_time("init_transactions", lambda: raw.init_transactions(CALL))
             except KafkaException as exc:
+                self._lifecycle.check()  # close(), in another thread, waits no longer: it has let the producer go
                 if self._init_failed(kafka_error(exc), deadline, exc):
                     deadline = self._init_deadline()
             except InDoubt as exc:
@@ -498,6 +507,7 @@ class TransactionalProducer(Handle):
                 raise
             else:
                 break
+        self._lifecycle.check()
         self._callbacks.raise_interrupt()
         self._state.on(Event.INITIALISED, time.monotonic())
 

@@ -375,7 +375,7 @@ class ExactlyOnce:
             producer.abandon()
             raise
         offsets, metadata = next_offsets(messages, batch.topic), batch.metadata
-        finish = partial(self._finish, batch=batch, offsets=list(offsets.values()), metadata=metadata)
+        finish = partial(self._finish, batch=batch, offsets=self._places.marked(offsets.values()), metadata=metadata)
         self._in_flight.take_off(offsets, len(messages), finish)
         return True
 
@@ -498,6 +498,12 @@ class ExactlyOnce:
         log.warning("%d messages that were handled come again: the group has given partitions away", len(messages))
         return False
 
+    def _offsets_of(self, consumer: GroupConsumer, batch: Batch) -> Sequence[TopicPartition] | None:
+        """What to commit of a batch; None: it is not ours any more."""
+        if not self._still_ours(consumer, batch, batch.messages):
+            return None
+        return self._places.marked(next_offsets(batch.messages, batch.topic).values())
+
     def _settled(self, consumer: GroupConsumer) -> bool:
         """Wait for what is in flight. False: some of it is not committed, and comes again."""
         again = self._in_flight.settle()
@@ -592,7 +598,7 @@ class ExactlyOnce:
                 except Left:
                     consumer.unplace(batch.partitions)
                     continue
-                consumed = Consumed(consumer, batch, letters, partial(self._still_ours, consumer, batch, batch.messages))
+                consumed = Consumed(consumer, batch, letters, partial(self._offsets_of, consumer, batch))
                 transaction = Transaction(self._producer, self._lifecycle, self._writing, consumed)
                 began = time.monotonic()
                 yield transaction

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._client import Abandoned
 from ._dead_letters import text_of
-from ._offsets import next_offsets
 from ._transactional import AbortNeeded, InDoubt
 from .errors import DeliveryError, DeliveryUnknown, KafkaGuaranteesError, TransactionAborted
 from .records import Record
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from confluent_kafka import Message
+    from confluent_kafka import Message, TopicPartition
     from typing_extensions import Self
 
     from ._batch import Batch
@@ -47,13 +46,13 @@ class Consumed(NamedTuple):
         consumer: a member of the group.
         batch: of that.
         letters: for those of its messages that cannot be read, by the identity of the message.
-        ours: whether the batch still is.
+        offsets: tells what to commit of the batch; None: it is not ours any more.
     """
 
     consumer: GroupConsumer
     batch: Batch
     letters: Mapping[int, Record]
-    ours: Callable[[], bool]
+    offsets: Callable[[], Sequence[TopicPartition] | None]
 
 
 class Transaction:
@@ -170,7 +169,7 @@ class Transaction:
             return False
         try:
             self._lifecycle.handled()
-            self._producer.abort()
+            self._producer.abort(leaving=error is not self._aborted)
         except Exception as exc:
             if error is not self._aborted:
                 log.exception("aborting a transaction failed after the error that is raised")  # never hide the first error
@@ -204,10 +203,10 @@ class Transaction:
         self._lifecycle.handled()
         self._producer.flush()
         if self._consumed is not None:
-            _, batch, _, ours = self._consumed
-            if not ours():
+            offsets = self._consumed.offsets()
+            if offsets is None:
                 raise AbortNeeded("the group has given partitions away")
-            self._producer.send_offsets(list(next_offsets(batch.messages, batch.topic).values()), batch.metadata)
+            self._producer.send_offsets(offsets, self._consumed.batch.metadata)
         self._producer.commit()
         self._committed = True
 

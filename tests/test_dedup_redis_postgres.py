@@ -27,6 +27,7 @@ from psycopg_pool import ConnectionPool, NullConnectionPool
 
 from kafka_guarantees import dedup
 from kafka_guarantees.dedup import Item, Outcome, Source, postgres
+from kafka_guarantees.dedup._connecting import _no_connection, connection_of
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
 from kafka_guarantees.dedup.redis import RedisDedupStore
@@ -571,7 +572,7 @@ def calls_on(conninfo: str, table: str) -> Iterator[Callable[[], object]]:
         closing(PostgresDedupStore(conninfo, table=table)) as store,
         PostgresInbox(conninfo, prefix=table) as inbox,
         ConnectionPool(conninfo, min_size=0, max_size=1, open=True) as pool,
-        NullConnectionPool(lambda: conninfo, kwargs=dict, max_size=1, open=True) as null_pool,
+        NullConnectionPool(conninfo, max_size=1, open=True) as null_pool,
     ):
         for a_store in (store, PostgresDedupStore(pool, table=table), PostgresDedupStore(null_pool, table=table)):
             yield partial(a_store.claim, SCOPE, items(1), token=OURS, lease=LONG)
@@ -603,6 +604,73 @@ def test_a_password_that_is_changed_ends_the_waiting_too(postgres_server: LocalP
             admin.execute(f"ALTER ROLE {table} PASSWORD 'another'".encode())
             admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", (table,))
             eventually(lambda: refuses(store))
+
+
+def test_a_login_that_is_asked_for_anew_each_time_is_waited_for() -> None:
+    """A password that is rotated: for a while the old one is given, or the new one is not yet the database's."""
+    with (
+        says("28P01", 'password authentication failed for user "me"') as conninfo,
+        ConnectionPool(lambda: conninfo, min_size=0, max_size=1, open=True) as pool,
+        pytest.raises(StoreUnavailable, match="password authentication failed"),
+        connection_of(pool, 2.5),
+    ):
+        pass
+
+
+def test_who_is_asked_for_a_login_may_be_away() -> None:
+    """As the pool does, which asks on: a run does not end with what the user's function raises."""
+    asked: list[int] = []
+
+    def conninfo() -> str:
+        asked.append(1)
+        if len(asked) > 1:
+            raise ConnectionError("the keeper of secrets is away")
+        return "postgresql://me:pw@127.0.0.1:1/app"
+
+    with (
+        ConnectionPool(conninfo, min_size=0, max_size=1, open=True) as pool,
+        pytest.raises(StoreUnavailable, match="ConnectionError where it was asked how to log in"),
+        connection_of(pool, 2.5),
+    ):
+        pass
+
+
+def test_why_there_is_no_connection_is_not_asked_for_longer_than_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group is not served meanwhile, and no stop is noticed: a resolver has a timeout of its own, and a long one."""
+    monkeypatch.setattr("kafka_guarantees.dedup._connecting._reason", lambda _pool: time.sleep(6))
+    began = time.monotonic()
+    with (
+        ConnectionPool("postgresql://me:pw@127.0.0.1:1/app", min_size=0, max_size=1, open=True) as pool,
+        pytest.raises(StoreUnavailable),
+        connection_of(pool, 2.0),
+    ):
+        pass
+    assert time.monotonic() - began < 4
+
+
+AT = 'connection failed: connection to server at "10.0.0.1", port 5432 failed: '
+AGAIN = '\nconnection to server at "10.0.0.1", port 5432 failed: '
+PLAIN = 'FATAL:  no pg_hba.conf entry for host "10.0.0.9", user "me", database "app", no encryption'
+REFUSED = 'FATAL:  password authentication failed for user "me"'
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        (StoreUnavailable, f'{AT}FATAL:  LDAP authentication failed for user "me"'),
+        (StoreUnavailable, f'{AT}FATAL:  RADIUS authentication failed for user "me"'),
+        (StoreUnavailable, f'{AT}FATAL:  PAM authentication failed for user "me"'),
+        (StoreUnavailable, f"{AT}SSL error: ssl/tls alert certificate expired{AGAIN}{PLAIN}"),
+        (StoreUnavailable, f"{AT}FATAL:  canceling authentication due to timeout{AGAIN}{PLAIN}"),
+        (AuthorizationError, f"{AT}{REFUSED}"),
+        (AuthorizationError, f"{AT}{REFUSED}{AGAIN}{PLAIN}"),
+        (AuthorizationError, f"{AT}{REFUSED}{AGAIN}{REFUSED}"),
+        (AuthorizationError, f'{AT}FATAL:  role "me" does not exist'),
+    ],
+)
+def test_a_refusal_that_may_pass_is_none(kind: type[Exception], said: str) -> None:
+    """Whoever PostgreSQL asks may be away, or a certificate just be renewed; libpq tries again without TLS, and is refused."""
+    assert isinstance(_no_connection(psycopg.OperationalError(said)), kind)
 
 
 def refuses(store: DedupStore) -> bool:

@@ -16,7 +16,7 @@ from kafka_guarantees._preflight import Finding, Preflight, PreflightReport, pre
 from kafka_guarantees._preflight.asking import _topic
 from kafka_guarantees._preflight.commands import Commands
 from kafka_guarantees._settings import Guarantee, librdkafka, resolve
-from kafka_guarantees._settings.values import HIDDEN
+from kafka_guarantees._settings.values import HIDDEN, shown
 from kafka_guarantees.dead_letters import reading, replay
 from kafka_guarantees.dead_letters.reading import Entry
 from kafka_guarantees.errors import UnsafeConfigError
@@ -44,6 +44,19 @@ def test_no_part_of_a_secret_is_in_the_words_of_librdkafka(value: str, said: str
     assert SECRET not in str(error)
     assert "pw" not in str(error)
     assert HIDDEN in str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("enable.idempotence", "true sasl.password=hunter2"),
+        ("acks", "all,sasl.password=hunter2"),
+        ("linger.ms", "5;key=x"),
+    ],
+)
+def test_two_settings_on_one_line_are_not_shown(name: str, value: str) -> None:
+    """S01: the second one may be a password."""
+    assert shown(name, value) == HIDDEN
 
 
 def test_whoever_asks_about_the_cluster_can_log_in_with_tokens() -> None:

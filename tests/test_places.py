@@ -457,3 +457,13 @@ def test_a_group_begins_however_far_the_brokers_are(
             runner.join(30)
             assert not runner.is_alive()
     assert sorted(seen) == [b"%d" % number for number in range(10)]
+
+
+def test_members_agree_though_one_of_them_has_handled_messages_already() -> None:
+    """What it commits for these has no mark of its start: the other one handled all that its partitions held."""
+    brokers = Brokers()
+    brokers.remembers = True
+    quick = Places("g", "latest")
+    assert of(quick, brokers, 0) == {0: 90}
+    brokers.commit(quick.marked([TopicPartition("t", 0, 91)]))
+    assert of(Places("g", "latest"), brokers, 1) == {1: 90}

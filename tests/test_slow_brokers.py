@@ -6,16 +6,28 @@ import threading
 import time
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from confluent_kafka import KafkaError, Producer
 
-from kafka_guarantees import AtLeastOnce, DeliveryError, DeliveryUnknown, ExactlyOnce, Record, TransactionAborted
-from kafka_guarantees._enqueue import QueueFull
+from kafka_guarantees import (
+    AtLeastOnce,
+    DeliveryError,
+    DeliveryUnknown,
+    ExactlyOnce,
+    KafkaGuaranteesError,
+    Record,
+    Transaction,
+    TransactionAborted,
+)
+from kafka_guarantees._enqueue import QueueFull, enqueue
+from kafka_guarantees._transaction_state import Event
 from kafka_guarantees.prove.proxy import API, Proxy
+from kafka_guarantees.transaction import Consumed
 
 from .conftest import fill, read_all, values
-from .world import in_thread, until
+from .world import in_thread, retriable, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +37,8 @@ if TYPE_CHECKING:
     from .world import World
 
 pytestmark = pytest.mark.broker
+
+NOWHERE = "127.0.0.1:1"
 
 GRACE = 1.6  # seconds: longer than a client that stops waits for brokers
 
@@ -85,6 +99,25 @@ def test_a_queue_that_stays_full_ends_a_run_at_least_once(monkeypatch: pytest.Mo
     assert [str(error) for error in noted] == ["full"]
 
 
+def test_x21_a_record_that_no_queue_can_hold_is_the_records_fault() -> None:
+    """Else its transaction is aborted and begun again for ever, and a dead letter topic is of no use."""
+    raw = Producer({"bootstrap.servers": NOWHERE, "queue.buffering.max.kbytes": 100, "log_level": 0})
+    deadline = time.monotonic() + 1
+    with pytest.raises(DeliveryError, match="larger than the producer's queue") as raised:
+        enqueue(raw, Record("t", bytes(200_000)), None, lambda _: time.monotonic() < deadline, set(), serve=lambda call: call())
+    assert not isinstance(raised.value, QueueFull)
+
+
+def test_a_queue_that_others_keep_full_is_no_fault_of_the_record() -> None:
+    """What is in it may go, or the brokers may come back."""
+    raw = Producer({"bootstrap.servers": NOWHERE, "queue.buffering.max.kbytes": 100, "log_level": 0})
+    raw.produce("t", bytes(90_000))
+    deadline = time.monotonic() + 1
+    with pytest.raises(QueueFull):
+        enqueue(raw, Record("t", bytes(90_000)), None, lambda _: time.monotonic() < deadline, set(), serve=lambda call: call())
+    raw.purge()
+
+
 @pytest.mark.parametrize("batches", [False, True], ids=["run", "run_batches"])
 def test_outputs_that_do_not_fit_into_a_transaction_make_smaller_ones(
     world: Callable[..., World],
@@ -140,6 +173,58 @@ def test_a_run_outlasts_brokers_that_are_away_while_something_is_in_flight(
             here.run(kafka, handler)
         assert ended() is None
     assert len(here.output()) == 2000
+
+
+class Silent:
+    """A C producer whose brokers are away."""
+
+    def _no(self, _within: float) -> None:
+        time.sleep(0.02)
+        raise retriable(KafkaError._TIMED_OUT)
+
+    abort_transaction = init_transactions = _no
+
+    def poll(self, _within: float) -> int:
+        return 0
+
+
+def test_y03_a_block_that_raises_is_left_though_the_brokers_stay_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SystemExit, as of a SIGTERM, or an error of the loop's: a run waits on for its brokers, and who leaves it does not."""
+    monkeypatch.setattr("kafka_guarantees._transactional.UNANSWERED", 1.0)
+    config = {"bootstrap.servers": NOWHERE, "group.id": "g", "transactional.id": "x", "transaction.timeout.ms": 1000}
+    kafka = ExactlyOnce(config, preflight="off")
+    producer: Any = kafka._producer
+    producer.make = lambda *_: setattr(producer, "raw", Silent())
+    producer.let_go = lambda: setattr(producer, "raw", None)
+    producer.raw, producer._watch, producer.persists = Silent(), SimpleNamespace(refused=None), True  # as in a run
+    producer._state.on(Event.INITIALISED, time.monotonic())
+    producer._state.on(Event.BEGUN, time.monotonic())
+    consumed: Any = Consumed(cast("Any", object()), cast("Any", SimpleNamespace(messages=[])), {}, lambda: None)
+    transaction = Transaction(producer, kafka._lifecycle, kafka._writing, consumed)
+    transaction._phase = "open"
+    left = threading.Event()
+
+    def leave() -> None:
+        with kafka._lifecycle.running(lambda: None):
+            assert transaction.__exit__(SystemExit, SystemExit(143), None) is False
+            left.set()
+
+    leaving = in_thread(leave)
+    try:
+        assert left.wait(10)
+    finally:
+        kafka._lifecycle.leave(0)
+        assert leaving() is None
+    assert producer.persists
+
+
+def test_a_run_that_is_closed_while_it_waits_for_brokers_says_so() -> None:
+    """Not an AttributeError of None: close() gives up when the run may."""
+    kafka = ExactlyOnce({"bootstrap.servers": NOWHERE, "group.id": "g", "transactional.id": "x"}, preflight="off")
+    running = in_thread(lambda: kafka.run(["t"], lambda _: None))
+    time.sleep(1.2)
+    kafka.close(2)
+    assert type(running()) in {type(None), KafkaGuaranteesError}
 
 
 # -- what is said of a commit in doubt ------------------------------------------------------------------------------------

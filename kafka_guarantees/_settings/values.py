@@ -167,7 +167,7 @@ def _harmless(name: str, text: str) -> bool:
     if kind == CALLBACK or (kind == STRING and not values):
         fits = name in SHOWN or (name in PATHS and bool(_PATH.fullmatch(text)))
         return fits and len(text) <= _LONG and "PRIVATE KEY" not in text
-    if len(text) <= _MISTYPED and not name.startswith(_PASSWORDS_ARE_NEAR):
+    if len(text) <= _MISTYPED and "=" not in text and not name.startswith(_PASSWORDS_ARE_NEAR):
         return True
     if kind in {INTEGER, FLOAT}:
         return bool(_NUMBER_MISTYPED.fullmatch(text))

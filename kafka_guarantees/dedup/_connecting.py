@@ -15,12 +15,14 @@ from __future__ import annotations
 import re
 import time
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
+from .._threads import Task, start
 from ..errors import AuthorizationError, StoreUnavailable
 from ._conninfo import options_of
 
@@ -31,12 +33,13 @@ SOON = 1.0  # seconds after which it is asked why there is none yet
 ASKING = 2  # seconds that this may take; libpq takes no less
 
 _REFUSAL = re.compile(
-    r"authentication failed|no password supplied"  # 28P01, and 28000 for certificates, LDAP and the like
+    r"(password|SASL|certificate|Peer|peer) authentication failed|no password supplied"  # 28P01, 28000; LDAP may be away
     r"|no pg_hba\.conf entry|pg_hba\.conf rejects"  # 28000
     r'|role ".*" does not exist|role ".*" is not permitted to log in|no such user'  # 28000; the last one is PgBouncer's
     r'|database ".*" does not exist|no such database'  # 3D000; likewise
     r"|permission denied for database"  # 42501
 )
+_TRIES = re.compile(r"(?=connection to server )")  # libpq tries again without TLS, which may be refused for that
 _EACH = "\n- host: "  # before each attempt, where psycopg made several
 _PLACE = re.compile(r"^.*?connection (failed|is bad): |connection to server .*? failed: |(?<=resolve host) '.*?'(?=: )")
 
@@ -59,7 +62,7 @@ def connection_of(pool: ConnectionPool[Any], within: float | None = None) -> Ite
         try:
             connection = _entered(stack, pool, pool.timeout if within is None else within)
         except psycopg.Error as exc:
-            raise _no_connection(exc) from exc
+            raise _no_connection(exc, rotates=_rotates(pool)) from exc
         yield connection
 
 
@@ -70,8 +73,8 @@ def _entered(stack: ExitStack, pool: ConnectionPool[Any], within: float) -> psyc
     try:
         connection = stack.enter_context(pool.connection(soon))
     except PoolTimeout:
-        reason = _reason(pool)
-        if reason is not None and _refusal(reason):
+        reason = _asked(pool, deadline)
+        if reason is not None and _refusal(reason) and not _rotates(pool):
             raise reason from None
     else:
         return connection
@@ -82,13 +85,30 @@ def _entered(stack: ExitStack, pool: ConnectionPool[Any], within: float) -> psyc
     return connection
 
 
+def _asked(pool: ConnectionPool[Any], deadline: float) -> psycopg.Error | None:
+    """The same, in time: there may be many addresses, and a resolver has no timeout of ours."""
+    task = Task(partial(_reason, pool))
+    start(task.run, name="kafka-guarantees-login")
+    task.ended.wait(max(0.0, deadline - time.monotonic()))
+    found: psycopg.Error | None = task.result() if task.ended.is_set else None
+    return found
+
+
+def _rotates(pool: ConnectionPool[Any]) -> bool:
+    """Whether it is asked anew each time how to log in: then a refusal may pass."""
+    return callable(pool.conninfo) or callable(pool.kwargs)
+
+
 def _reason(pool: ConnectionPool[Any]) -> psycopg.Error | None:
     """Why the pool cannot connect; None where it can, and all that it has are in use."""
     failed = pool.get_stats().get("connections_errors", 0)
     if failed == _let_in.get(pool, 0):
         return None
-    conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
-    options = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
+    try:
+        conninfo = pool.conninfo() if callable(pool.conninfo) else pool.conninfo
+        options = pool.kwargs() if callable(pool.kwargs) else pool.kwargs
+    except Exception as exc:  # noqa: BLE001 - of the user's: as for the pool, it may pass
+        return psycopg.OperationalError(f"{type(exc).__name__} where it was asked how to log in")
     try:
         pool.connection_class.connect(conninfo, **{**(options or {}), "connect_timeout": ASKING}).close()
     except psycopg.Error as exc:
@@ -106,9 +126,9 @@ def _quotable(conninfo: str) -> bool:
     return True
 
 
-def _no_connection(exc: psycopg.Error) -> AuthorizationError | StoreUnavailable:
+def _no_connection(exc: psycopg.Error, *, rotates: bool = False) -> AuthorizationError | StoreUnavailable:
     refusal = _refusal(exc)
-    if refusal:
+    if refusal and not rotates:
         return AuthorizationError(
             f"PostgreSQL does not let this client in ({refusal}). Nothing was written. Correct its user and password, or the "
             "name of the database; or have it let in: the role must be there and may LOGIN, have CONNECT on the database, and "
@@ -123,9 +143,14 @@ def _no_connection(exc: psycopg.Error) -> AuthorizationError | StoreUnavailable:
 def _refusal(exc: psycopg.Error) -> str:
     """What the server says, if it refuses this client. Of several hosts all have to; one may have several addresses."""
     text, *attempts = str(exc).split(_EACH)
-    refusals = [attempt for attempt in attempts or [text] if _REFUSAL.search(attempt)]
+    refusals = [attempt for attempt in attempts or [text] if _refuses(attempt)]
     hosts, refusing = ({attempt.partition(",")[0] for attempt in some} for some in (attempts, refusals))
     return first_line(refusals[0]) if refusals and hosts <= refusing else ""
+
+
+def _refuses(attempt: str) -> bool:
+    _, *tries = _TRIES.split(attempt)
+    return all(map(_REFUSAL.search, tries or [attempt]))
 
 
 def first_line(error: BaseException | str) -> str:
