@@ -27,8 +27,8 @@ from ._group_client import SAFE, GroupClient
 from ._offset_expiry import Refresh
 from ._offsets import Membership, Partition, membership, named, next_offsets
 from ._positions import Positions
-from ._topics import Topics
-from .errors import NO_TOPIC, REBALANCED, broker_failure, describe, kafka_error
+from ._topics import Topics, own_dead_letters
+from .errors import NO_TOPIC, REBALANCED, BrokerError, broker_failure, describe, kafka_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -133,6 +133,7 @@ class GroupConsumer:
         self._assignment = Assignment()
         self._client = GroupClient(settings, lifecycle, self._assignment, config)
         self._topics = Topics(topics, self._client, self._callbacks, lifecycle)
+        self._written = frozenset(also)
         self._events = Events(settings, self._assignment, self._topics, places)
         self._positions = Positions(settings, self._client, self._assignment, places)
         self._refresh = Refresh(places, settings.session_timeout / 2)
@@ -327,6 +328,15 @@ class GroupConsumer:
         """
         return time.monotonic() - batch.fetched < within and self.membership().continues(batch.member)
 
+    def answer_time(self) -> float:
+        """Seconds that the group's coordinator takes for an answer at this moment; 0: it gave none."""
+        began, some = time.monotonic(), [TopicPartition(*partition) for partition in self._assignment.owned][:1]
+        try:
+            self._positions.asked(lambda raw, within: raw.committed(some, within))
+        except (KafkaException, BrokerError):
+            return 0.0
+        return time.monotonic() - began
+
     def shares(self) -> bool:
         """Whether a rebalance, since this was last asked, has left partitions of its topics to others. False: nobody knows."""
         if self._assignment.rebalances == self._looked:
@@ -507,6 +517,8 @@ class GroupConsumer:
             if new and self._client.kip_848 and not self._took_over:  # else the member before it did: where commits take
                 self._refresh.begin()  # their time, each may be a reason to take over
             log.info("group %r has assigned %s", self._settings.group_id, named(new))
+            for topic in self._written & {topic for topic, _ in new}:  # only the group knows all that a pattern matches
+                self._keep(own_dead_letters(topic, self._topics.names))
             if self._client.leaving:
                 return  # revoked in the next moment: confluent-kafka accepts them
             places = self._positions.assigned(new)

@@ -145,7 +145,8 @@ class Failures:
         self._retry = retry
         self._acked = settings.guarantee is not Guarantee.AT_MOST_ONCE
         self.topic = dead_letter
-        self._largest = int(str(settings.producer.get("message.max.bytes", 1_000_000)))  # bytes of a record
+        room = 1024 * int(str(settings.producer.get("queue.buffering.max.kbytes", 1_048_576)))
+        self._largest = min(room, int(str(settings.producer.get("message.max.bytes", 1_000_000))))  # bytes of a record
         self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
 
     @property

@@ -58,18 +58,25 @@ def check_run(
     if isinstance(topics, str) or not topics or not all(isinstance(topic, str) and topic for topic in topics):
         raise TypeError(f"topics must be a list of topic names that is not empty, not {topics!r}")
     if dead_letter is not None and any(_includes(topic, dead_letter) for topic in topics):
-        raise UnsafeConfigError(
-            "dead_letter",
-            dead_letter,
-            f"it is among the topics of this run, {', '.join(topics)}: what is set aside would come again, for ever",
-            "choose another topic for dead letters, or leave it out of what is consumed",
-        )
+        raise own_dead_letters(dead_letter, topics)
+
+
+def own_dead_letters(dead_letter: str, topics: Sequence[str]) -> UnsafeConfigError:
+    """The error for a run that would consume what it sets aside."""
+    return UnsafeConfigError(
+        "dead_letter",
+        dead_letter,
+        f"it is among the topics of this run, {', '.join(topics)}: what is set aside would come again, for ever",
+        "choose another topic for dead letters, or leave it out of what is consumed",
+    )
 
 
 def _includes(topic: str, name: str) -> bool:
     """Whether a name of a topic, or a pattern of librdkafka, which is close enough to one of Python, is for this topic."""
     if not topic.startswith("^"):
         return topic == name
+    if "[:" in topic:
+        return False  # a class of POSIX, which Python takes for something else; who is assigned the topic hears of it
     with suppress(re.error):
         return re.search(topic, name) is not None
     return False
@@ -126,7 +133,7 @@ class Topics:
     def match_nothing(self) -> bool:
         """Whether there are only patterns, and no topic for any of them: then nobody joins the group."""
         if not all(topic.startswith("^") and "[:" not in topic for topic in self.names):
-            return False  # or Python knows too little of the pattern
+            return False  # or Python does not know the pattern
         try:
             known = self._client.raw.list_topics(timeout=1).topics
         except KafkaException:

@@ -107,6 +107,7 @@ OTHER: dict[str, object] = {
     "fetch.wait.max.ms": 40,
     "fetch.queue.backoff.ms": 50,
     "queued.max.messages.kbytes": 1_024,
+    "topic.blacklist": "^mine$",
 }
 
 
@@ -178,6 +179,7 @@ _CONSUMER = {
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 2,
     "queued.max.messages.kbytes": 32_768,
+    "topic.blacklist": "^__consumer_offsets$,^__transaction_state$,^__share_group_state$",
     "bootstrap.servers": BROKER,
     "group.id": "offers",
 }

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
+    from kafka_guarantees.testing.local_kafka import RunningKafka
+
     from .world import World
 
 pytestmark = pytest.mark.broker
@@ -116,6 +118,24 @@ def test_a_queue_that_others_keep_full_is_no_fault_of_the_record() -> None:
     with pytest.raises(QueueFull):
         enqueue(raw, Record("t", bytes(90_000)), None, lambda _: time.monotonic() < deadline, set(), serve=lambda call: call())
     raw.purge()
+
+
+def test_a_record_that_the_queue_can_never_hold_is_too_large(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """It is not waited for in vain, and does not end the run where there is a dead letter topic, which gets what has room."""
+    source, target, letters = kafka_topic(), kafka_topic(), kafka_topic()
+    fill(kafka.bootstrap, source, [b"y" * 400_000, b"next"])
+    config = {
+        "bootstrap.servers": kafka.bootstrap,
+        "group.id": fresh("group"),
+        "queue.buffering.max.kbytes": 256,
+        "delivery.timeout.ms": 5_000,
+    }
+    with AtLeastOnce(config, dead_letter=letters) as client:
+        client.run([source], lambda message: Record(target, message.value()), until_idle=1)
+    assert values(read_all(kafka.bootstrap, target)) == [b"next"]
+    assert len(read_all(kafka.bootstrap, letters)) == 1
 
 
 @pytest.mark.parametrize("batches", [False, True], ids=["run", "run_batches"])

@@ -76,6 +76,6 @@ class Cluster:
 def matches(pattern: str, topic: str) -> bool:
     """Whether a pattern takes a topic in. Internal ones are not meant; Python and librdkafka agree on most patterns."""
     try:
-        return not topic.startswith("__") and re.search(pattern, topic) is not None
+        return not topic.startswith("__") and "[:" not in pattern and re.search(pattern, topic) is not None
     except re.error:
         return False  # one of librdkafka's own

@@ -196,7 +196,7 @@ class _Merged:
             session_timeout=_DEFAULT_SESSION_MS / 1000 if self.kip_848 else self._seconds("session.timeout.ms"),
             delivery_timeout=self._seconds("delivery.timeout.ms"),
             transaction_timeout=self._seconds("transaction.timeout.ms") if transactions else 0.0,
-            retry_backoff=self._seconds("retry.backoff.ms"),
+            retry_backoff=min(self._seconds("retry.backoff.ms"), self._seconds("retry.backoff.max.ms")),
             callbacks=self.callbacks,
         )
 

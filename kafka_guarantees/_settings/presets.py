@@ -398,6 +398,15 @@ PRESETS = (
     ),
     Preset(
         ALL,
+        "topic.blacklist",
+        "^__consumer_offsets$,^__transaction_state$,^__share_group_state$",
+        Kind.DEFAULT,
+        CONSUMER,
+        "a pattern must not take in Kafka's own topics: each commit would be a message, whose commit is another",
+        "C19",
+    ),
+    Preset(
+        ALL,
         "queued.max.messages.kbytes",
         32_768,
         Kind.TUNING,
