@@ -28,7 +28,7 @@ from ._offset_expiry import Refresh
 from ._offsets import Membership, Partition, membership, named, next_offsets
 from ._positions import Positions
 from ._topics import Topics, own_dead_letters
-from .errors import NO_TOPIC, REBALANCED, BrokerError, broker_failure, describe, kafka_error
+from .errors import NO_TOPIC, REBALANCED, broker_failure, describe, kafka_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -327,15 +327,6 @@ class GroupConsumer:
                 it was thrown out, and may get here before the answer. So the clock is asked too.
         """
         return time.monotonic() - batch.fetched < within and self.membership().continues(batch.member)
-
-    def answer_time(self) -> float:
-        """Seconds that the group's coordinator takes for an answer at this moment; 0: it gave none."""
-        began, some = time.monotonic(), [TopicPartition(*partition) for partition in self._assignment.owned][:1]
-        try:
-            self._positions.asked(lambda raw, within: raw.committed(some, within))
-        except (KafkaException, BrokerError):
-            return 0.0
-        return time.monotonic() - began
 
     def shares(self) -> bool:
         """Whether a rebalance, since this was last asked, has left partitions of its topics to others. False: nobody knows."""

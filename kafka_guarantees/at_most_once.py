@@ -301,8 +301,6 @@ class AtMostOnce:
                 self._stray = "a commit may or may not have arrived"
             return False
         seconds = time.monotonic() - began
-        if seconds > self._settings.retry_backoff / 2:  # the network may be quicker now than it was for the last ones
-            self._commits.append(consumer.answer_time())
         if sent_twice(seconds, self._commits, self._settings.retry_backoff):
             self._stray = f"a commit took {seconds:.1f} s: the first try may still be on its way"
         self._commits.append(seconds)
