@@ -505,8 +505,9 @@ class GroupConsumer:
             self._assignment.rebalance()
             new = {(p.topic, p.partition) for p in partitions}
             self._assignment.assign(new)
-            if new and self._client.kip_848 and not self._took_over:  # else the member before it did: where commits take
-                self._refresh.begin()  # their time, each may be a reason to take over
+            # not after a member that did it: where commits take their time, each may be a reason for another to take over
+            if new and self._client.kip_848 and not self._took_over:
+                self._refresh.begin()
             log.info("group %r has assigned %s", self._settings.group_id, named(new))
             for topic in self._written & {topic for topic, _ in new}:  # only the group knows all that a pattern matches
                 self._keep(own_dead_letters(topic, self._topics.names))

@@ -79,7 +79,7 @@ class Places:
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
         self._undecided: set[Partition] = set()  # to be read from the end, once that is known
-        self._begun: dict[Partition, tuple[str, float]] = {}  # what was said with starts of ours, and until when it is said on
+        self._begun: dict[Partition, str] = {}  # what was said with starts of ours, and is said on for a while
         self._told: set[tuple[str, int, int]] = set()  # offsets of the group that do not count, and of which that was said
 
     @property
@@ -198,23 +198,18 @@ class Places:
                 place.offset = OFFSET_INVALID if offset is None else offset
         self._undecided.difference_update((place.topic, place.partition) for place in at_end if place.offset >= 0)
         starts = [*at_beginning, *(_marked(place, began.get(place.topic, 0)) for place in at_end)]
-        until = time.time() + TOGETHER
-        self._begun.update(((p.topic, p.partition), (p.metadata, until)) for p in starts if p.offset >= 0 and p.metadata)
-        return [place for place in starts if place.offset >= 0]
+        decided = [place for place in starts if place.offset >= 0]
+        self._begun.update(((place.topic, place.partition), place.metadata) for place in decided if place.metadata)
+        return decided
 
     def marked(self, offsets: Iterable[TopicPartition]) -> list[TopicPartition]:
         """Offsets as they are to be committed: with what was said of a start a moment ago, for those who begin now."""
         places = list(offsets)
         if not self._begun:
             return places
-        now = time.time()
-        self._begun = {partition: said for partition, said in self._begun.items() if said[1] > now}
-        said = {partition: text for partition, (text, _until) in self._begun.items()}
+        self._begun = {partition: said for partition, said in self._begun.items() if _began_lately(said)}
         return [
-            p
-            if p.metadata or (p.topic, p.partition) not in said
-            else TopicPartition(p.topic, p.partition, p.offset, said[p.topic, p.partition], leader_epoch=_epoch(p))
-            for p in places
+            place if place.metadata else _saying(self._begun.get((place.topic, place.partition)), place) for place in places
         ]
 
     def _began_with(self, topic: str, ask: Ask) -> int:
@@ -226,9 +221,7 @@ class Places:
         committed = self.committed([(topic, number) for number in numbers], ask)
         if len(committed) == len(numbers) and all(place.offset == OFFSET_INVALID for place in committed):
             return len(numbers)
-        marks = [_BEGAN.fullmatch(place.metadata or "") for place in committed]
-        lately = [mark for mark in marks if mark is not None and abs(time.time() - int(mark[2])) < TOGETHER]
-        return max((int(mark[1]) for mark in lately), default=0)
+        return max((_began_lately(place.metadata) for place in committed), default=0)
 
 
 def _marked(start: TopicPartition, count: int) -> TopicPartition:
@@ -238,8 +231,21 @@ def _marked(start: TopicPartition, count: int) -> TopicPartition:
     """
     if not count:
         return start
-    said = f"kafka-guarantees began with {count} partitions at {time.time():.0f}"
-    return TopicPartition(start.topic, start.partition, start.offset, said)
+    return _saying(f"kafka-guarantees began with {count} partitions at {time.time():.0f}", start)
+
+
+def _began_lately(metadata: str | None) -> int:
+    """With how many partitions a group began, where that was a moment ago; 0: nobody knows of any."""
+    mark = _BEGAN.fullmatch(metadata or "")
+    return int(mark[1]) if mark is not None and abs(time.time() - int(mark[2])) < TOGETHER else 0
+
+
+def _saying(metadata: str | None, place: TopicPartition) -> TopicPartition:
+    """The same place with this metadata, if there is any."""
+    if not metadata:
+        return place
+    epoch: int | None = place.leader_epoch
+    return TopicPartition(place.topic, place.partition, place.offset, metadata, leader_epoch=-1 if epoch is None else epoch)
 
 
 def _metadata(topic: str, ask: Ask) -> Any:
@@ -279,11 +285,6 @@ def _asked(wanted: Sequence[TopicPartition], ask: Ask) -> dict[Partition, int]:
         if place.error is not None:
             raise KafkaException(place.error)
     return {(place.topic, place.partition): place.offset for place in found}
-
-
-def _epoch(place: TopicPartition) -> int:
-    epoch: int | None = place.leader_epoch
-    return -1 if epoch is None else epoch
 
 
 def _where(place: TopicPartition) -> str:

@@ -52,8 +52,9 @@ def list_(config: Mapping[str, str], topic: str, chosen: Filter, *, limit: int |
     shown = found if limit is None else found[-limit:]
     if count:
         _print_counts(found, contents, json=json)
-    for entry in () if count else shown:
-        _print((_json if json else _line)(entry, replayed=entry.place in contents.replayed))
+    else:
+        for entry in shown:
+            _print((_json if json else _line)(entry, replayed=entry.place in contents.replayed))
     replayed = sum(entry.place in contents.replayed for entry in found)
     _say(f"dead letters: {len(found)}, replayed: {replayed}" + (f", shown: {len(shown)}" if len(shown) < len(found) else ""))
     return _read_all(contents)
