@@ -87,10 +87,12 @@ def test_an_inbox_under_disturbances(
     where, server = place(kind)
     with dedup_crew(kafka, tmp_path, kind, chance, where=where) as team:
         storm(team, chance, server, SECONDS)
+        while not team.tried_again():  # each fault of a short storm may have come between two transactions
+            kill(team, chance, server)
+            team.until_at_work(200)
     outcome = team.result()
     assert not checks.complaints("inbox", outcome), f"seed {seed}"
     assert kind == "SqliteInbox" or not team.crashes(), f"seed {seed}"  # its file may be locked while another life begins
-    assert sum(line.what == "effect" for line in outcome.history) > len(outcome.sent), "nothing was ever rolled back"
 
 
 @pytest.mark.parametrize("kind", ["MemoryDedupStore", "SqliteDedupStore", "RedisDedupStore", "PostgresDedupStore"])

@@ -209,6 +209,11 @@ class DedupCrew(Crew):
         at_work = [slot for slot, worker in self._workers.items() if f" {worker.pid} " in last]
         return chance.choice(at_work or self.slots) if chance.random() < 0.8 else chance.choice(self.slots)
 
+    def tried_again(self) -> bool:
+        """Whether an effect that was rolled back, or may have been, was tried a second time."""
+        tried = [line.name for line in checks.lines(Path(self.job.history).read_text()) if line.what == "effect"]
+        return len(tried) > len(set(tried))
+
     # -- what is left -----------------------------------------------------------------------------------------------------
 
     def result(self) -> checks.Outcome:
