@@ -16,6 +16,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -24,6 +25,7 @@ from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, Record
 from kafka_guarantees.prove import wire
+from kafka_guarantees.prove.faults import Aim, fault
 from kafka_guarantees.prove.proxy import API, Proxy
 from kafka_guarantees.prove.wire import Request, WireError, error_code, read_request, rewrite_answer
 from kafka_guarantees.testing.local_kafka import LocalKafka
@@ -426,6 +428,15 @@ def test_the_end_of_the_proxy_is_told_to_whoever_waits() -> None:
         with pytest.raises(RuntimeError, match="not running"):
             proxy.cut()
         both.close()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_kill_that_begins_as_the_proof_is_interrupted_says_nothing(before: bool) -> None:  # noqa: FBT001
+    """Its thread found the proxy gone, and its traceback stood on the screen."""
+    stage: Any = SimpleNamespace(connections=Proxy("127.0.0.1:1"))
+    killing = fault("kill-in-call", "exactly-once").start(stage, Aim("EndTxn", 0.1, ("sender", before)))
+    killing.join(TIMEOUT)
+    assert killing.who is None
 
 
 def test_dropped_answers_take_all_later_ones_with_them(ends: Ends) -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from .proxy import API
+from .proxy import API, NotRunning
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -348,7 +348,7 @@ class HoldFrame(_OfRequests):
 
     def _release_in_the_next(self, proxy: Proxy, held: Held) -> None:
         """Let it arrive in what comes after what it belongs to."""
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, NotRunning):
             request = held.wait(self.within)
             for name in (request.name, "Produce"):
                 _wait_for_more(proxy, request.client_id, name)
@@ -399,11 +399,12 @@ class _Killing(threading.Thread):
         self._stage, self._api, self._role, self._within, self._before = stage, api, role, within, before
 
     def run(self) -> None:
-        """Wait, and kill."""
-        if self._before:
-            self._before_it_arrives()
-        else:
-            self._before_its_answer_comes()
+        """Wait, and kill, unless the proof ends meanwhile."""
+        with suppress(NotRunning):
+            if self._before:
+                self._before_it_arrives()
+            else:
+                self._before_its_answer_comes()
 
     def _ours(self, client: str) -> bool:
         return client.startswith(self._role)

@@ -66,6 +66,10 @@ class Outcome:
     detail: str
 
 
+class NotRunning(RuntimeError):
+    """The proxy has ended, or has not begun."""
+
+
 class Held:
     """A request that is to be held back, then is, then comes late. From :meth:`Proxy.hold`; for any thread.
 
@@ -397,7 +401,7 @@ class Proxy:
         """Do it there, wait for it here."""
         loop = self._loop
         if loop is None:
-            raise RuntimeError("the proxy is not running: use it in a with block")
+            raise NotRunning("the proxy is not running: use it in a with block")
         result: Future[T] = Future()
 
         def doing() -> None:
