@@ -617,6 +617,16 @@ def test_a_login_that_is_asked_for_anew_each_time_is_waited_for() -> None:
         pass
 
 
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_pool_that_is_not_open_is_not_waited_for(opened: bool) -> None:  # noqa: FBT001
+    """It is a mistake of the program, and does not pass."""
+    pool = ConnectionPool("postgresql://me:pw@127.0.0.1:1/app", min_size=0, max_size=1, open=opened)
+    pool.close()
+    with pytest.raises(KafkaGuaranteesError, match="Open the pool before the run") as caught, connection_of(pool, 2.5):
+        pass
+    assert type(caught.value) is KafkaGuaranteesError
+
+
 def test_who_is_asked_for_a_login_may_be_away() -> None:
     """As the pool does, which asks on: a run does not end with what the user's function raises."""
     asked: list[int] = []

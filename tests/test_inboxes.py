@@ -515,8 +515,9 @@ def test_an_offset_that_somebody_deleted_begins_anew(place: Place) -> None:
     with inbox.transaction("group", entries(P0, [0])):
         pass
     place.sql("DELETE FROM kg_inbox_offset")
-    with suppress(StoreUnavailable), inbox.transaction("group", [Entry(P0, 0, None)]):
-        pass
+    for told in (StoreUnavailable, PartitionFenced):
+        with suppress(told), inbox.transaction("group", [Entry(P0, 0, None)]):
+            pass
     with inbox.transaction("group", [Entry(P0, 0, None), Entry(P0, 1, None)]):
         pass
     assert inbox.start_offsets("group", [P0]) == {P0: 2}
@@ -1033,6 +1034,52 @@ def test_a_silent_owner_loses_its_transaction(postgres: Place) -> None:
         assert list(tx.fresh) == [1]
 
 
+def test_an_owner_that_never_said_a_word_loses_its_transaction(postgres: Place) -> None:
+    """D04: its host may be gone before the handler's first statement; PostgreSQL did not count that as idle."""
+    owner, rival = postgres.inbox(idle_limit=timedelta(milliseconds=200)), postgres.inbox()
+    with (
+        pytest.raises(StoreUnavailable),
+        owner.transaction("group", entries(P0, [0])),
+        rival.transaction("group", entries(P0, [0])) as other,
+    ):
+        assert list(other.fresh) == [0]
+        act(other.connection, "rival")
+    assert postgres.effects() == ["rival"]
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_offsets_that_have_gone_back_are_noticed(postgres: Place, ids: bool) -> None:  # noqa: FBT001
+    """D20: a failover lost transactions with their effects: the next one must not pass over what they had handled."""
+    inbox = postgres.inbox()
+    make = entries if ids else lambda source, offsets: [Entry(source, offset, None) for offset in offsets]
+    for offset in range(3):
+        with inbox.transaction("group", make(P0, [offset])):
+            pass
+        if offset == 0:
+            with inbox.transaction("group", make(P1, [0])):
+                pass
+    postgres.sql("UPDATE kg_inbox_offset SET next_offset = 1 WHERE partition = 0")
+    postgres.sql("DELETE FROM kg_inbox_id")
+    gone_back = pytest.raises(PartitionFenced, match=r"has gone back: .* failover")
+    with gone_back, inbox.transaction("group", [*make(P0, [3]), *make(P1, [1])]) as tx:
+        act(tx.connection, "past a gap")
+    assert postgres.effects() == []
+    assert inbox.start_offsets("group", [P0, P1]) == {P0: 1, P1: 1}
+    with inbox.transaction("group", [*make(P0, [1, 2, 3]), *make(P1, [1])]) as tx:
+        assert list(tx.fresh) == [0, 1, 2, 3]
+
+
+def test_an_offset_that_began_there_and_has_gone_back_is_noticed(postgres: Place) -> None:
+    """D20: also by a member that has committed nothing since it began at that offset."""
+    with postgres.inbox().transaction("group", entries(P0, [0, 1])):
+        pass
+    inbox = postgres.inbox()
+    assert inbox.start_offsets("group", [P0]) == {P0: 2}
+    postgres.sql("UPDATE kg_inbox_offset SET next_offset = 1")
+    with pytest.raises(PartitionFenced), inbox.transaction("group", entries(P0, [2])):
+        pytest.fail("it began")
+
+
 def test_waiting_for_a_lock_ends(postgres: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """D13: a rival that holds the partition makes the inbox unavailable, not hang; the handler keeps its own lock_timeout."""
     monkeypatch.setattr(postgres_inbox, "_LIMITS", postgres_inbox._LIMITS.replace(b"10s", b"200ms"))
@@ -1454,6 +1501,37 @@ def test_a_server_that_is_gone_is_unavailable_until_it_is_back(postgres: Place, 
     assert postgres.effects() == ["before"]
 
 
+def test_a_cursor_that_a_handler_left_half_read_holds_up_one_transaction(lite: Place) -> None:
+    """D14: it keeps the state of its time, from which nobody can write any more once another process has written."""
+    lite.sql("INSERT INTO effect VALUES ('first'), ('second')")
+    inbox, kept = lite.inbox(), []
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        kept.append(tx.connection.execute("SELECT what FROM effect"))
+        assert kept[0].fetchone() == ("first",)
+    lite.sql("INSERT INTO effect VALUES ('of somebody else')")
+    with pytest.raises(StoreUnavailable), inbox.transaction("group", entries(P0, [1])):
+        pytest.fail("it began")
+    with inbox.transaction("group", entries(P0, [1])) as tx:
+        assert list(tx.fresh) == [0]
+
+
+@pytest.mark.parametrize("rows", [sqlite3.Row, lambda cursor, row: {column[0]: row[0] for column in cursor.description}])
+def test_rows_are_as_the_handler_wants_them_and_as_the_inbox_needs_them(lite: Place, rows: Any) -> None:
+    """A handler sets row_factory, for itself."""
+    now = [1000.0]
+    inbox = lite.inbox(clock=lambda: now[0])
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.connection.row_factory = rows
+    for _ in range(2):  # that are known are told apart in another way from the second time on
+        with inbox.transaction("group", [Entry(P1, 0, key_of("0/0"), bytes(8))]) as tx:
+            assert not tx.fresh
+            act(tx.connection, "one")
+            assert not isinstance(tx.connection.execute("SELECT what FROM effect").fetchone(), tuple)
+    assert inbox.start_offsets("group", [P0]) == {P0: 1}
+    now[0] += 10 * 86400
+    assert inbox.purge(limit=1) == 1
+
+
 FORKS = """
 import os, sqlite3, sys
 from kafka_guarantees.dedup import Entry, SqliteInbox, Source
@@ -1464,8 +1542,13 @@ def effect(inbox, partition):
         transaction.connection.execute("INSERT INTO effects VALUES (?)", (partition,))
 
 path = sys.argv[1]
+idle = [SqliteInbox(f"{path}.{number}") for number in range(4)]  # of other flows of the service
 parents = SqliteInbox(path)
 effect(parents, 0)
+if os.fork() == 0:  # another one, before
+    os._exit(0)
+os.wait()
+effect(parents, 4)
 opened, closed = os.pipe(), os.pipe()
 child = os.fork()
 if child == 0:
@@ -1488,4 +1571,5 @@ def test_what_a_child_commits_does_not_go_with_its_parent_s_inbox(tmp_path: Path
     """D14: a service opens an inbox and forks; a child opens its own, and the parent uses and closes the first meanwhile."""
     command = [sys.executable, "-W", "ignore", "-c", FORKS, str(tmp_path / "effects.db")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[0, 1, 2, 3]"
+    assert done.stdout.strip() == "[0, 1, 2, 3, 4]"
+    assert not done.stderr

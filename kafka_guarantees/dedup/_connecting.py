@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from .._threads import Task, start
-from ..errors import AuthorizationError, StoreUnavailable
+from ..errors import AuthorizationError, KafkaGuaranteesError, StoreUnavailable
 from ._conninfo import options_of
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 SOON = 1.0  # seconds after which it is asked why there is none yet
 ASKING = 2  # seconds that this may take; libpq takes no less
+# Of a connection of our own: a host that is gone is noticed in about 20 seconds, not in two hours.
+KEEPALIVES = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 _REFUSAL = re.compile(
     r"(password|SASL|certificate|Peer|peer) authentication failed|no password supplied"  # 28P01, 28000; LDAP may be away
@@ -56,11 +58,16 @@ def connection_of(pool: ConnectionPool[Any], within: float | None = None) -> Ite
 
     Raises:
         AuthorizationError: the server does not let this client in.
+        KafkaGuaranteesError: the pool is closed, or was never opened.
         StoreUnavailable: there is no connection for another reason.
     """
     with ExitStack() as stack:
         try:
             connection = _entered(stack, pool, pool.timeout if within is None else within)
+        except PoolClosed as exc:
+            raise KafkaGuaranteesError(
+                f"{exc}. Nothing was written. Open the pool before the run, and close it, and its store or inbox, after it."
+            ) from exc
         except psycopg.Error as exc:
             raise _no_connection(exc, rotates=_rotates(pool)) from exc
         yield connection

@@ -173,7 +173,8 @@ def recreated(scope: str, source: Source, stored: bytes, table: str) -> TopicRec
     return TopicRecreated(
         f"the inbox has an offset of {_name(source)} for {scope!r}, but for a topic with the id {stored.hex()}; this one has "
         f"the id {source.topic_id.hex()}: the topic was deleted and created again, or the cluster is another one. Nothing was "
-        f"handled. To begin the new topic at its start, delete the rows of {scope!r} and {source.topic!r} from {table}."
+        f"handled. To begin the new one at its start, stop all instances; delete the rows of {scope!r} and {source.topic!r} in "
+        f"{table}, and the group's offsets: kafka-consumer-groups.sh --delete-offsets --group GROUP --topic {source.topic}."
     )
 
 
@@ -192,6 +193,15 @@ def fenced(scope: str, sources: Collection[Source]) -> PartitionFenced:
     return PartitionFenced(
         f"another member moved the offset of {', '.join(map(_name, sources))} for {scope!r} in the inbox since this "
         "transaction began. Nothing of it was written. The partition belongs to that member: go on with the others."
+    )
+
+
+def set_back(scope: str, sources: Collection[Source]) -> PartitionFenced:
+    """The error for an offset that is less than it was."""
+    return PartitionFenced(
+        f"the offset of {', '.join(map(_name, sources))} for {scope!r} in the inbox has gone back: the database has lost its "
+        "last transactions with their effects, as in a failover, or somebody has set it. Nothing was written. Go on at the "
+        "offset that is there, and what was lost is handled again."
     )
 
 

@@ -38,7 +38,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._connecting import connection_of, first_line
+from ._connecting import KEEPALIVES, connection_of, first_line
 from ._conninfo import options_of
 from ._pooler import pooled
 from .contract import Capabilities, Outcome, check_retention
@@ -69,9 +69,6 @@ _REFUSED: Final[dict[type[psycopg.Error], str]] = {
 }
 _PURGE_CHUNK: Final = 1000  # rows that are locked at a time
 _PURGE_PAGES: Final = 200  # that are looked at at a time; some sixty ids in each
-
-# A database host that is gone is noticed in about 20 seconds, not in two hours.
-_CONNECTION: Final = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 _CREATE: Final = (
     # Each row is updated once: with room in its page that changes no index.
@@ -481,7 +478,7 @@ def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ..
 
 def _small_pool(conninfo: str) -> ConnectionPool[Any]:
     known = options_of(conninfo)
-    more = {name: value for name, value in _CONNECTION.items() if name not in known}
+    more = {name: value for name, value in KEEPALIVES.items() if name not in known}
     return ConnectionPool(conninfo, min_size=1, max_size=4, open=False, name="kafka-guarantees-dedup", kwargs=more)
 
 

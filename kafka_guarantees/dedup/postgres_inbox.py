@@ -24,10 +24,22 @@ from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._connecting import connection_of, first_line
+from ._connecting import KEEPALIVES, connection_of, first_line
 from ._conninfo import options_of
 from ._pooler import pooled
-from ._progress import Advance, advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
+from ._progress import (
+    Advance,
+    advance,
+    batch_of,
+    compare,
+    ended,
+    fenced,
+    finished_twice,
+    fresh_of,
+    pending,
+    recreated,
+    set_back,
+)
 from .contract import check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE
 
@@ -206,6 +218,7 @@ class PostgresInbox:
         self._pool = pool_or_conninfo if isinstance(pool_or_conninfo, ConnectionPool) else self._open_pool(pool_or_conninfo)
         self._pid = os.getpid()
         self._with_rows: set[tuple[str, Source]] = set()  # whose offsets have a row for certain
+        self._reached: dict[tuple[str, Source], int] = {}  # how far the offsets were, as far as is known here
         self._prepared = False
         self._purged = 0  # up to which page of the ids purge() came
         self._preparing = threading.Lock()
@@ -227,7 +240,9 @@ class PostgresInbox:
         self._prepare()
         with _answers("reading offsets"), connection_of(self._pool) as connection, _read_committed(connection):
             rows = _cursor(connection).execute(self._statements.read, (scope, *_places(sources))).fetchall()
-        return self._offsets(scope, sources, rows)
+        offsets = self._offsets(scope, sources, rows)
+        self._note_reached(scope, offsets)
+        return offsets
 
     @contextmanager
     def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[PostgresInboxTransaction]:
@@ -242,7 +257,8 @@ class PostgresInbox:
             entries: in the order of their offsets within each partition.
 
         Raises:
-            PartitionFenced: another owner advanced an offset meanwhile. Nothing was written.
+            PartitionFenced: another owner advanced an offset meanwhile; or one has gone back, as where a failover lost
+                transactions: what they had written is missing, so go on at ``start_offsets()``. Nothing was written.
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Nothing was written.
             AuthorizationError: the database does not let this client in, or it has no right to the tables.
@@ -255,11 +271,12 @@ class PostgresInbox:
         committing = False
         try:
             with connection_of(self._pool) as connection, _read_committed(connection), ExitStack() as committed:
-                with _answers("beginning a transaction"), connection.pipeline():
-                    # connection.transaction() would keep the pipeline open for the handler; so BEGIN is sent with the rest.
+                with _answers("beginning a transaction"):
+                    # in no pipeline: that ends with a Flush behind its Sync, by which PostgreSQL stops the clock of idle_limit
                     committed.enter_context(psycopg.Transaction(connection))
                     asked = self._ask(connection, scope, batch, self._idle_limit)
                 opened = self._open(connection, scope, batch, asked)
+                self._compare(scope, opened._stored)
                 self.open_connection = connection
                 try:
                     yield opened
@@ -268,6 +285,7 @@ class PostgresInbox:
                 committing = True
                 opened._commit(committed)
             self._with_rows.update((scope, source) for source in batch.first)
+            self._note_reached(scope, opened._advance.offsets)
         except psycopg.Error as exc:
             if committing and not isinstance(first := _first(exc), _FAILURES):
                 raise first from None  # of a constraint, a trigger, or what the handler has set: nothing was written
@@ -389,6 +407,18 @@ class PostgresInbox:
             compare(batch, waiting, dict(found))
         return fresh_of(batch, waiting, new)
 
+    def _note_reached(self, scope: str, offsets: Offsets) -> None:
+        for source, offset in offsets.items():  # less may be asked for, by who does not go on there
+            self._reached[scope, source] = max(offset or 0, self._reached.get((scope, source), 0))
+
+    def _compare(self, scope: str, stored: Offsets) -> None:
+        """Entries may leave a gap, as topics have; but not one that was passed before: its effects are lost."""
+        gone_back = [source for source, offset in stored.items() if (offset or 0) < self._reached.get((scope, source), 0)]
+        if gone_back:
+            for source in gone_back:
+                del self._reached[scope, source]  # said once: who reads on after that has been told
+            raise set_back(scope, gone_back)
+
     def _offsets(self, scope: str, sources: Collection[Source], rows: Iterable[tuple[Any, ...]]) -> dict[Source, int | None]:
         found = {(topic, partition): (topic_id, offset) for topic, partition, topic_id, offset, *_ in rows}
         offsets: dict[Source, int | None] = {}
@@ -400,7 +430,7 @@ class PostgresInbox:
         return offsets
 
     def _open_pool(self, conninfo: str) -> ConnectionPool[Any]:
-        options = {"connect_timeout": CONNECT_TIMEOUT, **options_of(conninfo)}
+        options = {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES, **options_of(conninfo)}
         self._own = ConnectionPool(
             "", kwargs=options, configure=_configure, min_size=0, max_size=2, timeout=CONNECT_TIMEOUT, open=True
         )
