@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kafka_guarantees.dedup import sqlite
+from kafka_guarantees.dedup import Entry, Source, SqliteInbox, sqlite
 from kafka_guarantees.dedup.contract import Capabilities, Item, Outcome
 from kafka_guarantees.dedup.memory import MemoryDedupStore
 from kafka_guarantees.dedup.sqlite import SqliteDedupStore
@@ -465,6 +465,23 @@ def test_a_fork_shares_no_connection(path: str) -> None:
         os.close(end)
     with SqliteDedupStore(path) as store:
         assert [claim(store, item(name)) for name in ("before", "parent", "child 1", "child 2")] == [DUPLICATE] * 4
+
+
+def test_a_file_is_the_same_after_a_fork_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D14: it is opened again, where a service that became a daemon has changed its working directory."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    source = Source("orders", bytes(16), 0)
+    with SqliteDedupStore("ids.db") as store, SqliteInbox("inbox.db") as inbox:
+        handle(store, item("before"))
+        with inbox.transaction("group", [Entry(source, 0, None)]):
+            pass
+        monkeypatch.chdir(elsewhere)
+        assert in_child(lambda: None)() == 0
+        assert claim(store, item("before")) == DUPLICATE
+        assert inbox.start_offsets("group", [source]) == {source: 1}
+    assert not list(elsewhere.iterdir())
 
 
 def test_a_fork_waits_for_the_call_of_another_thread(path: str) -> None:

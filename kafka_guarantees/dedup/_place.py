@@ -1,11 +1,18 @@
-"""Where no file of SQLite can be: said as a path that is refused, since the same call would never go well."""
+"""Where a file of SQLite is, and where none can be: said as a path that is refused, since the same call would never go well."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
 from ..errors import UnsafeConfigError
+
+
+def place_of(path: str | os.PathLike[str]) -> str:
+    """The path from the root on: the file is opened again, after a fork, where a daemon may have another working directory."""
+    name = os.fspath(path)
+    return name if name in {"", ":memory:"} else os.path.abspath(name)  # noqa: PTH100 - Path resolves no ".." without links
 
 
 def refuse(path: str, error: BaseException | None) -> None:

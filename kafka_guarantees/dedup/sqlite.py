@@ -25,7 +25,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
-from ._place import refuse
+from ._place import place_of, refuse
 from .contract import Capabilities, Outcome, check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE
 
@@ -120,7 +120,7 @@ class SqliteDedupStore:
         check_retention(retention)
         if durability not in SYNCHRONOUS:
             raise ValueError(f'durability is "process" or "power", not {durability!r}')
-        self._path = os.fspath(path)
+        self._path = place_of(path)
         self._retention = retention
         self._durability = durability
         self._clock = clock

@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._place import refuse
+from ._place import place_of, refuse
 from ._progress import advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
 from .contract import check_retention
 
@@ -125,7 +125,7 @@ class SqliteInbox:
         check_retention(retention)
         if durability not in {"process", "power"}:
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
-        self._path = os.fspath(path)
+        self._path = place_of(path)
         self._retention = retention
         self._clock = clock
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
@@ -177,7 +177,13 @@ class SqliteInbox:
         if self._connection.in_transaction:
             raise KafkaGuaranteesError("a transaction of this SqliteInbox is open already: it has one at a time.")
         with self._answers("beginning a transaction"):
-            self._connection.execute(_BEGIN)
+            try:
+                self._connection.execute(_BEGIN)
+            except sqlite3.OperationalError:
+                # perhaps for a cursor that a handler left half read: it keeps a state that others have written past
+                self._connection.close()
+                self._to_open = True
+                raise
         try:
             opened = self._open(self._connection, scope, batch)
             if opened is None:  # some ids were known, and nobody knows which
@@ -225,7 +231,7 @@ class SqliteInbox:
         removed, examine = 0, max(1000, EXAMINED * limit)
         with self._answers("purging"):
             for _ in range(2):  # to the end, and once more from the beginning
-                begun, execute = self._purged, self._connection.execute
+                begun, execute = self._purged, _plain(self._connection).execute
                 end = execute(_WALK, (*begun, examine - 1)).fetchone() or _END
                 gone = execute(_PURGE, (*begun, *end, self._now(), limit - removed)).fetchall()
                 removed += len(gone)
@@ -271,7 +277,8 @@ class SqliteInbox:
                 if len(new) < len(keys):
                     if batch.fingerprints:
                         places = [row[:2] for row in rows if row[1] not in new]
-                        known = {place[1]: connection.execute(_FINGERPRINT, place).fetchone()[0] for place in places}
+                        cursor = _plain(connection)
+                        known = {place[1]: cursor.execute(_FINGERPRINT, place).fetchone()[0] for place in places}
                         compare(batch, fresh, known)
                     fresh = fresh_of(batch, fresh, new)
         return SqliteInboxTransaction(connection, scope, batch, stored, fresh)
@@ -280,8 +287,8 @@ class SqliteInbox:
         self, connection: sqlite3.Connection, scope: str, batch: Batch, keys: list[bytes]
     ) -> list[tuple[int, bytes, int, bytes | None, int]]:
         """What _REMEMBER takes for each of the ids."""
-        found = connection.execute(_SCOPE, (scope,)).fetchall() or connection.execute(_NEW_SCOPE, (scope,)).fetchall()
-        [(number,)] = found
+        cursor = _plain(connection)
+        [(number,)] = cursor.execute(_SCOPE, (scope,)).fetchall() or cursor.execute(_NEW_SCOPE, (scope,)).fetchall()
         now = self._now()
         until = now + self._retention // timedelta(microseconds=1)
         prints = map(batch.fingerprints.get, keys)
@@ -356,7 +363,7 @@ class SqliteInbox:
 
     def let_go(self) -> None:
         """Close the connection until it is used again, before a fork."""
-        if not self._closed and not self._connection.in_transaction:
+        if not self._closed and not self._to_open and not self._connection.in_transaction:
             self._connection.close()
             self._to_open = True
 
@@ -476,10 +483,18 @@ def _keys(batch: Batch, fresh: Sequence[int]) -> list[bytes]:
     return sorted(key for index in fresh if (key := batch.entries[index].key) is not None)
 
 
+def _plain(connection: sqlite3.Connection) -> sqlite3.Cursor:
+    """Rows are tuples, whatever the handler has chosen for its own."""
+    cursor = connection.cursor()
+    cursor.row_factory = None
+    return cursor
+
+
 def _offsets(connection: sqlite3.Connection, scope: str, sources: Collection[Source]) -> dict[Source, int | None]:
     found: dict[Source, int | None] = {}
+    cursor = _plain(connection)
     for source in sources:
-        row = connection.execute(_READ, (scope, source.topic, source.partition)).fetchone()
+        row = cursor.execute(_READ, (scope, source.topic, source.partition)).fetchone()
         if row is not None and row[0] != source.topic_id:
             raise recreated(scope, source, row[0], "kg_inbox_offset")
         found[source] = None if row is None else row[1]
