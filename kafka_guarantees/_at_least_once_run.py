@@ -330,7 +330,7 @@ class Run:
         if isinstance(outcome, GaveUp):
             if len(messages) > 1 and self._failures.narrows(outcome):
                 return self._one_by_one(batch, work, handle, len(messages))
-            self._set_aside(messages[0], outcome)
+            return self._set_aside(batch, work, outcome)
         return self.finish(batch, work, len(messages))
 
     def _one_by_one(self, batch: Batch, work: Work, handle: Handling, size: int) -> Work:
@@ -343,8 +343,7 @@ class Run:
             if handled:
                 work = self.finish(batch, work, handled)
             if failed is not None and work.messages:
-                self._set_aside(work.fresh[0], GaveUp(failed.error, 1))
-                work = self.finish(batch, work, 1)
+                work = self._set_aside(batch, work, GaveUp(failed.error, 1))
         return work
 
     def _each(self, batch: Batch, messages: Sequence[Message], handle: Handling) -> tuple[int, Failed | None]:
@@ -376,8 +375,7 @@ class Run:
             return self.give_back(batch)
         if not isinstance(outcome, GaveUp):
             return work
-        self._set_aside(message, outcome)
-        return self.finish(batch, work, 1)
+        return self._set_aside(batch, work, outcome)
 
     def refuse(self, batch: Batch, problem: Problem | None) -> None:
         """The end of a batch before a message that must not be handled: it is raised, or set aside."""
@@ -393,11 +391,16 @@ class Run:
             self.finish(batch, Work([message]), 1)
         self.consumer.rewind(batch.messages)  # what came after it
 
-    def _set_aside(self, message: Message, outcome: GaveUp) -> None:
-        """Send a message to the dead letter topic. It is finished once that is acknowledged (L05)."""
-        self._send(self._failures.letter(message, outcome))
-        if self._claims is not None:
-            self._claims.set_aside()
+    def _set_aside(self, batch: Batch, work: Work, outcome: GaveUp) -> Work:
+        """Send the next message to the dead letter topic. It is finished once that is acknowledged (L05). Returns what is left.
+
+        Its id is free then: a repeat of it in this batch, which was left out, is claimed anew.
+        """
+        self._send(self._failures.letter(work.fresh[0], outcome))
+        if self._claims is None or not self._claims.set_aside():
+            return self.finish(batch, work, 1)
+        self.finish(batch, work.first(), 1)
+        return self.give_back(batch)
 
     def _waiting(self, batch: Batch) -> Callable[[float], None]:
         return self._failures.waiting(self.consumer, batch, self._renew)

@@ -918,6 +918,26 @@ def test_the_id_of_a_message_that_was_set_aside_is_new_again(world: World, kind:
     assert world.offsets(topic) == [40]
 
 
+@side_by_side(REMEMBER, HOW)
+def test_a_repeat_of_a_message_that_was_set_aside_is_handled(world: World, kind: str, how: str) -> None:
+    """D09: also in the same batch, where it was left out for the first, next to it or further on, and between others."""
+    topic, dead = world.topic(), world.topic()
+    world.send(topic, [0, 7, 7, 1, 9, 2, 9, 1, 3])
+    handled: set[int | None] = set()
+
+    def handle(messages: Sequence[Message], *_connection: object) -> None:
+        offsets = {message.offset() for message in messages}
+        if offsets & {1, 4}:  # the first 7, and the first 9
+            raise Broken
+        handled.update(offsets)
+
+    handler = handle if how == "run_batches" else lambda message, *connection: handle([message], *connection)
+    getattr(world.client(kind, retry=QUICK, dead_letter=dead), how)([topic], handler, **OPTIONS)
+    assert len(world.read(dead)) == 2
+    assert handled == {0, 2, 3, 5, 6, 8}
+    assert world.offsets(topic) == [9]
+
+
 @side_by_side(HOW)
 def test_the_writes_of_a_failed_attempt_are_rolled_back(world: World, how: str) -> None:
     """With an inbox only the attempt that succeeded has written, and of what was set aside nothing is left."""

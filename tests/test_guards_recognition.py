@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from kafka_guarantees import KafkaGuaranteesError
-from kafka_guarantees._recognition.claims import Claims
+from kafka_guarantees._recognition.claims import Claims, Work
 from kafka_guarantees._recognition.message_ids import MessageIds
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox
 from kafka_guarantees.dedup.contract import Entry, Item, Outcome, Source
@@ -62,11 +62,26 @@ def test_the_id_of_a_message_that_was_set_aside_is_free() -> None:
     with MemoryDedupStore() as store:
         tested = claims(store)
         work, _ = tested.claim([message("a", 0), message("b", 1)])
-        tested.set_aside()
+        assert not tested.set_aside()
         assert store.claim("scope", [item("a", 9)], token=OTHER, lease=1000) == [Outcome.NEW]
         store.release("scope", [item("a", 9)], token=OTHER)
         tested.complete(2, work.finished(2))
         assert store.claim("scope", [item("a", 9), item("b", 9)], token=OTHER, lease=1000) == [Outcome.NEW, Outcome.DUPLICATE]
+
+
+def test_what_comes_again_in_its_batch_is_behind_a_message_that_is_set_aside() -> None:
+    """D09: it was left out as a repeat of that. What is finished with it ends before it."""
+    tested = claims(Answers({key_of("known"): Outcome.DUPLICATE}))
+    batch = [message("known", 0), message("a", 1), message("a", 2), message("b", 3), message("a", 4)]
+    work, _ = tested.claim(batch)
+    assert list(work.fresh) == [batch[1], batch[3]]
+    assert list(work.first().finished(1)) == batch[:2]
+    assert tested.set_aside()
+    tested.complete(1, batch[:2])
+    assert not tested.set_aside()  # b comes once
+    assert list(Work(batch).first().finished(1)) == batch[:1]
+    tested.claim([message("a", 5)])
+    assert not tested.set_aside()
 
 
 def test_ids_that_could_not_be_stored_are_not_those_of_the_next_messages() -> None:

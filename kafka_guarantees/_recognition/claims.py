@@ -81,6 +81,12 @@ class Work:
         places = None if self._places is None else [place - end for place in self._places[handled:]]
         return Work(self.messages[end:], places, self.problem)
 
+    def first(self) -> Work:
+        """What is in hand up to the first that is to be handled, without repeats behind it."""
+        if self._places is None:
+            return Work(self.messages[:1])
+        return Work(self.messages[: self._places[0] + 1], self._places[:1])
+
     def _end(self, handled: int) -> int:
         if self._places is None:
             return handled
@@ -174,6 +180,7 @@ class Claims:
         self._token = os.urandom(16)
         self._pid = os.getpid()
         self._open: list[Item | None] = []  # of what is fresh and not finished, in its order
+        self._repeated: set[bytes] = set()  # ids that come more than once in the batch
         self._renew_at = 0.0
         self._rests: Counter[Partition] = Counter()  # how often a partition was given back in a row
         self._tidy_at = time.monotonic() + TIDY_EVERY
@@ -192,7 +199,9 @@ class Claims:
         first = {item.key: item for item in reversed(known)}
         answers = self._ask(first)
         others = []
+        self._repeated = set()
         if len(first) < len(known):
+            self._repeated = {key for key, count in Counter(item.key for item in known).items() if count > 1}
             others = [item for item in known if answers[item.key] is Outcome.IN_PROGRESS and item is not first[item.key]]
         while others:  # a worker that died may have claimed an id at a place of it that comes later in this batch
             again = {item.key: item for item in reversed(others)}
@@ -303,14 +312,20 @@ class Claims:
         except _NO_STORE as error:
             log.info("claims were not renewed: %s", error)
 
-    def set_aside(self) -> None:
-        """The next fresh message goes to the dead letter topic: its id is released, so that it can be sent again."""
+    def set_aside(self) -> bool:
+        """The next fresh message goes to the dead letter topic: its id is released, so that it can be sent again.
+
+        Returns:
+            Whether it has been sent again, in this batch.
+        """
         first, self._open[0] = self._open[0], None
-        if first is not None:
-            try:
-                self._store.release(self._scope, [first], token=self._token)
-            except _NO_STORE as error:
-                log.info("a claim is left until its lease is over: %s", error)
+        if first is None:
+            return False
+        try:
+            self._store.release(self._scope, [first], token=self._token)
+        except _NO_STORE as error:
+            log.info("a claim is left until its lease is over: %s", error)
+        return first.key in self._repeated
 
     def skip(self, handled: int) -> None:
         """Forget the ids of the next ``handled`` fresh messages, which cannot be completed."""
