@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException, TopicPartition
 
-from .errors import BrokerError
+from .errors import BrokerError, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,8 +48,7 @@ class Refresh:
 
     def begin(self) -> None:
         """Partitions were assigned."""
-        if self._places.stored is None:
-            self._at = 0.0
+        self._at = 0.0
 
     @property
     def due(self) -> bool:
@@ -74,7 +73,7 @@ class Refresh:
         began, member = time.monotonic(), membership()
         self._at = began + REFRESH
         try:
-            places = [place for place in self._places.committed(partitions, ask) if place.offset >= 0]
+            places = [place for place in self._places.kept_by_group(partitions, ask) if place.offset >= 0]
             quiet = [p for p in places if self._unmoved.get((p.topic, p.partition), p.offset) == p.offset]
             usual = time.monotonic() - began
             if usual > self._late or not membership().continues(member):
@@ -83,6 +82,6 @@ class Refresh:
             if quiet:
                 commit(quiet, usual)
             self._unmoved = {(place.topic, place.partition): place.offset for place in places}
-        except (KafkaException, BrokerError) as exc:
+        except (KafkaException, BrokerError, StoreUnavailable) as exc:
             self._at = time.monotonic() + AGAIN
             log.info("offsets that have not moved were not committed again: %s", exc)

@@ -126,6 +126,13 @@ class Places:
         self.note(place for place in committed if place.offset >= 0)
         return committed if self.stored is None else self._stored_or(committed, self.stored, ask)
 
+    def kept_by_group(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:
+        """What the group has committed of those of which nothing is stored: it counts there, and may expire. Raises so, too."""
+        wanted = set(partitions)
+        if self.stored is not None:
+            wanted -= self.stored.offsets(wanted).keys()
+        return self.committed(wanted, ask)
+
     def _stored_or(self, committed: list[TopicPartition], stored: Stored, ask: Ask) -> list[TopicPartition]:
         """The offsets that are stored beside the effects, and the group's where nothing was ever stored."""
         offsets = stored.offsets((place.topic, place.partition) for place in committed)

@@ -245,6 +245,27 @@ def test_a_topic_that_is_created_again_while_it_is_read_is_another(monkeypatch: 
     assert ids("t") != old
 
 
+def test_a_topic_that_was_deleted_does_not_hide_that_another_was_created_again(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    """D06: the ids of all topics of a run are asked for together, and the refusal of one is not that of the others."""
+    ids = TopicIds(SETTINGS)
+    answers: dict[str, list[Any]] = {
+        "gone": [Uuid(0, 1), KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)],
+        "again": [Uuid(0, 2), Uuid(0, 3)],
+    }
+
+    def describe(topics: Any, **_: Any) -> dict[str, Future[Any]]:
+        return {topic: described(answers[topic].pop(0))[0].describe_topics(topics)[topic] for topic in topics.topic_names}
+
+    monkeypatch.setattr(ids, "raw", SimpleNamespace(describe_topics=describe))
+    before = ids("gone"), ids("again")
+    clock.now += RENEW_EVERY
+    ids.renew()
+    assert ids("gone") == before[0]
+    assert ids("again") != before[1]
+
+
 # -- transactions of an inbox ------------------------------------------------------------------------------------------------
 
 

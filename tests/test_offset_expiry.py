@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce
+from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, StoreUnavailable
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._offset_expiry import Refresh
 from kafka_guarantees._offsets import Membership
@@ -102,16 +102,39 @@ def test_what_has_moved_since_is_not_committed_again() -> None:
 
 
 def test_it_is_done_when_partitions_were_assigned_and_not_again_soon() -> None:
-    """Not before, and not at all where offsets are stored beside the effects: these do not expire."""
-    group, places = Group(), Places("g", "earliest")
-    refresh = Refresh(places, late=60)
+    """And not before."""
+    group, refresh = Group(), Refresh(Places("g", "earliest"), late=60)
     assert not refresh.due
     refresh.begin()
     assert refresh.due
     group.refresh(refresh)
     assert not refresh.due
-    places.stored = Stored(lambda _partitions: {}, "mark")
+
+
+@pytest.mark.parametrize(("stored", "again"), [({("t", 0): 7}, []), ({}, [5]), ({("t", 1): 7}, [5])])
+def test_what_is_stored_beside_the_effects_does_not_expire(stored: dict[tuple[str, int], int], again: list[int]) -> None:
+    """C12: but a group that has moved to an inbox still lives by its own offsets, where nothing has come since."""
+    group, places = Group(), Places("g", "earliest")
+    places.stored = Stored(lambda partitions: {place: stored[place] for place in partitions if place in stored}, "mark")
+    refresh = Refresh(places, late=60)
     refresh.begin()
+    assert refresh.due
+    group.refresh(refresh)
+    assert group.again == again
+
+
+def test_an_inbox_that_does_not_answer_is_asked_again() -> None:
+    """A database that is away ends no run."""
+
+    def away(_partitions: object) -> dict[tuple[str, int], int]:
+        raise StoreUnavailable("it is away")
+
+    group, places = Group(), Places("g", "earliest")
+    places.stored = Stored(away, "mark")
+    refresh = Refresh(places, late=60)
+    refresh.begin()
+    group.refresh(refresh)
+    assert not group.again
     assert not refresh.due
 
 

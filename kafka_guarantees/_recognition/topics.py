@@ -14,6 +14,9 @@ from .._client import Handle
 from ..errors import BrokerError, KafkaGuaranteesError, broker_failure, kafka_error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from concurrent.futures import Future
+
     from .._settings import Settings
 
 log = logging.getLogger("kafka_guarantees")
@@ -39,36 +42,27 @@ class TopicIds(Handle):
             AuthorizationError, BrokerError: the brokers refuse to say, or do not answer.
         """
         if topic not in self._known:
-            self._known.update(self._ask([topic]))
+            (answer,) = self._ask([topic]).values()
+            self._known[topic] = _id_of(topic, answer, time.monotonic() + ANSWER + 1)
         return self._known[topic]
 
     def renew(self) -> None:
         """Ask again, from time to time: librdkafka goes on, in the new one, where a topic is created again while it is read."""
         if self._known and time.monotonic() >= self._renew_at:
-            try:
-                self._known.update(self._ask(list(self._known)))
-            except KafkaGuaranteesError as error:
-                log.info("%s It is asked again later.", error)
+            until = time.monotonic() + ANSWER + 1
+            for topic, answer in self._ask(list(self._known)).items():
+                try:
+                    self._known[topic] = _id_of(topic, answer, until)
+                except KafkaGuaranteesError as error:  # one that was deleted holds up no other
+                    log.info("%s It is asked again later.", error)
             self._renew_at = time.monotonic() + RENEW_EVERY
 
-    def _ask(self, topics: list[str]) -> dict[str, bytes]:
+    def _ask(self, topics: list[str]) -> Mapping[str, Future[Any]]:
         if self.raw is None:
             # it would log to stderr; the consumer of the same run logs what there is to say
             self.make(AdminClient, {**self._settings.admin, "log_level": 0})
-        doing = f"asking for the ids of topics {', '.join(map(repr, topics))}"
-        try:
-            answers = self.raw.describe_topics(TopicCollection(topics), request_timeout=ANSWER)
-            found = {topic: _bytes(answer.result(ANSWER + 1).topic_id) for topic, answer in answers.items()}
-        except KafkaException as exc:
-            raise broker_failure(kafka_error(exc), doing, "Nothing was handled.") from exc
-        except TimeoutError as exc:  # of the future: a process may stand still
-            raise BrokerError(f"{doing} got no answer. Nothing was handled.") from exc
-        if NONE in found.values():
-            raise KafkaGuaranteesError(
-                f"{doing}: these brokers give topics none, as before Kafka 2.8. Nothing was handled. Messages at the same "
-                "place of two topics could not be told apart. Use newer brokers, or leave dedup and inbox out."
-            )
-        return found
+        asked: Mapping[str, Future[Any]] = self.raw.describe_topics(TopicCollection(topics), request_timeout=ANSWER)
+        return asked
 
     def close(self) -> None:
         """Let the client go, if there was one."""
@@ -76,6 +70,19 @@ class TopicIds(Handle):
             self.let_go()
 
 
-def _bytes(topic_id: Any) -> bytes:  # the stubs of Uuid have no methods
+def _id_of(topic: str, answer: Future[Any], until: float) -> bytes:
+    doing = f"asking for the id of topic {topic!r}"
+    try:
+        topic_id = answer.result(max(0.0, until - time.monotonic())).topic_id
+    except KafkaException as exc:
+        raise broker_failure(kafka_error(exc), doing, "Nothing was handled.") from exc
+    except TimeoutError as exc:  # of the future: a process may stand still
+        raise BrokerError(f"{doing} got no answer. Nothing was handled.") from exc
     parts = topic_id.get_most_significant_bits(), topic_id.get_least_significant_bits()
-    return b"".join((part % 2**64).to_bytes(8, "big") for part in parts)
+    found = b"".join((part % 2**64).to_bytes(8, "big") for part in parts)
+    if found == NONE:
+        raise KafkaGuaranteesError(
+            f"{doing}: these brokers give topics none, as before Kafka 2.8. Nothing was handled. Messages at the same "
+            "place of two topics could not be told apart. Use newer brokers, or leave dedup and inbox out."
+        )
+    return found
