@@ -8,6 +8,7 @@ Rules.
 from __future__ import annotations
 
 import _thread
+import atexit
 import ctypes
 import logging
 import os
@@ -40,7 +41,7 @@ SHUT_OUT = {
     KafkaError._AUTHENTICATION: "Check sasl.username and sasl.password, or the token, and sasl.mechanism.",
     KafkaError._SSL: (
         "Check that ssl.ca.location has the authority of the brokers' certificates, that these are for the host names in "
-        "bootstrap.servers, and that the port is one for TLS."
+        "bootstrap.servers and have not expired (openssl s_client -connect HOST:PORT), and that the port is one for TLS."
     ),
 }
 
@@ -340,19 +341,34 @@ class Handle:
         """Destroy the C client on a thread of its own, since that waits for librdkafka's threads (X20)."""
         box = [self.raw]
         self.raw = None
-        _thread.start_new_thread(box.clear, ())  # not start(): left half way in that, this thread would destroy it
+        try:
+            _thread.start_new_thread(box.clear, ())  # not start(): left half way in that, this thread would destroy it
+        except RuntimeError:  # the interpreter ends (Python 3.12), or there is no thread to be had
+            _leak(box[0])
 
 
 _handles: weakref.WeakSet[Handle] = weakref.WeakSet()
+
+
+def _leak(raw: object) -> None:
+    """Have a C client never destroyed."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(raw))
 
 
 def _in_child() -> None:
     for handle in _handles:
         handle.closed()  # the parent's business
         if handle.raw is not None:
-            # destroying would wait for threads that are not there, and touch the parent's sockets: leak it on purpose
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(handle.raw))
+            _leak(handle.raw)  # to destroy it would wait for threads that are not there, and touch the parent's sockets
             handle.raw = _Forked()
 
 
+def _at_exit() -> None:
+    """Keep what is left from the interpreter's last collection, which would wait for librdkafka's threads, perhaps for ever."""
+    for handle in _handles:
+        if handle.raw is not None:
+            _leak(handle.raw)
+
+
 os.register_at_fork(after_in_child=_in_child)
+atexit.register(_at_exit)

@@ -80,7 +80,7 @@ class PlainProducer(Handle):
         self._served = time.monotonic()
         self.failed = False  # a hint that there are failures in the next: looking through it for each record is too slow
         self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
-        self.warn_if_forgotten(owner, _warn_unsent, self.raw, settings.guarantee.value)
+        self.warn_if_forgotten(owner, _warn_unsent, self.raw, self._callbacks, settings.guarantee.value)
         self._open: list[Posted] = []  # with reports that have not come
         self.not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
         self._turns = Turns()
@@ -485,9 +485,10 @@ def _note_refused(refused: deque[KafkaGuaranteesError], error: KafkaError | None
         refused.append(delivery_failure(error, message.topic() or "?"))
 
 
-def _warn_unsent(raw: Producer, guarantee: str) -> None:
+def _warn_unsent(raw: Producer, callbacks: Callbacks, guarantee: str) -> None:
     """P04: a producer that is forgotten loses its queue without a word."""
-    raw.poll(0)  # len() counts waiting events as well
+    if not callbacks.serving:  # forgotten in one of its callbacks: to serve it again would abort the process (P12)
+        callbacks.serve(partial(raw.poll, 0))  # len() counts waiting events as well
     unsent = len(raw)
     if unsent:
         text = f"an {guarantee} producer was not closed: {unsent} records were never acknowledged. Use `with`, or close()."

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,7 +23,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, _lifecycle
-from kafka_guarantees._client import Callbacks, Caller
+from kafka_guarantees._client import Callbacks, Caller, Handle
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._group_client import GroupClient
 from kafka_guarantees._lifecycle import SECOND_THOUGHTS, Lifecycle
@@ -1039,3 +1040,82 @@ def test_a_consumer_that_nobody_holds_leaves_no_member_behind(
         assert members(kafka, group) == 1
         del consumer
         assert gone(kafka, group)
+
+
+DROPPED = """
+import gc, time
+from kafka_guarantees import AtLeastOnce, AtMostOnce
+kept, calls = {}, []
+"""
+FORGOTTEN = """
+def error_cb(error):
+    if how == "replaced":
+        calls.append(kept.pop("client", None))
+        del calls[-1]
+        calls.append(error)
+
+def stats_cb(text):
+    if how == "collected":
+        calls.append(gc.collect())
+
+client = kind({"bootstrap.servers": "127.0.0.1:1", "error_cb": error_cb, "stats_cb": stats_cb, "statistics.interval.ms": 50})
+client.produce("t", b"x", **({"timeout": 0} if kind is AtLeastOnce else {}))
+if how == "replaced":
+    kept["client"] = client
+else:
+    gc.disable()
+    cycle = [client]
+    cycle.append(cycle)
+    del cycle
+del client
+until = time.monotonic() + 10
+while not calls and time.monotonic() < until:
+    time.sleep(0.02)
+time.sleep(0.2)
+print(len(calls) > 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["AtMostOnce", "AtLeastOnce"])
+@pytest.mark.parametrize("how", ["replaced", "collected"])
+def test_a_client_may_be_forgotten_in_one_of_its_callbacks(kind: str, how: str) -> None:
+    """P12: it makes a new one on an error, or the collector runs there. To serve it once more aborted the process."""
+    done = python(f"how = {how!r}\n{DROPPED}kind = {kind}\n{FORGOTTEN}")
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr[-2000:]
+
+
+LEFT_BEHIND = """
+import gc
+from kafka_guarantees._client import Handle
+
+class Client:
+    def __del__(self):
+        print("destroyed by the collector, which waits for its threads")
+
+gc.disable()
+handle = Handle()
+handle.raw = Client()
+handle.raw.owner = handle  # a cycle, as an exception out of a signal handler leaves it
+del handle
+"""
+
+
+def test_what_was_left_behind_is_not_destroyed_at_the_end_of_the_process() -> None:
+    """X20: a consumer that was never closed kept the process from ending, for ever."""
+    done = python(LEFT_BEHIND)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_client_is_let_go_where_no_thread_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """X20: Python 3.12 begins none once the interpreter ends, and that hid what close() had to say of lost records."""
+
+    def none(*_: object) -> int:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr("kafka_guarantees._client._thread.start_new_thread", none)
+    handle = Handle()
+    handle.raw = client = SimpleNamespace()
+    before = sys.getrefcount(client)
+    handle.let_go()
+    assert handle.raw is None
+    assert sys.getrefcount(client) == before  # not destroyed in this thread, which would wait
