@@ -10,6 +10,8 @@ Rules.
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -28,6 +30,9 @@ T = TypeVar("T")
 Serializer = Callable[[Any, SerializationContext], "bytes | str | None"]
 Deserializer = Callable[[bytes, SerializationContext], Any]
 Raw = tuple[Any, Any]  # key and value, as they came
+
+AT_ONCE = 1.0  # seconds
+NOT_YET = Exception("it was not read yet")
 
 
 class HeadersLost(ValueError):
@@ -68,16 +73,27 @@ class Reading:
                 lost.__cause__ = error
                 self.unreadable[id(message)] = lost
 
-    def open(self, messages: Sequence[Message]) -> None:
-        """Deserialize messages of the batch."""
+    def open(self, messages: Sequence[Message], *, whole: bool = False) -> None:
+        """Deserialize messages of the batch: all, or as many as can be within AT_ONCE, and those that are left in their turn.
+
+        A registry that does not answer takes its time with each of thousands, while nobody serves the group.
+        """
         if self._key is None and self._value is None:
             return
-        for message in messages:
-            if id(message) not in self.unreadable:
-                try:
-                    self._open(message)
-                except Exception as error:  # noqa: BLE001 - raised when its turn comes, as if the handler had raised it
-                    self.unreadable[id(message)] = error
+        until = math.inf if whole else time.monotonic() + AT_ONCE
+        for number, message in enumerate(messages):
+            if self.unreadable.get(id(message), NOT_YET) is not NOT_YET:
+                continue
+            try:
+                self._open(message)
+            except Exception as error:  # noqa: BLE001 - raised when its turn comes, as if the handler had raised it
+                self.unreadable[id(message)] = error
+            else:
+                self.unreadable.pop(id(message), None)
+            if time.monotonic() > until:
+                for left in messages[number + 1 :]:
+                    self.unreadable.setdefault(id(left), NOT_YET)
+                return
 
     def _open(self, message: Message) -> None:
         if id(message) in self._raw:
@@ -106,6 +122,8 @@ class Reading:
         """How many of these, from the first on, can be read."""
         if not self.unreadable:
             return len(messages)
+        if messages and self.unreadable.get(id(messages[0])) is NOT_YET:
+            self.open(messages)
         return next((number for number, message in enumerate(messages) if id(message) in self.unreadable), len(messages))
 
     def checked(self, handler: Callable[..., T]) -> Callable[..., T]:

@@ -51,7 +51,7 @@ from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._topics import check_run
-from .errors import DeliveryError, DeliveryUnknown
+from .errors import DeliveryError, DeliveryUnknown, of_topic
 from .records import Record, RecordRefused, check_handler, leave, records_in, with_id
 
 if TYPE_CHECKING:
@@ -522,7 +522,7 @@ class AtLeastOnce:
                     producer.post(record if serialize is None else serialize(record))
                 except (DeliveryError, DeliveryUnknown) as failure:
                     of_record = isinstance(failure, DeliveryError) and not isinstance(failure, QueueFull)
-                    if of_record and self._failures.topic is not None:
+                    if of_record and not of_topic(failure) and self._failures.topic is not None:
                         raise RecordRefused(failure) from failure
                     producer.note(failure)
         except BaseException:

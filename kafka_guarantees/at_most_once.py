@@ -272,8 +272,8 @@ class AtMostOnce:
                 portion, rest = rest[:size], rest[size:]
                 if not self._committed(consumer, batch, portion):
                     break
-                self._reading.open(portion)
                 started = time.monotonic()
+                self._reading.open(portion, whole=True)
                 yield portion
                 seconds = time.monotonic() - started
                 size = next_size(len(portion), size, seconds, pace.size)

@@ -213,7 +213,11 @@ STOPS = {
     KafkaError.UNSUPPORTED_ASSIGNOR: "Correct group.remote.assignor: the brokers list theirs in group.consumer.assignors.",
     KafkaError.GROUP_MAX_SIZE_REACHED: "Run fewer members, or raise the brokers' group.max.size or group.consumer.max.size.",
     KafkaError.INVALID_GROUP_ID: "Correct group.id; a group of another kind may have it.",
-    KafkaError.GROUP_ID_NOT_FOUND: "The group was deleted: run again to make it anew; where it goes on is up to start=.",
+    KafkaError.GROUP_ID_NOT_FOUND: (
+        "The group was deleted: run again to make it anew; where it goes on is up to start=. Or, with "
+        "group.protocol=consumer, it has members with cooperative-sticky, and cannot change while it has: stop all of them "
+        "(static ones: until their session is over), and run again; its offsets stay."
+    ),
     KafkaError.INVALID_SESSION_TIMEOUT: (
         "Set session.timeout.ms between the brokers' group.min.session.timeout.ms and group.max.session.timeout.ms."
     ),
@@ -285,6 +289,13 @@ def describe(error: KafkaError) -> str:
 def stops(error: KafkaError) -> bool:
     """Whether a run ends with this error, instead of waiting until it passes."""
     return error.fatal() or error.code() in STOPS or error.code() in MISSING_ACL
+
+
+def of_topic(failure: Exception) -> bool:
+    """Whether a record failed for what its topic lacks, and no message is to blame: the next ones would fail alike."""
+    cause = failure.__cause__
+    codes = (*MISSING_ACL, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
+    return isinstance(cause, KafkaException) and kafka_error(cause).code() in codes
 
 
 def futile(error: KafkaError) -> bool:

@@ -49,7 +49,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._topics import check_run
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
-from .errors import DeliveryError, FencedError
+from .errors import DeliveryError, FencedError, of_topic
 from .records import Record, RecordRefused, check_handler
 from .transaction import Consumed, Transaction
 
@@ -389,6 +389,8 @@ class ExactlyOnce:
         try:
             producer.produce(left)
         except (TypeError, ValueError, DeliveryError) as error:
+            if of_topic(error):
+                raise
             number = len(records) - length_hint(left)
             raise _Refused(number, RecordRefused(error) if isinstance(error, DeliveryError) else error) from error
 
@@ -510,9 +512,9 @@ class ExactlyOnce:
         consumer.unplace(again)
         return not again
 
-    def _read(self, consumer: GroupConsumer, batch: Batch) -> None:
+    def _read(self, consumer: GroupConsumer, batch: Batch, *, whole: bool = False) -> None:
         """Make a batch readable, and ready to be handled."""
-        self._reading.open(batch.messages)
+        self._reading.open(batch.messages, whole=whole)
         if self._apart is not None:
             self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
 
@@ -592,7 +594,7 @@ class ExactlyOnce:
     ) -> Generator[Transaction, None, None]:
         with self._stopped(), self._consuming(topics, itself) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
-                self._read(consumer, batch)
+                self._read(consumer, batch, whole=True)
                 try:
                     letters = self._unreadable(consumer, batch)
                 except Left:

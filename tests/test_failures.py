@@ -836,6 +836,18 @@ def test_a_dead_letter_topic_that_does_not_exist_is_refused(world: World, kind: 
     assert not calls.calls
 
 
+@side_by_side(TWO, HOW)
+def test_an_output_topic_that_is_missing_sets_nothing_aside(world: World, kind: str, how: str) -> None:
+    """L05: no message is to blame, and the next ones would go the same way: all of the topic would be set aside."""
+    topic, dead = world.given(200), world.topic()
+    client = world.client(kind, retry=QUICK, dead_letter=dead)
+    for _ in range(3):  # librdkafka refuses it at once, once it knows that it is missing
+        with pytest.raises((DeliveryError, DeliveryUnknown)):
+            Calls(never, f"missing-{topic}").run(client, topic, how)
+    assert not world.read(dead)
+    assert world.offsets(topic) == [0]
+
+
 @side_by_side(KINDS)
 def test_a_dead_letter_topic_that_is_lost_ends_the_run(world: World, kind: str) -> None:
     """L05: also where it was there at the start, and was written to before. Whoever waited in vain does not know more."""

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,7 @@ from confluent_kafka.serialization import (
 from tenacity import Retrying, stop_after_attempt, wait_none
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, HandlerError, Record, StoreUnavailable, _serialization
+from kafka_guarantees._dead_letters import origin_of
 from kafka_guarantees._serialization import HeadersLost, Reading, Writing
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox, json_field
 
@@ -575,6 +577,34 @@ def test_what_cannot_be_deserialized_ends_the_run_without_a_dead_letter_topic(ki
         assert max(committed(here.bootstrap, here.group, source)[0], 0) == (0 if how == "transactions" else 3)
         with pytest.raises(HandlerError, match="offset 3"):
             handled(kafka, how, source)
+
+
+@broker
+@pytest.mark.parametrize(("kind", "how"), [way for way in WAYS if way[0] != "AtMostOnce" and way[1] != "transactions"])
+def test_a_slow_deserializer_does_not_keep_a_run_from_its_group(
+    kind: str, how: str, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C10: a registry that does not answer takes seconds for each of thousands of messages: each is read in its turn."""
+    monkeypatch.setattr("kafka_guarantees._serialization.AT_ONCE", 0.05)
+    source, dead = here.topic(), here.topic()
+    write(here.bootstrap, source, *((None, b"\xff" if n == 7 else b"%d" % n, None) for n in range(30)))
+    asked: list[float] = []
+
+    def reading(payload: bytes, context: SerializationContext) -> Any:
+        asked.append(time.monotonic())
+        time.sleep(0.02)
+        return from_json(payload, context)
+
+    with here.make(kind, value_deserializer=reading, dead_letter=dead, retry=AT_ONCE) as kafka:
+        seen = handled(kafka, how, source)
+        assert sorted(seen) == [(None, n) for n in range(30) if n != 7]
+        asked.clear()
+        write(here.bootstrap, source, *((None, b"%d" % n, None) for n in range(200)))
+        threading.Timer(1.0, kafka.stop).start()
+        handled(kafka, how, source)
+    assert time.monotonic() - asked[-1] < 1.0
+    assert 0 < len(asked) < 150, "it was not stopped before all of it was read"
+    assert [letter.offset for letter in map(origin_of, read_all(here.bootstrap, dead)) if letter is not None] == [7]
 
 
 @broker
