@@ -8,6 +8,8 @@ status: 0 done, 1 a guarantee was broken, or not shown, or no Kafka could be had
 from __future__ import annotations
 
 import argparse
+import io
+import logging
 import os
 import re
 import signal
@@ -51,9 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = arguments.command
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 is no reason to say nothing
+    logging.getLogger("kafka_guarantees.librdkafka").addHandler(logging.NullHandler())  # errors are raised, and said once
     try:
-        with _sigterm_like_ctrl_c():
-            return command(arguments)
+        with _signals_like_ctrl_c():
+            status = command(arguments)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
+        return BY_SIGNAL + signal.SIGPIPE
     except _EndedBySignal as ended:
         return BY_SIGNAL + ended.number
     except KeyboardInterrupt:
@@ -215,9 +226,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
+    number = int(text) if text.strip().isdecimal() else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
     return number
 
 
@@ -269,9 +280,10 @@ def _explain(arguments: argparse.Namespace) -> int:
         config = {**_file(arguments.config), **dict(arguments.settings)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DurabilityWarning)  # the table marks them and says why
-            print(EXPLAIN[arguments.guarantee](config))  # noqa: T201 - a command prints
+            explanation = EXPLAIN[arguments.guarantee](config)
     except (OSError, ValueError) as error:  # UnsafeConfigError is a ValueError
         return _complain(error, WRONG)
+    print(explanation)  # noqa: T201 - a command prints
     return OK
 
 
@@ -367,10 +379,10 @@ def _prove(arguments: argparse.Namespace) -> int:
             config_file=arguments.config,
         )
         return OK if run_proof(asked) else FAILED
+    except (LocalKafkaError, KafkaException, TimeoutError) as error:
+        return _complain(error, FAILED)
     except (OSError, ValueError) as error:  # of the arguments and the files; UnsafeConfigError is a ValueError
         return _complain(error, WRONG)
-    except (LocalKafkaError, KafkaException) as error:
-        return _complain(error, FAILED)
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -450,14 +462,16 @@ class _EndedBySignal(BaseException):
 
 
 @contextmanager
-def _sigterm_like_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that no process is left behind; by default it ends this one on the spot."""
+def _signals_like_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack, so that nothing is left behind; by default they end this process on the spot."""
 
     def unwind(number: int, _frame: object) -> NoReturn:
         raise _EndedBySignal(number)
 
-    before = signal.signal(signal.SIGTERM, unwind)
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, unwind) for number in heeded}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)

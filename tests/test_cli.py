@@ -103,6 +103,7 @@ def test_properties_keep_what_belongs_to_the_value() -> None:
         ("broker", "--brokers", "2"),
         ("demo", "--kills", "0"),
         ("demo", "--rate", "many"),
+        ("demo", "--kills", "²"),
     ],
 )
 def test_a_wrong_command_line_is_status_2(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,6 +125,23 @@ def test_a_kafka_that_does_not_answer_is_one_message(
     monkeypatch.setattr(topics, "ANSWER", 0.5)
     assert main(["demo"]) == 1
     assert re.fullmatch(r"kafka-guarantees: .*127\.0\.0\.1:1.*\n", capsys.readouterr().err)
+
+
+def test_a_reader_that_went_away_is_no_error() -> None:
+    """``kafka-guarantees explain ... | head``."""
+    pipe = f"{' '.join(COMMAND)} explain at-least-once --set bootstrap.servers=b | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() in {"0", "141"}  # by whether it was faster
+    assert not done.stderr
+
+
+def test_output_that_is_not_utf_8_says_what_it_can() -> None:
+    """A terminal of another encoding gets escapes in place of nothing."""
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [*COMMAND, "explain", "at-least-once", "--set", "bootstrap.servers=b", "--set", "client.id=Zürich"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "acks" in done.stdout
 
 
 def test_version() -> None:
@@ -214,7 +232,9 @@ def test_broker_runs_until_it_is_told_to_stop(number: signal.Signals) -> None:
 
 
 @needs_proc
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)]
+)
 def test_demo_leaves_no_process_behind(
     number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from .test_dedup_runs import produce_with_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
@@ -395,6 +396,20 @@ def test_two_hundred_weird_messages_come_back_as_they_were(
 
 
 @pytest.mark.broker
+@pytest.mark.broker
+def test_a_service_s_own_file_is_good_enough(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It has what reaches the cluster; how that service produces and consumes is not how a replay does."""
+    origin, dlq, file = kafka_topic(), kafka_topic(), tmp_path / "service.properties"
+    put(kafka.bootstrap, simple(origin, dlq, 3))
+    own = "acks=1\ndelivery.timeout.ms=120000\nlog_level=3\nsocket.timeout.ms=200000\ngroup.id=orders\nlinger.ms=1\n"
+    file.write_text(f"bootstrap.servers={kafka.bootstrap}\n{own}")
+    assert main(["dead-letters", "replay", dlq, "--all", "--origin", origin, "--config", str(file)]) == 0
+    assert ids(kafka.bootstrap, origin) == all_ids(3)
+    assert "Coordinator" not in capsys.readouterr().err
+
+
 def test_some_are_chosen(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
     """By place, origin, type of error and time; a dry run sends nothing; and ``list`` says the same of them."""
     one, other, dlq = kafka_topic(), kafka_topic(), kafka_topic()

@@ -37,6 +37,7 @@ from kafka_guarantees.prove.topics import PREFIX
 from kafka_guarantees.prove.worker import explained
 
 from .conftest import fill, read_all
+from .world import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,6 +129,29 @@ def test_a_configuration_that_breaks_the_guarantee_is_refused(capsys: pytest.Cap
     assert [path.name for path in tmp_path.iterdir()] == ["client.properties"]
 
 
+@pytest.mark.parametrize(
+    ("guarantee", "setting", "more"),
+    [
+        ("exactly-once", "delivery.timeout.ms=10000", ()),
+        ("at-least-once", "group.protocol=consumer", ()),
+        ("at-least-once", "partition.assignment.strategy=range", ("--protocol", "consumer")),
+    ],
+)
+def test_a_configuration_that_contradicts_a_proof_s_own_is_refused(  # noqa: PLR0917 - pytest gives them
+    guarantee: str, setting: str, more: tuple[str, ...], kafka: RunningKafka, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Each worker would end at once, and the verdict would be that the guarantee is broken."""
+    file = tmp_path / "client.properties"
+    file.write_text(f"bootstrap.servers={kafka.bootstrap}\n{setting}\n")
+    where = ["--config", str(file), "--report", str(tmp_path / "out.html")]
+    assert main(["prove", guarantee, *where, "--duration", "5", "--faults", "none", *more]) == 2
+    err = capsys.readouterr().err
+    assert setting.partition("=")[0] in err
+    assert "leave what contradicts that out of the configuration" in err
+    assert not list(tmp_path.glob("*.html"))
+    until(lambda: not mine(kafka.bootstrap), "what was made for it is removed")
+
+
 def test_two_proofs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Their histories would be mixed, and accuse the library of everything."""
     (tmp_path / "out-files").mkdir()
@@ -135,6 +159,21 @@ def test_two_proofs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str], tm
         fcntl.flock(other, fcntl.LOCK_EX)
         assert main(["prove", "exactly-once", "--report", str(tmp_path / "out.html")]) == 2
     assert "another proof writes into" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["out.json", "folder", "denied/out.html"])
+@pytest.mark.parametrize("command", [("prove", "exactly-once"), ("bench", "-b", "127.0.0.1:1")])
+def test_a_report_that_cannot_be_written_is_refused_before_it_is_earned(
+    name: str, command: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The JSON would overwrite the page, or ten minutes would end with an error in place of a verdict."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "denied").mkdir()
+    (tmp_path / "denied" / "out.json").mkdir()
+    assert main([*command, "--report", str(tmp_path / name)]) == 2
+    said = capsys.readouterr().err
+    assert str(tmp_path / name).removesuffix(".html") in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("whose", ["others may write to it", "it is a link"])

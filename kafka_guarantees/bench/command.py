@@ -16,7 +16,7 @@ from confluent_kafka import KafkaException
 from kafka_guarantees import DurabilityWarning, SecurityWarning
 from kafka_guarantees.demo.screen import Screen
 from kafka_guarantees.errors import MISSING_ACL, describe, kafka_error
-from kafka_guarantees.prove.command import OF_EACH
+from kafka_guarantees.prove.command import OF_EACH, check_report
 from kafka_guarantees.testing.local_kafka import LocalKafka
 
 from .report import as_html, as_json, as_text
@@ -62,6 +62,7 @@ def run_bench(asked: Asked) -> None:
     _refuse_weaker(config)
     if not asked.report.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {asked.report.parent} for the report")
+    check_report(asked.report)
     screen = Screen(sys.stderr)
     screen.say(_opening(asked.plan))
     with _kafka(config) as reached, tempfile.TemporaryDirectory(prefix=PREFIX) as folder:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 
 from kafka_guarantees import DeliveryError, DeliveryUnknown, ExactlyOnce, Record, TransactionAborted
 from kafka_guarantees._dead_letters import marker, origin_of
+from kafka_guarantees._settings.merge import side_of
+from kafka_guarantees._settings.properties import BOTH
 
 from .reading import place_of
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 PORTION = 500  # records in a transaction
 PORTION_SIZE = 16_000_000  # bytes in a transaction that has more than one
 TRIES = 3  # transactions in a row that may be aborted for a reason that is not a record's
+NOT_OURS = ("log_level", "socket.timeout.ms")  # may contradict a transaction; a service of another guarantee may have them
 MESSAGE_SIZE = 50_000_000  # bytes: the brokers decide, not the client
 
 
@@ -56,7 +59,8 @@ class Outcome:
 
 def producer(config: Mapping[str, str], topic: str) -> ExactlyOnce:
     """The client that replays. Its id is the topic's, whatever the configuration says: two replays must meet in it."""
-    ours = {"message.max.bytes": MESSAGE_SIZE, **config, "transactional.id": transactional_id(topic)}
+    reaching = {name: value for name, value in config.items() if side_of(name) == BOTH and name not in NOT_OURS}
+    ours = {"message.max.bytes": MESSAGE_SIZE, **reaching, "transactional.id": transactional_id(topic)}
     return ExactlyOnce(ours)
 
 
@@ -217,14 +221,17 @@ class Replay:
             self._hidden[partition] = hidden
             self._outcome.left += [(entry.place, hidden) for entry in portion]
             return
+        sent = []
         for entry in portion:
             if entry.place in marked and entry.place not in self._doubtful:
                 self._outcome.before.append(entry.place)
             elif entry.place not in marked and entry.place not in letters:
                 self._outcome.left.append((entry.place, "it is no longer there"))
             else:
-                self._outcome.sent.append(entry.place)
-                self._sent(entry)
+                sent.append(entry)
+        self._outcome.sent += [entry.place for entry in sent]  # all of them are: before one is printed, which may fail
+        for entry in sent:
+            self._sent(entry)
 
 
 def _original(message: Message, letter: DeadLetter, *, present_time: bool) -> Record:

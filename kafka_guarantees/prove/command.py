@@ -70,6 +70,7 @@ def run_proof(asked: Asked) -> bool:
     _refuse_weaker(asked)
     session = _session(asked)
     with _own_folder(asked.report) as folder:
+        check_report(asked.report)
         plan = Plan(
             guarantee=asked.guarantee,
             faults=faults,
@@ -86,10 +87,24 @@ def run_proof(asked: Asked) -> bool:
         with _log_to(folder / "driver.log"), Screen() as screen:
             screen.say(_opening(asked, faults, seed))
             proof = prove(plan, screen, _command(asked, faults, seed))
+        print(as_text(proof))  # noqa: T201 - a command prints; first, should the disk be full
         asked.report.write_text(as_html(proof), encoding="utf-8")
         asked.report.with_suffix(".json").write_text(as_json(proof), encoding="utf-8")
-    print(f"{as_text(proof)}\nThe report: {asked.report}. Histories, logs and dumps: {folder}")  # noqa: T201 - a command prints
+    print(f"The report: {asked.report}. Histories, logs and dumps: {folder}")  # noqa: T201 - likewise
     return proof.outcome == "held"
+
+
+def check_report(path: Path) -> None:
+    """Refuse a place where the report cannot be, before there is one to be lost.
+
+    Raises:
+        ValueError, OSError: it cannot be there.
+    """
+    if path.suffix == ".json":
+        raise ValueError(f"{path}: the page would be overwritten by the JSON that is put beside it; give it another suffix")
+    for each in (path, path.with_suffix(".json")):
+        if each.is_dir() or not os.access(each if each.exists() else each.parent, os.W_OK):
+            raise OSError(f"{each} is a folder, or may not be written to: choose another --report")
 
 
 def _faults(asked: Asked) -> list[Fault]:

@@ -30,6 +30,7 @@ from .schedule import Lane, schedule
 from .screen import Progress
 from .segments import dump
 from .topics import Topics
+from .worker import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -169,7 +170,7 @@ class _Run:
         with ExitStack() as stack:
             proxied = any(fault.lane == CONNECTIONS for fault in plan.faults)
             self._proxy = stack.enter_context(Proxy(config["bootstrap.servers"])) if proxied else None
-            self._crew = stack.enter_context(Crew(self._jobs(self._proxy), plan.folder, plan.command))
+            self._crew = stack.enter_context(Crew(_possible(self._jobs(self._proxy)), plan.folder, plan.command))
             self._sampler = stack.enter_context(Sampler(config, topics.groups, topics.source, plan.partitions))
             self._audience = stack.enter_context(Audience(config, topics.sink, plan.partitions))
             self._stack = stack.pop_all()
@@ -384,6 +385,23 @@ class _Run:
             troubles=evidence.troubles,
             kept_in=str(plan.folder),
         )
+
+
+def _possible(jobs: list[Job]) -> list[Job]:
+    """Refuse settings that contradict those of the workers: each of their lives would end at once, as if they were broken.
+
+    Raises:
+        ValueError: they do.
+    """
+    for job in jobs:
+        try:
+            CLASSES[job.guarantee].explain(job.config)
+        except ValueError as error:
+            raise ValueError(
+                f"{job.who} cannot be made: {error} A proof has short time-outs of its own, and --protocol says how its groups "
+                "work: leave what contradicts that out of the configuration."
+            ) from error
+    return jobs
 
 
 def _number(who: str) -> int:
