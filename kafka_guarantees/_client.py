@@ -34,6 +34,7 @@ log = logging.getLogger("kafka_guarantees")
 T = TypeVar("T")
 
 QUIET = 10.0  # seconds in which an error of the same kind is not logged again
+LOOK = 0.1  # seconds between two looks whether a call is still to be waited for
 KINDS = 1000  # of lines that are remembered for that
 
 # What to look at where no connection comes about. Neither passes by itself.
@@ -77,7 +78,7 @@ class Caller:
         task = Task(function)
         try:
             self._calls.put(task.run)
-            while not task.ended.wait(0.1):
+            while not task.ended.wait(LOOK):
                 if give_up():
                     raise Abandoned(f"{doing} got no answer from the brokers: its outcome is unknown.")  # noqa: TRY301 - see below
         except BaseException:

@@ -28,7 +28,7 @@ from ._offset_expiry import Refresh
 from ._offsets import Membership, Partition, membership, named, next_offsets
 from ._positions import Positions
 from ._topics import Topics, own_dead_letters
-from .errors import NO_TOPIC, REBALANCED, broker_failure, describe, kafka_error
+from .errors import NO_TOPIC, REBALANCED, FencedError, broker_failure, describe, kafka_error, unreleased
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
+RELEASED = 1.0  # seconds until a new member asks again for a group.instance.id that the last one has not given back
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 
 
@@ -125,6 +126,8 @@ class GroupConsumer:
         self._strict = strict
         self._took_over = False  # whether a member before this one has left the group
         self._stray = ""  # why something that was committed may still be on its way
+        self._fenced_from = self._until_released()  # an id that is not given back by then is somebody else's
+        self._told = False  # that such an id is asked for again
         self._looked = 0  # how many rebalances there had been when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
@@ -205,8 +208,12 @@ class GroupConsumer:
         if not self._put_right():
             return None
         asked = time.monotonic()  # before anything is taken: a process may be stopped at any point from here on (M03)
-        fetched, before, metadata = self._take(max_batch, WAIT, self.idle)
-        messages = self._without_events(fetched)
+        try:
+            fetched, before, metadata = self._take(max_batch, WAIT, self.idle)
+            messages = self._without_events(fetched)
+        except FencedError as exc:
+            self._ask_again(exc)
+            return None
         if max_wait and messages and not self._must_ask():
             self._gather(messages, max_batch, max_wait, before)
             metadata = None
@@ -225,6 +232,26 @@ class GroupConsumer:
         if self.trail is not None:
             self.trail.follow(batch.member)
         return batch
+
+    def _ask_again(self, fenced: FencedError) -> None:
+        """Have another member ask for the ``group.instance.id``, where the one before may not have given it back.
+
+        With KIP-848 the brokers refuse it to a new member until the session of the last one is over, which was killed, or left
+        without being heard. Nothing is consumed meanwhile. Who has it after that is alive: that is raised.
+        """
+        if not unreleased(fenced) or time.monotonic() > self._fenced_from:
+            raise fenced
+        say, self._told = (log.info if self._told else log.warning), True
+        say("%s It is asked for again for %.0f s.", fenced, self._fenced_from - time.monotonic())
+        until = time.monotonic() + RELEASED
+        while time.monotonic() < until and not self._lifecycle.stopping:
+            time.sleep(WAIT)
+        if not self._lifecycle.stopping:
+            self._join_anew()
+
+    def _until_released(self) -> float:
+        """When the session of a member is over that was heard of last a moment ago."""
+        return time.monotonic() + self._settings.session_timeout + RELEASED
 
     def _must_ask(self) -> bool:
         """Whether the brokers are to be asked where to go on, or the group to be joined anew."""
@@ -581,9 +608,13 @@ class GroupConsumer:
     def rejoin(self, why: str) -> None:
         """Have a new member of the group take over, which goes on from what is committed. What is in hand is given back."""
         log.info("a new member of the group takes over, because %s", why)
+        self._stray, self._took_over = "", True
+        self._join_anew()
+        self._fenced_from = self._until_released()
+
+    def _join_anew(self) -> None:
         self._client.leave()
         self._assignment.clear()
-        self._stray, self._took_over = "", True
         self._client.renew()
         self._join()
 

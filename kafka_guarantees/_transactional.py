@@ -13,11 +13,12 @@ import re
 import time
 import weakref
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ._client import Abandoned, Callbacks, Caller, Handle
+from ._client import LOOK, Abandoned, Callbacks, Caller, Handle
 from ._enqueue import AS_IT_IS, SLICE, QueueFull, checked_headers, enqueue
 from ._producer import warn_unclosed
 from ._transaction_state import Event, State, TransactionState, Verdict, judge
@@ -149,6 +150,12 @@ class TransactionalProducer(Handle):
         return time.monotonic() - self._state.began >= self._settings.transaction_timeout
 
     @property
+    def too_long(self) -> str:
+        """What is to be said where the brokers may have aborted the transaction since it took too long."""
+        timeout = f"transaction.timeout.ms ({self._settings.transaction_timeout:.0f} s)"
+        return f". It took longer than {timeout}: make the block shorter, or that longer" if self.late else ""
+
+    @property
     def failure(self) -> KafkaGuaranteesError | None:
         """Why the transaction must abort, where a record is the reason."""
         return self._failure
@@ -247,7 +254,7 @@ class TransactionalProducer(Handle):
         """
         while left := self._serve(lambda: self.raw.flush(SLICE)):
             if not self._patient(0):
-                raise AbortNeeded(f"{left} records are still not acknowledged")
+                raise AbortNeeded(f"{left} records are still not acknowledged{self.too_long}")
         if self._state.state is State.MUST_ABORT:
             raise AbortNeeded(str(self._failure or "a record could not be written")) from self._failure
 
@@ -403,10 +410,10 @@ class TransactionalProducer(Handle):
 
     def _within_time(self, doing: str, call: Callable[[], object]) -> None:
         """Make a call that has a timeout, and leave it alone where it does not keep to it."""
-        started = time.monotonic()
+        looks = count(1)  # and no clock: where this process stood still, so did the call
 
         def late() -> bool:
-            return time.monotonic() - started > (STOPPING if self._out_of_patience else HUNG)
+            return next(looks) * LOOK > (STOPPING if self._out_of_patience else HUNG)
 
         self._left_alone(doing, call, late)
 
@@ -480,6 +487,20 @@ class TransactionalProducer(Handle):
             self.renewals += 1
         elif (owner := self._owner()) is not None:
             self.warn_if_forgotten(owner, warn_unclosed, self._settings.guarantee.value)
+        deadline = self._init_deadline()
+        while True:
+            self._make()
+            try:
+                self._initialise()
+            except InDoubt as exc:  # that call may still end the transaction of another, which then counts as fenced
+                self._lose()
+                if self._out_of_patience or (time.monotonic() > deadline and not self.persists):
+                    raise BrokerError(f"{exc} {self._safe}") from exc
+                log.warning("%s: a new producer takes over", exc)
+            else:
+                return
+
+    def _make(self) -> None:
         state = TransactionState()
         callbacks = self._callbacks.of(self._settings.callbacks)
         self._watch = watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
@@ -488,25 +509,27 @@ class TransactionalProducer(Handle):
         self.make(Producer, {**self._settings.producer, **callbacks})
         self._known.clear()
         self._state = state
-        self._initialise()
 
     def _initialise(self) -> None:
         raw, deadline = self.raw, self._init_deadline()
-        while True:
-            try:
-                self._within_time("init_transactions", lambda: raw.init_transactions(CALL))
-            except KafkaException as exc:
-                self._lifecycle.check()  # close(), in another thread, waits no longer: it has let the producer go
-                if self._init_failed(kafka_error(exc), deadline, exc):
-                    deadline = self._init_deadline()
-            except InDoubt as exc:
-                self._lose()
-                raise BrokerError(f"{exc} {self._safe}") from exc
-            except BaseException:
-                self._lose()
-                raise
-            else:
-                break
+        try:
+            while True:
+                try:
+                    self._within_time("init_transactions", lambda: raw.init_transactions(CALL))
+                except KafkaException as exc:
+                    self._lifecycle.check()  # close(), in another thread, waits no longer: it has let the producer go
+                    if self._init_failed(kafka_error(exc), deadline, exc):
+                        deadline = self._init_deadline()
+                except InDoubt:
+                    self._lifecycle.check()
+                    raise
+                except BaseException:
+                    self._lose()
+                    raise
+                else:
+                    break
+        finally:
+            raw = None  # what is raised holds this frame: a producer that lives on asks for its id, and fences the next one
         self._lifecycle.check()
         self._callbacks.raise_interrupt()
         self._state.on(Event.INITIALISED, time.monotonic())

@@ -173,7 +173,10 @@ REFUSED = {
     KafkaError.UNSUPPORTED_COMPRESSION_TYPE: "Change compression.type.",
     KafkaError.TOPIC_EXCEPTION: "Correct the name of the topic; internal topics cannot be written to.",
     KafkaError._UNKNOWN_TOPIC: "Create the topic, or correct its name.",
-    KafkaError._UNKNOWN_PARTITION: "Correct the number of the partition, or leave it out.",
+    KafkaError._UNKNOWN_PARTITION: (
+        "Correct the number of the partition, or leave it out. Where it was right before, or none was given, the topic was "
+        "deleted, or made anew with fewer partitions, while this client ran: look at it, and run again."
+    ),
     KafkaError.UNKNOWN_TOPIC_OR_PART: "Create the topic, or correct its name.",
     KafkaError.POLICY_VIOLATION: "Ask who runs the brokers for their policy.",
     KafkaError.TOPIC_AUTHORIZATION_FAILED: "",  # the ACL is the advice
@@ -350,6 +353,11 @@ def broker_failure(error: KafkaError, doing: str, safe: str, **names: str | Coll
     kind = FencedError if code in INSTANCE else BrokerError
     advice = _NOTHING_TO_DO if code in REBALANCED else STOPS.get(code, _LOOK)
     return kind(f"{doing} failed ({describe(error)}). {safe} {advice}")
+
+
+def unreleased(failure: FencedError) -> bool:
+    """Whether the brokers believe that another member has the ``group.instance.id``, which may be gone (KIP-848)."""
+    return KafkaError(KafkaError.UNRELEASED_INSTANCE_ID).name() in str(failure)
 
 
 def _grant(operation: str, resource: str, names: Collection[str]) -> str:

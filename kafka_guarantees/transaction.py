@@ -78,6 +78,7 @@ class Transaction:
         self._phase = "new"
         self._committed = False
         self._aborted: TransactionAborted | None = None  # raised by produce(), for a reason that is not the record's
+        self._committing = False  # from here on it may be committed, whatever is raised
         self._left = False  # to the brokers, which did not answer: there is nothing to end
 
     def produce(
@@ -189,14 +190,17 @@ class Transaction:
                 raise TransactionAborted(f"nothing of the transaction is visible: {exc}") from (self._producer.failure or exc)
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(self.messages), exc)
         except InDoubt as exc:
+            too_long = self._producer.too_long
             try:
                 self._producer.abort()
             except KafkaGuaranteesError as worse:  # also where nothing can be found out any more
                 if self._consumer is not None:
                     raise
                 exc.args = (f"{exc}. {worse}",)
+            if self._consumer is None and not self._committing:
+                raise TransactionAborted(f"nothing of the transaction is visible: {exc}{too_long}") from exc
             if self._consumer is None:
-                raise DeliveryUnknown(f"the transaction may or may not have been committed: {exc}") from exc
+                raise DeliveryUnknown(f"the transaction may or may not have been committed: {exc}{too_long}") from exc
             log.warning("a transaction of %d messages is in doubt; its offsets will tell: %s", len(self.messages), exc)
 
     def _commit(self) -> None:
@@ -207,6 +211,7 @@ class Transaction:
             if offsets is None:
                 raise AbortNeeded("the group has given partitions away")
             self._producer.send_offsets(offsets, self._consumed.batch.metadata)
+        self._committing = True
         self._producer.commit()
         self._committed = True
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 import kafka_guarantees
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, dedup, errors
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._transaction_state import NEVER, Verdict, judge
 from kafka_guarantees.errors import (
@@ -40,6 +42,7 @@ from kafka_guarantees.errors import (
     kafka_error,
     stops,
 )
+from kafka_guarantees.prove.proxy import Proxy
 from kafka_guarantees.testing.local_kafka import LocalKafka
 
 from .conftest import committed, fill
@@ -471,10 +474,31 @@ def test_a_static_member_that_another_one_replaces_stops(
 
 
 @pytest.mark.broker
-def test_a_static_member_does_not_replace_one_of_the_consumer_protocol(
+def test_a_static_member_follows_one_of_the_consumer_protocol_that_was_not_heard_leaving(
     kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
 ) -> None:
-    """KIP-848: there the newer one is refused, also the successor of one that crashed: it hears how long that lasts."""
+    """KIP-848: the brokers keep the id for the one that crashed, or whose leaving was lost, until its session is over."""
+    topic, group = kafka_topic(), fresh("static")
+    fill(kafka.bootstrap, topic, [b"x"])
+    config = {"group.id": group, "group.instance.id": "one", "group.protocol": "consumer"}
+    with Proxy(kafka.bootstrap) as proxy:
+        with Member({**config, "bootstrap.servers": proxy.bootstrap}, topic) as old:
+            assert old.consuming.wait(30)
+            fill(kafka.bootstrap, topic, [b"y"])
+            with proxy.refuse():
+                old.kafka.stop()
+                old._thread.join(30)
+        with Member({**config, "bootstrap.servers": kafka.bootstrap}, topic) as new:
+            assert new.consuming.wait(30)
+            assert new.error is None
+
+
+@pytest.mark.broker
+def test_a_static_member_does_not_replace_one_of_the_consumer_protocol(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KIP-848: there the newer one is refused, once the older one cannot be one that crashed."""
+    monkeypatch.setattr(GroupConsumer, "_until_released", lambda _self: time.monotonic() + 3)
     topic, group = kafka_topic(), fresh("static")
     fill(kafka.bootstrap, topic, [b"x"])
     config = {"bootstrap.servers": kafka.bootstrap, "group.id": group, "group.instance.id": "one", "group.protocol": "consumer"}

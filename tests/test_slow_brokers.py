@@ -27,7 +27,7 @@ from kafka_guarantees.prove.proxy import API, Proxy
 from kafka_guarantees.transaction import Consumed
 
 from .conftest import fill, read_all, values
-from .world import in_thread, retriable, until
+from .world import in_thread, retriable, until, without_collector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -351,3 +351,15 @@ def test_x05_a_swallowed_error_of_a_serializer_aborts_the_transaction(
     assert "for the test" in str(raised.value.__cause__)
     assert here.output() == []
     assert here.committed() in ([0], [-1001])
+
+
+def test_a_client_that_no_broker_answered_does_not_fence_its_successor(world: Callable[..., World]) -> None:
+    """Its C producers are gone with the run. They asked for their ids on and on, also when the brokers were back."""
+    here = world()
+    here.fill(1)
+    with Proxy(here.bootstrap) as proxy, without_collector():
+        with proxy.refuse(), here.client(bootstrap_servers=proxy.bootstrap, client_id="old") as old:
+            threading.Timer(2, old.stop).start()
+            old.run([here.source], here.copy)
+        time.sleep(5)
+        assert "InitProducerId" not in proxy.requests(lambda client: client == "old")
