@@ -78,7 +78,7 @@ class Places:
         self._once = once
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
-        self._undecided: set[Partition] = set()  # to be read from the end, once that is known
+        self._undecided: set[Partition] = set()  # to be read from the end, until that is known and committed
         self._begun: dict[Partition, str] = {}  # what was said with starts of ours, and is said on for a while
         self._told: set[tuple[str, int, int]] = set()  # offsets of the group that do not count, and of which that was said
 
@@ -203,7 +203,6 @@ class Places:
         for places, edge in ((at_beginning, OFFSET_BEGINNING), (at_end, OFFSET_END)):
             for place, offset in zip(places, _edges(places, edge, ask), strict=True):
                 place.offset = OFFSET_INVALID if offset is None else offset
-        self._undecided.difference_update((place.topic, place.partition) for place in at_end if place.offset >= 0)
         starts = [*at_beginning, *(_marked(place, began.get(place.topic, 0)) for place in at_end)]
         decided = [place for place in starts if place.offset >= 0]
         self._begun.update(((place.topic, place.partition), place.metadata) for place in decided if place.metadata)

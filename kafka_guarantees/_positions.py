@@ -112,7 +112,6 @@ class Positions:
             self._client.raw.incremental_assign(places)
         elif places:
             others = self._assignment.fetched  # the eager protocol knows only the whole
-            self._assignment.unplace(others)
             places += self._places.of(others, ask, commit)
             unknown = self._without_place(due | others, places)
             self._client.raw.assign(places)
