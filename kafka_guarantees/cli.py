@@ -133,7 +133,7 @@ def _add_prove(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Workers of this library send, handle and transform under faults; then what they did and what is in the topics is "
         "checked. On a cluster of yours (-b, or bootstrap.servers in --config) only workers and their own connections are "
-        "hurt, and nothing is touched but two topics and two groups that are made for it and removed."
+        "hurt, and nothing is touched but three topics and two groups that are made for it and removed."
     )
     parser.add_argument("guarantee", choices=list(EXPLAIN), metavar="GUARANTEE", help=" | ".join(EXPLAIN))
     where = parser.add_mutually_exclusive_group()

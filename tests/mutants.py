@@ -40,6 +40,7 @@ from kafka_guarantees._enqueue import enqueue
 from kafka_guarantees._in_flight import Flight
 from kafka_guarantees._offsets import next_offsets, not_before
 from kafka_guarantees._pace import Pace
+from kafka_guarantees._posted import Posted
 from kafka_guarantees._producer import PlainProducer
 from kafka_guarantees._trail import Portion
 from kafka_guarantees._transaction_state import State, TransactionState
@@ -375,6 +376,15 @@ def alo_does_not_wait_for_acknowledgements() -> None:
         pass
 
     Portion.acknowledged = True  # type: ignore[assignment,method-assign]
+
+
+@mutant(ALO, "lost output", failing=FAILING)
+def alo_believes_every_report() -> None:
+    """An output that the brokers have refused, or that timed out, counts as written: a report came (P01, L03)."""
+
+    @instead(Posted, "report")
+    def _(original: Any, self: Any, _error: Any, message: Any) -> None:
+        original(self, None, message)
 
 
 @mutant(ALO, "lost write", faults=["kill senders"], config={"linger.ms": 300})

@@ -133,7 +133,7 @@ def test_a_configuration_that_breaks_the_guarantee_is_refused(capsys: pytest.Cap
     ("guarantee", "setting", "more"),
     [
         ("exactly-once", "delivery.timeout.ms=10000", ()),
-        ("at-least-once", "group.protocol=consumer", ()),
+        ("at-least-once", "linger.ms=6000", ()),
         ("at-least-once", "partition.assignment.strategy=range", ("--protocol", "consumer")),
     ],
 )
@@ -150,6 +150,24 @@ def test_a_configuration_that_contradicts_a_proof_s_own_is_refused(  # noqa: PLR
     assert "leave what contradicts that out of the configuration" in err
     assert not list(tmp_path.glob("*.html"))
     until(lambda: not mine(kafka.bootstrap), "what was made for it is removed")
+
+
+@pytest.mark.parametrize(
+    ("setting", "argument", "said"),
+    [
+        ("group.protocol=consumer", "--protocol=classic", "contradict each other"),
+        ("group.protocol=classic", "--protocol=consumer", "contradict each other"),
+        ("", "--faults=hold-frame:EndTxn", "makes no such request"),
+    ],
+)
+def test_what_would_show_nothing_is_refused(
+    setting: str, argument: str, said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Workers that end at once, or a fault that hits nothing, would leave a verdict that says nothing."""
+    file = tmp_path / "client.properties"
+    file.write_text(f"bootstrap.servers=127.0.0.1:1\n{setting}\n")
+    assert main(["prove", "at-least-once", argument, "--config", str(file), "--report", str(tmp_path / "out.html")]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_two_proofs_do_not_share_a_folder(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -67,10 +67,13 @@ def run_proof(asked: Asked) -> bool:
     """
     faults = _faults(asked)
     seed = random.SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
+    protocol = _protocol(asked)
     _refuse_weaker(asked)
     session = _session(asked)
     with _own_folder(asked.report) as folder:
         check_report(asked.report)
+        for earlier in (asked.report, asked.report.with_suffix(".json")):
+            earlier.unlink(missing_ok=True)  # what stands beside this run's files is this run's, or nothing
         plan = Plan(
             guarantee=asked.guarantee,
             faults=faults,
@@ -80,8 +83,8 @@ def run_proof(asked: Asked) -> bool:
             workers=asked.workers,
             partitions=asked.partitions,
             brokers=(asked.brokers or 3) if asked.local else 0,
-            protocol=asked.protocol,
-            config={key: value for key, value in asked.config.items() if key not in OF_EACH},
+            protocol=protocol,
+            config={key: value for key, value in asked.config.items() if key not in {*OF_EACH, "group.protocol"}},
             session=session,
         )
         with _log_to(folder / "driver.log"), Screen() as screen:
@@ -132,6 +135,20 @@ def _refuse_weaker(asked: Asked) -> None:
         CLASSES[asked.guarantee].explain(asked.config)
 
 
+def _protocol(asked: Asked) -> str:
+    """Of the groups: where nothing was asked for, what the configuration says.
+
+    Raises:
+        ValueError: the two contradict each other.
+    """
+    theirs = str(asked.config.get("group.protocol", "")).lower()
+    if theirs == "consumer" and asked.protocol == "mixed":
+        return "consumer"
+    if theirs and (theirs == "consumer") != (asked.protocol == "consumer"):
+        raise ValueError(f"group.protocol={theirs} and --protocol {asked.protocol} contradict each other: leave one out.")
+    return asked.protocol
+
+
 def _session(asked: Asked) -> int:
     """Milliseconds: what the configuration says, or as short as the brokers allow."""
     given = asked.config.get("session.timeout.ms")
@@ -173,7 +190,7 @@ def _command(asked: Asked, faults: Sequence[Fault], seed: int) -> list[str]:
         *("kafka-guarantees", "prove", asked.guarantee, *where),
         *(("--config", str(asked.config_file)) if asked.config_file is not None else ()),
         *("--duration", f"{asked.duration:g}", "--workers", str(asked.workers), "--partitions", str(asked.partitions)),
-        *("--protocol", asked.protocol, "--faults", ",".join(one.text for one in faults) or "none", "--seed", str(seed)),
+        *("--protocol", _protocol(asked), "--faults", ",".join(one.text for one in faults) or "none", "--seed", str(seed)),
     ]
 
 

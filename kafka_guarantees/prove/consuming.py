@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kafka_guarantees import ExactlyOnce, Record
 
 from .evidence import FAIL, INVOKE, OK, OUTPUTS, REFUSED
-from .life import ATTEMPT, ID, ORIGIN, TOO_LARGE, Deliberate, content_of, extra
+from .life import ATTEMPT, ID, LARGE, ORIGIN, TOO_LARGE, Deliberate, content_of, extra
 from .reading import header
 
 if TYPE_CHECKING:
@@ -96,7 +96,8 @@ class Consuming:
             yield self._output(message, known["attempt"], number)
         if failing and self._outputs and life.dice.random() < TOO_LARGE_INSTEAD:
             life.history.note("handle", FAIL, detail=REFUSED, **known)
-            yield Record(life.job.sink, TOO_LARGE)  # and nothing is said: that is for the library to find out
+            # and nothing is said: that is for the library to find out, at once or from a report that comes later
+            yield life.dice.choice((Record(life.job.sink, TOO_LARGE), Record(life.job.refusing, LARGE)))
         elif failing:
             life.history.note("handle", FAIL, **known)
             raise Deliberate

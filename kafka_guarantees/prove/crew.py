@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from .life import Job
 
 COMMAND = python("kafka_guarantees.prove.worker", "-X", "faulthandler")
-STOPPING = 45.0  # seconds that a worker may take to finish what is in hand and leave its group
 _LOG_LINES = 12
 _TRACEBACKS = 80  # lines, of all threads of a worker
 _LAST_WORDS_WITHIN = 5.0  # seconds
@@ -40,9 +39,11 @@ class Crew:
         jobs: what each is to do; ``life`` and the seed are counted on.
         folder: for what they write to stderr.
         command: that runs a worker. Its job comes on its stdin.
+        within: seconds that a worker may take to finish what is in hand and leave its group.
     """
 
-    def __init__(self, jobs: Sequence[Job], folder: Path, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, jobs: Sequence[Job], folder: Path, command: Sequence[str] = COMMAND, within: float = 45.0) -> None:
+        self._within = within
         self._jobs = {job.who: job for job in jobs}
         self._folder = folder
         self._command = command
@@ -168,8 +169,9 @@ class Crew:
                 worker.stdin.write(line + "\n")
                 worker.stdin.flush()
 
-    def stop(self, who: str, within: float = STOPPING) -> None:
+    def stop(self, who: str, within: float | None = None) -> None:
         """SIGTERM, and wait until it has left its group. One that does not end is a trouble."""
+        within = self._within if within is None else within
         with self._lock:
             worker = self._workers.pop(who, None)
             if worker is None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WORKERS, BROKERS, CONNECTIONS = "workers", "brokers", "connections"
 AIMED = 0.8  # of the held requests arrive in the next transaction, the others at any time
 NEXT = 2.0  # seconds that the next transaction is waited for
+SLOWEST = 1.4  # times max.poll.interval.ms that a slow handler takes, at most
 ANSWER = 2.0  # seconds that the answer to a late request is waited for
 
 
@@ -166,7 +167,7 @@ class SlowHandler(Fault):
 
     def aim(self, dice: random.Random, scene: Scene) -> Aim:
         shorter = max(scene.transaction, scene.session)
-        seconds = dice.choice((scene.poll * dice.uniform(1.1, 1.4), dice.uniform(shorter, scene.poll)))
+        seconds = dice.choice((scene.poll * dice.uniform(1.1, SLOWEST), dice.uniform(shorter, scene.poll)))
         return Aim(dice.choice(scene.handlers), seconds)
 
     def start(self, stage: Stage, aim: Aim) -> None:
@@ -461,6 +462,7 @@ REQUESTS = {
         "FindCoordinator",
     ),
 }
+OF_TRANSACTIONS = {"EndTxn", "TxnOffsetCommit", "AddPartitionsToTxn", "AddOffsetsToTxn"}
 CALLS = {
     "at-most-once": ("OffsetCommit", "OffsetCommit", "Produce"),
     "at-least-once": ("OffsetCommit", "OffsetCommit", "Produce"),
@@ -512,6 +514,8 @@ def fault(text: str, guarantee: str) -> Fault:
     if issubclass(kind, _OfRequests):
         if request and request not in API:
             raise ValueError(f"there is no request {request!r}: choose from {', '.join(API)}")
+        if request in OF_TRANSACTIONS and guarantee != "exactly-once":
+            raise ValueError(f"{text}: {guarantee} makes no such request, so nothing would be hit")
         usual = CALLS if kind is KillInCall else REQUESTS
         return kind((request,) if request else usual[guarantee])
     if request:

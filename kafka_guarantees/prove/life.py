@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 CRASHED = 3  # exit status of a life that an exception ended
 ID, ATTEMPT, ORIGIN = "prove-id", "prove-attempt", "prove-origin"  # headers of every record; all others are its content
 FAILING = 1 / 60  # of handlings fail
+REFUSING = "refused"  # the end of the name of a topic
 TOO_LARGE = b"x" * 2_000_000  # librdkafka itself refuses it
+LARGE = b"x" * 400_000  # the brokers do: more than the topics take
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class Job:
     def __str__(self) -> str:
         """The form that travels on stdin."""
         return json.dumps(asdict(self))
+
+    @property
+    def refusing(self) -> str:
+        """The topic for outputs that the brokers refuse: with one they refuse the whole batch that it is in."""
+        return self.sink.removesuffix("out") + REFUSING
 
     @property
     def role(self) -> str:

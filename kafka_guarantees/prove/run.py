@@ -21,7 +21,7 @@ from .checks import verdict_and_figures
 from .crew import COMMAND, Crew
 from .curves import lag, rates
 from .evidence import GROUPS, Evidence, Proof
-from .faults import CONNECTIONS, Scene, Stage
+from .faults import CONNECTIONS, SLOWEST, Scene, Stage
 from .history import read
 from .life import Job
 from .proxy import Proxy
@@ -78,7 +78,8 @@ class Plan:
         config: librdkafka's properties, for all clients.
         rate: records per second, of each sender.
         handling: seconds that handling one message takes on average; None: some workers are fast and some are not.
-        patience: seconds without progress, after the faults, until what is not drained counts as stuck.
+        patience: seconds without progress, after the faults, until what is not drained counts as stuck; and until a worker
+            that was told to end is; 0: longer than a slow handler, and a session after it.
         session: milliseconds after which a silent member counts as dead.
         folder: for histories and logs.
         command: that runs a worker.
@@ -96,7 +97,7 @@ class Plan:
     config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     rate: float = 80.0
     handling: float | None = None
-    patience: float = 40.0
+    patience: float = 0.0
     session: int = 3000
     command: Sequence[str] = COMMAND
 
@@ -104,6 +105,11 @@ class Plan:
     def poll(self) -> int:
         """Milliseconds after which a member that does not poll loses its partitions."""
         return 5 * self.session // 2
+
+    @property
+    def waits(self) -> float:
+        """Seconds: see ``patience``."""
+        return self.patience or max(40.0, (SLOWEST * self.poll + self.session) / 1000 + 10)
 
     @property
     def transaction(self) -> int:
@@ -170,7 +176,8 @@ class _Run:
         with ExitStack() as stack:
             proxied = any(fault.lane == CONNECTIONS for fault in plan.faults)
             self._proxy = stack.enter_context(Proxy(config["bootstrap.servers"])) if proxied else None
-            self._crew = stack.enter_context(Crew(_possible(self._jobs(self._proxy)), plan.folder, plan.command))
+            jobs = _possible(self._jobs(self._proxy))
+            self._crew = stack.enter_context(Crew(jobs, plan.folder, plan.command, plan.waits + 5))
             self._sampler = stack.enter_context(Sampler(config, topics.groups, topics.source, plan.partitions))
             self._audience = stack.enter_context(Audience(config, topics.sink, plan.partitions))
             self._stack = stack.pop_all()
@@ -303,7 +310,8 @@ class _Run:
         for what, count in self._proxy.not_understood.items():
             yield f"the proxy did not understand {count} times {what}: a client may have gone past it"
         for who in self._crew.everybody:
-            if not self._proxy.requests(lambda client, who=who: client == who):  # type: ignore[misc]
+            came = self._proxy.requests(lambda client, who=who: client == who)  # type: ignore[misc]
+            if not came and any(self._plan.folder.glob(f"{who}.history")):  # else it has not come so far as to begin
                 yield f"{who} never came through the proxy: no fault of connections has hit it"
         if "acks" not in self._config and "request.required.acks" not in self._config:
             for who, acks in self._proxy.acks.items():
@@ -324,12 +332,12 @@ class _Run:
         self._crew.dismiss("sender")
         source = self._reader.view(self._topics.source)
         goal = ends(source.committed)
-        last, until = None, time.monotonic() + self._plan.patience
+        last, until = None, time.monotonic() + self._plan.waits
         while not self._sampler.reached(goal) and time.monotonic() < until:
             self._look("settling")
             now = {name: self._sampler.last(name) for name in GROUPS}
             if now != last:
-                last, until = now, time.monotonic() + self._plan.patience
+                last, until = now, time.monotonic() + self._plan.waits
         return source
 
     def _look(self, phase: str) -> None:

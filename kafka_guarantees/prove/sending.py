@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 from kafka_guarantees import DeliveryError, DeliveryUnknown, TransactionAborted
 
 from .evidence import FAIL, INFO, INVOKE, OK
-from .life import ID, TOO_LARGE, Deliberate, Storm, content
+from .life import ID, LARGE, TOO_LARGE, Deliberate, Storm, content
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,6 @@ ON_THE_WAY = 200  # records that are unacknowledged at most
 ABANDONED = 0.1  # of transactions
 SWALLOWED = 0.03  # of transactions contain a record that cannot be sent, and nobody looks
 UNSENDABLE = 0.01  # of records are too large for librdkafka, and as many for the topic
-LARGE = b"x" * 400_000  # more than the topic takes
 PATIENCE = 3.0  # seconds that a sender who is to stop waits for outcomes: the rest is left to close()
 FLUSHES = 1 / 200  # after this share of the records
 LINGERING = 0.2  # of transactions stay open for a while

@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from .evidence import GROUPS
+from .life import REFUSING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -122,13 +123,14 @@ class OwnTopics:
 
 
 class Topics(OwnTopics):
-    """The two topics and two groups of a proof.
+    """The topics and groups of a proof: one to read and one to write, and one for records that brokers refuse.
 
     Attributes:
         source, sink: the topics.
     """
 
     def __init__(self, config: Mapping[str, Any], partitions: int) -> None:
-        super().__init__(config, PREFIX, ("in", "out"), partitions=partitions, settings={"max.message.bytes": str(LARGEST)})
+        settings = {"max.message.bytes": str(LARGEST)}
+        super().__init__(config, PREFIX, ("in", "out", REFUSING), partitions=partitions, settings=settings)
         self.source, self.sink = self.topics["in"], self.topics["out"]
         self.groups = {role: f"{self.prefix}-{role}" for role in GROUPS}

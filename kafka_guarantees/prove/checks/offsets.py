@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..evidence import GROUPS, INVOKE, OUTPUTS
+from ..evidence import GROUPS, INVOKE, OK, OUTPUTS
 from .law import Found, check
 from .story import few, spot
 
@@ -85,6 +85,10 @@ def activity(story: Story) -> Found:
         lacking.append(f"{len(story.copies)} records are in the input topic: fewer than {ENOUGH} prove nothing")
     if story.guarantee == "at-most-once":
         lacking += _lost_to_faults(story)
+        if story.evidence.calm is not None and not any(send.at > story.evidence.calm for send in story.sends.values()):
+            lacking.append("nothing was sent after the faults, while nothing was wrong")
+    elif OK not in story.outcomes.values():
+        lacking.append("no record was acknowledged, or known to be committed: none could be lost")
     return Found(len(story.copies), (), lacking)
 
 
