@@ -20,7 +20,7 @@ from contextlib import closing, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._offsets import where
+from ._offsets import fields, where
 from ._threads import Task, hand
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ class Apart:
             "the handler has not returned for %.0f s: %s. It is waited for, and the group served meanwhile",
             seconds,
             where(message),
+            extra=fields(message),
         )
 
     def each(

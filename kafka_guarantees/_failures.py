@@ -20,7 +20,7 @@ from confluent_kafka.serialization import SerializationError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ._dead_letters import dead_letter, text_of
-from ._offsets import where
+from ._offsets import fields, where
 from ._pace import PROMPT
 from ._serialization import HeadersLost
 from ._settings import Guarantee
@@ -269,6 +269,7 @@ class Failures:
             type(failed.error).__name__,
             self.topic,
             exc_info=failed.error,
+            extra=fields(message),
         )
         return dead_letter(
             self.topic,
@@ -329,6 +330,7 @@ def _log_attempt(state: RetryCallState) -> None:
         type(error).__name__,
         text_of(error),
         state.upcoming_sleep,
+        extra=fields(message),
     )
 
 

@@ -134,3 +134,8 @@ def membership(metadata: bytes) -> Membership:
 def where(message: Message) -> str:
     """Topic, partition and offset of a message, for a sentence."""
     return f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"
+
+
+def fields(message: Message) -> dict[str, object]:
+    """The same for programs that read a log: ``extra`` of a line about one message."""
+    return {"kafka_topic": message.topic(), "kafka_partition": message.partition(), "kafka_offset": message.offset()}

@@ -30,7 +30,7 @@ from ._apart import apart_of, ended_after
 from ._consumer import GroupConsumer, sent_twice
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
-from ._offsets import next_offsets, not_before
+from ._offsets import fields, next_offsets, not_before
 from ._pace import Pace
 from ._places import Places
 from ._preflight import Preflight
@@ -464,4 +464,5 @@ def _log_dropped(message: Message, error: Exception) -> None:
         message.partition(),
         message.offset(),
         exc_info=error,
+        extra=fields(message),
     )
