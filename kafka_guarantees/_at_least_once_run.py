@@ -365,7 +365,7 @@ class Run:
         Raises:
             HandlerError, DeliveryError, DeliveryUnknown: as ``again`` does.
         """
-        if not work.fresh or self._reading.readable(work.fresh[:1]):
+        if not work.fresh or self._reading.readable(work.fresh):
             return work
         message = work.fresh[0]
         check, error = partial(self._reading.check, message), self._reading.unreadable[id(message)]

@@ -239,6 +239,8 @@ class GroupConsumer:
         With KIP-848 the brokers refuse it to a new member until the session of the last one is over, which was killed, or left
         without being heard. Nothing is consumed meanwhile. Who has it after that is alive: that is raised.
         """
+        if unreleased(fenced) and not self._told:  # the brokers may have been away until now
+            self._fenced_from = self._until_released()
         if not unreleased(fenced) or time.monotonic() > self._fenced_from:
             raise fenced
         say, self._told = (log.info if self._told else log.warning), True
@@ -247,7 +249,7 @@ class GroupConsumer:
         while time.monotonic() < until and not self._lifecycle.stopping:
             time.sleep(WAIT)
         if not self._lifecycle.stopping:
-            self._join_anew()
+            self._join_anew(logging.INFO)  # it had no partitions
 
     def _until_released(self) -> float:
         """When the session of a member is over that was heard of last a moment ago."""
@@ -612,8 +614,8 @@ class GroupConsumer:
         self._join_anew()
         self._fenced_from = self._until_released()
 
-    def _join_anew(self) -> None:
-        self._client.leave()
+    def _join_anew(self, level: int = logging.WARNING) -> None:
+        self._client.leave(level)
         self._assignment.clear()
         self._client.renew()
         self._join()

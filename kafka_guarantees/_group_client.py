@@ -101,8 +101,8 @@ class GroupClient(Handle):
         finally:
             self._caller.end()
 
-    def leave(self) -> None:
-        """The same; a new member takes over."""
+    def leave(self, level: int = logging.WARNING) -> None:
+        """The same; a new member takes over. ``level``: of the line that says that this was not heard."""
         if self.raw is None:
             return  # what interrupted a rejoin is not to be hidden
         log.info("leaving group %r", self._group)
@@ -117,7 +117,7 @@ class GroupClient(Handle):
                 self._give_back(given_up)
             self._caller.call(self.raw.close, given_up, "leaving the group")
         except (BrokerError, KafkaException, RuntimeError) as exc:
-            log.warning("%s The group gives the partitions to others when the session ends.", exc)
+            log.log(level, "%s The group gives the partitions to others when the session ends.", exc)
         finally:
             self.let_go()
 

@@ -153,7 +153,7 @@ class TransactionalProducer(Handle):
     def too_long(self) -> str:
         """What is to be said where the brokers may have aborted the transaction since it took too long."""
         timeout = f"transaction.timeout.ms ({self._settings.transaction_timeout:.0f} s)"
-        return f". It took longer than {timeout}: make the block shorter, or that longer" if self.late else ""
+        return f". It took longer than {timeout}: brokers were away, or that is too short for it" if self.late else ""
 
     @property
     def failure(self) -> KafkaGuaranteesError | None:
@@ -494,7 +494,7 @@ class TransactionalProducer(Handle):
                 self._initialise()
             except InDoubt as exc:  # that call may still end the transaction of another, which then counts as fenced
                 self._lose()
-                if self._out_of_patience or (time.monotonic() > deadline and not self.persists):
+                if self._out_of_patience or time.monotonic() > deadline:  # each leaves a thread and a client behind
                     raise BrokerError(f"{exc} {self._safe}") from exc
                 log.warning("%s: a new producer takes over", exc)
             else:

@@ -60,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _signals_like_ctrl_c():
             status = command(arguments)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
             return status
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
@@ -379,6 +380,8 @@ def _prove(arguments: argparse.Namespace) -> int:
             config_file=arguments.config,
         )
         return OK if run_proof(asked) else FAILED
+    except BrokenPipeError:
+        raise
     except (LocalKafkaError, KafkaException, TimeoutError) as error:
         return _complain(error, FAILED)
     except (OSError, ValueError) as error:  # of the arguments and the files; UnsafeConfigError is a ValueError
@@ -466,6 +469,8 @@ def _signals_like_ctrl_c() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the stack, so that nothing is left behind; by default they end this process on the spot."""
 
     def unwind(number: int, _frame: object) -> NoReturn:
+        if number == signal.SIGHUP:  # a terminal that closes may send two, and the second would come into the tidying up
+            signal.signal(number, signal.SIG_IGN)
         raise _EndedBySignal(number)
 
     heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]  # nohup

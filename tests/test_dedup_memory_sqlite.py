@@ -484,6 +484,17 @@ def test_a_file_is_the_same_after_a_fork_in_another_folder(tmp_path: Path, monke
     assert not list(elsewhere.iterdir())
 
 
+def test_a_path_through_a_link_is_the_one_that_sqlite_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D14: else a transaction that is enlisted, by the same path, is one in another file than the offsets."""
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
+    monkeypatch.chdir(tmp_path)
+    with SqliteInbox("link/../inbox.db") as inbox, closing(sqlite3.connect("link/../inbox.db", isolation_level=None)) as own:
+        own.execute("BEGIN IMMEDIATE")
+        inbox.enlist(own, "group", [Entry(Source("orders", bytes(16), 0), 0, None)]).finish()
+        own.execute("COMMIT")
+
+
 def test_a_fork_waits_for_the_call_of_another_thread(path: str) -> None:
     """D14: no child begins with a transaction, or a lock, that a thread of its parent has."""
     with SqliteDedupStore(path) as store, ThreadPoolExecutor(1) as threads:

@@ -1515,6 +1515,22 @@ def test_a_cursor_that_a_handler_left_half_read_holds_up_one_transaction(lite: P
         assert list(tx.fresh) == [0]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="sqlite3 does not say there why a transaction did not begin")
+def test_a_lock_that_is_held_leaves_the_handler_s_connection_as_it_was(lite: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its functions and PRAGMAs are of the connection: without them the next messages would fail, and be set aside."""
+    monkeypatch.setattr("kafka_guarantees.dedup.sqlite_inbox.PATIENCE", 0.1)
+    inbox = lite.inbox()
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.connection.create_function("double", 1, lambda number: 2 * number)
+    with closing(lite.connect()) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable), inbox.transaction("group", entries(P0, [1])):
+            pytest.fail("it began")
+        other.execute("ROLLBACK")
+    with inbox.transaction("group", entries(P0, [1])) as tx:
+        assert tx.connection.execute("SELECT double(21)").fetchone() == (42,)
+
+
 @pytest.mark.parametrize("rows", [sqlite3.Row, lambda cursor, row: {column[0]: row[0] for column in cursor.description}])
 def test_rows_are_as_the_handler_wants_them_and_as_the_inbox_needs_them(lite: Place, rows: Any) -> None:
     """A handler sets row_factory, for itself."""

@@ -10,9 +10,12 @@ from ..errors import UnsafeConfigError
 
 
 def place_of(path: str | os.PathLike[str]) -> str:
-    """The path from the root on: the file is opened again, after a fork, where a daemon may have another working directory."""
+    """The path from the root on: the file is opened again, after a fork, where a daemon may have another working directory.
+
+    Not ``abspath()``, which takes ``..`` for what stands before it, also where that is a link to another folder.
+    """
     name = os.fspath(path)
-    return name if name in {"", ":memory:"} else os.path.abspath(name)  # noqa: PTH100 - Path resolves no ".." without links
+    return name if name in {"", ":memory:"} else str(Path.cwd() / name)
 
 
 def refuse(path: str, error: BaseException | None) -> None:

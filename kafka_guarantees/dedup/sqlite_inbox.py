@@ -55,6 +55,7 @@ _SCHEMA = (
     *_IDS,
 )
 _TRANSACTION = 22  # SQLITE_TRANSACTION, which sqlite3 does not name
+_BUSY_SNAPSHOT = 517  # SQLITE_BUSY_SNAPSHOT, which Python 3.10 does not name
 # Texts of their own: a statement that is prepared already is not asked about again.
 _BEGIN, _COMMIT, _ROLLBACK = "BEGIN IMMEDIATE -- of the inbox", "COMMIT -- of the inbox", "ROLLBACK -- of the inbox"
 _LOCK = "UPDATE kg_inbox_version SET version = version WHERE 0"  # writes nothing, but takes the write lock
@@ -179,10 +180,11 @@ class SqliteInbox:
         with self._answers("beginning a transaction"):
             try:
                 self._connection.execute(_BEGIN)
-            except sqlite3.OperationalError:
-                # perhaps for a cursor that a handler left half read: it keeps a state that others have written past
-                self._connection.close()
-                self._to_open = True
+            except sqlite3.OperationalError as exc:
+                if getattr(exc, "sqlite_errorcode", _BUSY_SNAPSHOT) == _BUSY_SNAPSHOT:  # Python 3.10 does not say
+                    # a cursor that a handler left half read keeps a state that others have written past
+                    self._connection.close()
+                    self._to_open = True
                 raise
         try:
             opened = self._open(self._connection, scope, batch)

@@ -60,7 +60,7 @@ def run_proof(asked: Asked) -> bool:
         True where every check held, and enough happened to say so.
 
     Raises:
-        ValueError: something cannot be, or contradicts the guarantee. Nothing was connected.
+        ValueError: something cannot be, or contradicts the guarantee, or what a proof sets itself.
         OSError: the report cannot be written.
         LocalKafkaError: no Kafka could be started.
         KafkaException: the Kafka that runs already does not answer, or refuses what is needed.
@@ -69,9 +69,9 @@ def run_proof(asked: Asked) -> bool:
     seed = random.SystemRandom().randrange(10**6) if asked.seed is None else asked.seed
     protocol = _protocol(asked)
     _refuse_weaker(asked)
+    check_report(asked.report)
     session = _session(asked)
     with _own_folder(asked.report) as folder:
-        check_report(asked.report)
         for earlier in (asked.report, asked.report.with_suffix(".json")):
             earlier.unlink(missing_ok=True)  # what stands beside this run's files is this run's, or nothing
         plan = Plan(
@@ -90,9 +90,11 @@ def run_proof(asked: Asked) -> bool:
         with _log_to(folder / "driver.log"), Screen() as screen:
             screen.say(_opening(asked, faults, seed))
             proof = prove(plan, screen, _command(asked, faults, seed))
-        print(as_text(proof))  # noqa: T201 - a command prints; first, should the disk be full
-        asked.report.write_text(as_html(proof), encoding="utf-8")
-        asked.report.with_suffix(".json").write_text(as_json(proof), encoding="utf-8")
+        try:
+            print(as_text(proof), flush=True)  # noqa: T201 - a command prints; first, should the disk be full
+        finally:
+            asked.report.write_text(as_html(proof), encoding="utf-8")
+            asked.report.with_suffix(".json").write_text(as_json(proof), encoding="utf-8")
     print(f"The report: {asked.report}. Histories, logs and dumps: {folder}")  # noqa: T201 - likewise
     return proof.outcome == "held"
 
@@ -106,8 +108,8 @@ def check_report(path: Path) -> None:
     if path.suffix == ".json":
         raise ValueError(f"{path}: the page would be overwritten by the JSON that is put beside it; give it another suffix")
     for each in (path, path.with_suffix(".json")):
-        if each.is_dir() or not os.access(each if each.exists() else each.parent, os.W_OK):
-            raise OSError(f"{each} is a folder, or may not be written to: choose another --report")
+        if (each.exists() and not each.is_file()) or not os.access(each if each.exists() else each.parent, os.W_OK):
+            raise OSError(f"{each} is no file, or may not be written to: choose another --report")
 
 
 def _faults(asked: Asked) -> list[Fault]:
