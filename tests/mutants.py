@@ -504,8 +504,8 @@ def eos_sends_offsets_of_all_that_was_fetched() -> None:
         self.run(topics, lambda message: handler([message]), **options)
 
     @instead(ExactlyOnce, "_read")
-    def _(original: Any, self: Any, consumer: Any, batch: Any) -> None:
-        original(self, consumer, batch)
+    def _(original: Any, self: Any, consumer: Any, batch: Any, **options: Any) -> None:
+        original(self, consumer, batch, **options)
         self.__dict__.setdefault("whole", {})[id(batch)] = list(next_offsets(batch.messages).values())
 
     @instead(ExactlyOnce, "_finish")

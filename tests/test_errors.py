@@ -484,10 +484,10 @@ def test_a_static_member_follows_one_of_the_consumer_protocol_that_was_not_heard
     with Proxy(kafka.bootstrap) as proxy:
         with Member({**config, "bootstrap.servers": proxy.bootstrap}, topic) as old:
             assert old.consuming.wait(30)
-            fill(kafka.bootstrap, topic, [b"y"])
             with proxy.refuse():
                 old.kafka.stop()
                 old._thread.join(30)
+        fill(kafka.bootstrap, topic, [b"y"])
         with Member({**config, "bootstrap.servers": kafka.bootstrap}, topic) as new:
             assert new.consuming.wait(30)
             assert new.error is None
