@@ -76,6 +76,7 @@ class Caller:
         if self._calls is None:
             self._calls = hand(self._name, self._hands)
         task = Task(function)
+        del function  # what is raised holds this frame: a C client that lives on is a member of its group for as long
         try:
             self._calls.put(task.run)
             while not task.ended.wait(LOOK):

@@ -14,6 +14,7 @@ import textwrap
 import threading
 import time
 import uuid
+import weakref
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from confluent_kafka import KafkaError
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, _lifecycle
-from kafka_guarantees._client import Callbacks, Caller, Handle
+from kafka_guarantees._client import Abandoned, Callbacks, Caller, Handle
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._group_client import GroupClient
 from kafka_guarantees._lifecycle import SECOND_THOUGHTS, Lifecycle
@@ -1119,3 +1120,26 @@ def test_a_client_is_let_go_where_no_thread_can_be_had(monkeypatch: pytest.Monke
     handle.let_go()
     assert handle.raw is None
     assert sys.getrefcount(client) == before  # not destroyed in this thread, which would wait
+
+
+def test_the_error_of_a_call_that_was_left_does_not_keep_its_client() -> None:
+    """Y01: somebody may keep what was raised or logged; meanwhile the client would stay a member of its group."""
+    may_end = threading.Event()
+
+    class Client:
+        def close(self) -> None:
+            may_end.wait(10)
+
+    client = Client()
+    gone = weakref.ref(client)
+    caller = Caller("kafka-guarantees-test")
+    with pytest.raises(Abandoned) as kept:
+        caller.call(client.close, lambda: True, "leaving the group")
+    del client
+    may_end.set()
+    until = time.monotonic() + 5
+    while gone() is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert gone() is None
+    assert kept.value.__traceback__ is not None
+    caller.end()
