@@ -33,7 +33,9 @@ from kafka_guarantees.cli import main
 from kafka_guarantees.prove.page import WIDTH
 
 from .conftest import committed, fill, read_all, values
+from .test_cli import alive
 from .test_prove import children
+from .world import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -439,6 +441,6 @@ def test_ctrl_c_leaves_nothing_behind(kafka: RunningKafka, tmp_path: Path) -> No
         assert not [line for line in said if SECRET in line], "a secret is in everybody's ps"
         process.send_signal(signal.SIGINT)
         assert process.wait(90) == 130
-    assert not [pid for pid in works if Path(f"/proc/{pid}").exists()]
+    until(lambda: not any(map(alive, works)), "works that nobody waited for have noticed that their driver is gone")
     assert gone(kafka.bootstrap)
     assert not list(folder.iterdir())
