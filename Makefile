@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 DURATION ?= 600
-WORKERS ?= 4
+WORKERS ?= 3
 PROOFS := $(addprefix prove-,at-most-once at-least-once exactly-once)
 
 .PHONY: demo prove $(PROOFS) mutants test lint types pytest needs lock clean
