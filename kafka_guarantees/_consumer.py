@@ -126,7 +126,7 @@ class GroupConsumer:
         self._strict = strict
         self._took_over = False  # whether a member before this one has left the group
         self._stray = ""  # why something that was committed may still be on its way
-        self._fenced_from = self._until_released()  # an id that is not given back by then is somebody else's
+        self._fenced_from = 0.0  # an id that is not given back by then, once it was asked for, is somebody else's
         self._told = False  # that such an id is asked for again
         self._looked = 0  # how many rebalances there had been when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
@@ -239,9 +239,11 @@ class GroupConsumer:
         With KIP-848 the brokers refuse it to a new member until the session of the last one is over, which was killed, or left
         without being heard. Nothing is consumed meanwhile. Who has it after that is alive: that is raised.
         """
-        if unreleased(fenced) and not self._told:  # the brokers may have been away until now
+        if not unreleased(fenced):
+            raise fenced
+        if not self._told:  # the brokers may have been away until now
             self._fenced_from = self._until_released()
-        if not unreleased(fenced) or time.monotonic() > self._fenced_from:
+        if time.monotonic() > self._fenced_from:
             raise fenced
         say, self._told = (log.info if self._told else log.warning), True
         say("%s It is asked for again for %.0f s.", fenced, self._fenced_from - time.monotonic())

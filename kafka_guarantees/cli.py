@@ -380,8 +380,6 @@ def _prove(arguments: argparse.Namespace) -> int:
             config_file=arguments.config,
         )
         return OK if run_proof(asked) else FAILED
-    except BrokenPipeError:
-        raise
     except (LocalKafkaError, KafkaException, TimeoutError) as error:
         return _complain(error, FAILED)
     except (OSError, ValueError) as error:  # of the arguments and the files; UnsafeConfigError is a ValueError
@@ -434,10 +432,6 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
                     without_headers=arguments.without_headers,
                     present_time=arguments.present_time,
                 )
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it flushes
-        return BY_SIGNAL + signal.SIGPIPE
     except (OSError, ValueError) as error:  # UnsafeConfigError is a ValueError
         return _complain(error, WRONG)
     except (NotRead, KafkaGuaranteesError, KafkaException) as error:
@@ -446,6 +440,8 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
 
 
 def _complain(error: Exception | str, status: int) -> int:
+    if isinstance(error, BrokenPipeError):  # an OSError, and nobody is there to complain to: see main()
+        raise error
     reason: Any = error.args[0] if isinstance(error, Exception) and error.args else None
     if hasattr(reason, "name") and hasattr(reason, "str"):  # a KafkaError, in a KafkaException
         error = f"the brokers refuse, or do not answer ({reason.name()}: {reason.str()})"

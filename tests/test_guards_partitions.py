@@ -6,6 +6,7 @@ Each is removed by a mutant that no other test would notice, or only one that ta
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -103,27 +104,34 @@ class Raw:
         return sum(done == what for done, _ in self.log)
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupConsumer]]:
-    """A member that owns two partitions, both committed at 5; with librdkafka's names for settings, ``_`` for dots."""
+@contextmanager
+def members(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupConsumer]]:
+    """Makes members that own two partitions, committed at 5. With librdkafka's names for settings, ``_`` for dots."""
     monkeypatch.setattr("kafka_guarantees._group_client.Consumer", Raw)
     monkeypatch.setattr(Topics, "require", lambda *_, **__: None)
-    members: list[GroupConsumer] = []
+    made: list[GroupConsumer] = []
 
     def make(*, strict: bool = False, in_flight: Any = None, **config: object) -> GroupConsumer:
         given = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", **{n.replace("_", "."): v for n, v in config.items()}}
         settings, places = resolve(Guarantee.AT_LEAST_ONCE, given), Places("g", "earliest")
-        made = GroupConsumer(settings, Lifecycle("test"), ["t"], places, strict=strict, in_flight=in_flight)
-        members.append(made)
-        made.raw.committed_at = {T0: 5, T1: 5}
-        made.raw.comes = [made.raw.rebalance("assign", T0, T1)]
-        assert made.fetch(10) is None
-        made.raw.log.clear()
-        return made
+        member = GroupConsumer(settings, Lifecycle("test"), ["t"], places, strict=strict, in_flight=in_flight)
+        made.append(member)
+        member.raw.committed_at = {T0: 5, T1: 5}
+        member.raw.comes = [member.raw.rebalance("assign", T0, T1)]
+        assert member.fetch(10) is None
+        member.raw.log.clear()
+        return member
 
     yield make
-    for member in members:
+    for member in made:
         member._client._caller.end()
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupConsumer]]:
+    """See ``members``."""
+    with members(monkeypatch) as make:
+        yield make
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from kafka_guarantees._serialization import Reading
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._topics import Topics, _includes, check_run
 
-from .test_guards_partitions import LONG, T0, T1, Raw, at, ends, fetched, metadata
+from .test_guards_partitions import LONG, T0, T1, Raw, at, ends, fetched, members, metadata
 from .test_places import Brokers, of
 
 if TYPE_CHECKING:
@@ -46,26 +46,10 @@ DEADLINE = 10.0  # seconds: an error if it takes so long
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupConsumer]]:
-    """A member that owns two partitions, both committed at 5; with librdkafka's names for settings, ``_`` for dots."""
-    monkeypatch.setattr("kafka_guarantees._group_client.Consumer", Raw)
+    """See ``members``; one that leaves does not wait long for its partitions to be taken."""
     monkeypatch.setattr("kafka_guarantees._group_client.GIVING_BACK", 0.05)
-    monkeypatch.setattr(Topics, "require", lambda *_, **__: None)
-    members: list[GroupConsumer] = []
-
-    def make(*, strict: bool = False, **config: object) -> GroupConsumer:
-        given = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", **{n.replace("_", "."): v for n, v in config.items()}}
-        settings, places = resolve(Guarantee.AT_LEAST_ONCE, given), Places("g", "earliest")
-        made = GroupConsumer(settings, Lifecycle("test"), ["t"], places, strict=strict)
-        members.append(made)
-        made.raw.committed_at = {T0: 5, T1: 5}
-        made.raw.comes = [made.raw.rebalance("assign", T0, T1)]
-        assert made.fetch(10) is None
-        made.raw.log.clear()
-        return made
-
-    yield make
-    for member in members:
-        member._client._caller.end()
+    with members(monkeypatch) as make:
+        yield make
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from kafka_guarantees._transaction_state import State
 from kafka_guarantees._transactional import AbortNeeded, InDoubt
 from kafka_guarantees.transaction import Consumed
 
+from .test_guards_clients import DEAD, MESSAGES
 from .test_in_flight import Sky
 from .world import in_thread, until
 
@@ -42,16 +43,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kafka_guarantees._transactional import TransactionalProducer
-
-DEAD = {"bootstrap.servers": "127.0.0.1:1", "group.id": "group"}
-
-
-def at(offset: int) -> Message:
-    return Message(topic="t", partition=0, offset=offset, value=b"%d" % offset)
-
-
-MESSAGES = [at(number) for number in range(3)]
-
 
 # -- transactions ------------------------------------------------------------------------------------------------------------
 
