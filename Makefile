@@ -13,7 +13,7 @@ DURATION ?= 600
 WORKERS ?= 3
 PROOFS := $(addprefix prove-,at-most-once at-least-once exactly-once)
 
-.PHONY: demo prove $(PROOFS) mutants test lint types pytest needs lock clean
+.PHONY: demo prove $(PROOFS) mutants test lint types pytest needs bench bench-dedup lock clean
 .DELETE_ON_ERROR:
 
 demo: $(STAMP) needs
@@ -68,7 +68,6 @@ needs:
 	  else echo "not installed, so that their tests are skipped: $$missing"; \
 	  fi; }
 
-.PHONY: bench bench-dedup
 bench: $(STAMP) needs
 	$(BIN)/python -m benchmarks $(BENCH)
 

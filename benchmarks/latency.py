@@ -85,7 +85,6 @@ def measure(stage: Stage, contestant: Contestant, guarantee: str, extra: dict[st
             "batch": None,
             "group": f"bench-{uuid.uuid4().hex[:12]}",
             "transactional_id": f"bench-{uuid.uuid4().hex[:12]}",
-            "seconds": None,
             "guarantee": guarantee,
             **extra,
         }

@@ -134,7 +134,6 @@ def run(stage: Stage, race: Race, contestant: Contestant, extra: Mapping[str, An
                 "batch": race.batch,
                 "group": f"bench-{uuid.uuid4().hex[:12]}",
                 "transactional_id": f"bench-{uuid.uuid4().hex[:12]}",
-                "seconds": None,
                 **extra,
             }
             for worker in range(race.workers)

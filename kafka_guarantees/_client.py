@@ -220,13 +220,9 @@ class Rarely:
         if now < self._quiet_until.get(what, 0.0):
             return False
         if len(self._quiet_until) >= KINDS:
-            self.forget()
+            self._quiet_until.clear()
         self._quiet_until[what] = now + QUIET
         return True
-
-    def forget(self) -> None:
-        """Let everything be said once more."""
-        self._quiet_until.clear()
 
 
 class _ErrorLog:
@@ -246,7 +242,6 @@ class _Seldom(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._passes = Rarely()
-        self.forget = self._passes.forget
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line passes. Other numbers of clients or milliseconds make no other line. Nothing of debug is left out."""

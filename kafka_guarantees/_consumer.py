@@ -94,7 +94,6 @@ class GroupConsumer:
         places: where it goes on.
         also: other topics that must exist.
         in_flight: what is committed beside the loop.
-        trailing: there will be commits that nobody waits for: see ``send_commit``.
         strict: what the group has committed must never go back. A plain commit that librdkafka may have sent twice can arrive
             once more, later: then a new member takes over, whose group refuses what an old one sends (M02).
 
@@ -112,7 +111,6 @@ class GroupConsumer:
         *,
         also: Sequence[str] = (),
         in_flight: InFlight | None = None,
-        trailing: bool = False,
         strict: bool = False,
     ) -> None:
         self.trail: Trailing | None = None
@@ -131,7 +129,7 @@ class GroupConsumer:
         self._looked = 0  # how many rebalances there had been when shares() was asked last
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
-        if trailing:
+        if not strict:  # there will be commits that nobody waits for: see ``send_commit``
             config["on_commit"] = weakly(self._on_commit)
         self._assignment = Assignment()
         self._client = GroupClient(settings, lifecycle, self._assignment, config)

@@ -90,8 +90,8 @@ def dead_letter(
     *,
     group: str | None,
     attempts: int,
-    raw: tuple[bytes | None, bytes | None] | None = None,
-    headers_lost: bool = False,
+    raw: tuple[bytes | None, bytes | None] | None,
+    headers_lost: bool,
     now: float,
     most: int,
 ) -> Record:

@@ -135,7 +135,6 @@ class Flight:
         """
         if self._before is not None and self._before.failure is not None:
             raise AbortNeeded("one before it was not committed")
-        self._before = None
 
     @property
     def failure(self) -> BaseException | None:

@@ -20,7 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._threads import Flag
@@ -130,7 +130,7 @@ class Lifecycle:
                 self._over, self._runner, self._iteration = over, threading.current_thread(), iteration
                 if self.stopping:  # a stop that came before the run; what only produces has as much time as without it
                     self._give_up_at = time.monotonic() + STOP_GRACE if consumes else None
-            with _stop_on_signal(self.stop, lambda: self.interruptible) if iteration is None else _nothing():
+            with _stop_on_signal(self.stop, lambda: self.interruptible) if iteration is None else nullcontext():
                 yield
             self.check_fork()  # the handler returned in a child: not as if all was done
             honoured = consumes
@@ -204,11 +204,6 @@ def _gone(thread: threading.Thread) -> bool:
     if thread is threading.main_thread():
         return not thread.is_alive()  # asked in another one; it has a frame while it waits for these
     return thread.ident not in sys._current_frames()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 MOST = 1_000_000  # messages that confluent-kafka fetches at a time
+FIRST_BATCH = 20  # messages: nobody knows yet how long they take
 PROMPT = 1.0  # seconds of handling after which the group should hear of us: in a rebalance all its members wait for the last
 
 

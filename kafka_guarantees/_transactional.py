@@ -140,11 +140,6 @@ class TransactionalProducer(Handle):
         self.renewals = 0
 
     @property
-    def state(self) -> State:
-        """Where the transaction stands."""
-        return self._state.state
-
-    @property
     def late(self) -> bool:
         """Whether the time of the transaction is up."""
         return time.monotonic() - self._state.began >= self._settings.transaction_timeout

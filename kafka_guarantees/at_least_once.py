@@ -42,7 +42,7 @@ from ._consumer import GroupConsumer
 from ._enqueue import QueueFull
 from ._failures import RETRY, Failed, Failures
 from ._lifecycle import Lifecycle, close_behind
-from ._pace import Pace
+from ._pace import FIRST_BATCH, Pace
 from ._places import Places
 from ._preflight import Preflight
 from ._producer import PlainProducer, first_producer, raise_failures
@@ -81,7 +81,6 @@ log = logging.getLogger("kafka_guarantees")
 
 LEAVING = 10.0  # seconds that a loop which is left waits for brokers that do not answer
 FENCED_REST = 0.5  # seconds until messages are fetched again that another member handles, or that an inbox did not take
-FIRST_BATCH = 20  # messages: nobody knows yet how long they take
 
 
 class AtLeastOnce:
@@ -413,9 +412,7 @@ class AtLeastOnce:
                 self._producer.abandon()
             self._preflight.start(topics)
             self._places.stored = self._recognition.stored(topic_ids)
-            consumer = GroupConsumer(
-                self._settings, self._lifecycle, topics, self._places, also=self._failures.topics, trailing=True
-            )
+            consumer = GroupConsumer(self._settings, self._lifecycle, topics, self._places, also=self._failures.topics)
             run = Run(
                 self._settings,
                 self._lifecycle,
@@ -576,7 +573,8 @@ class AtLeastOnce:
 
         Raises:
             DeliveryError, DeliveryUnknown: records were not written, or not acknowledged in time; with their number.
-            KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
+            KafkaGuaranteesError: this thread is in the handler or in a callback of the client, or in a signal handler that
+                came in one: call ``stop()`` there.
         """
         if self._lifecycle.closed or self._lifecycle.forked:
             return
@@ -613,5 +611,10 @@ class AtLeastOnce:
 
     @classmethod
     def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:
-        """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret."""
+        """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret.
+
+        Raises:
+            UnsafeConfigError: a setting contradicts the guarantee, or nobody knows it.
+            TypeError: ``config`` is not a mapping.
+        """
         return explain(Guarantee.AT_LEAST_ONCE, config)

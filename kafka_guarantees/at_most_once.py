@@ -351,7 +351,8 @@ class AtMostOnce:
             timeout: seconds to wait where the queue is full; None: ``delivery.timeout.ms``.
 
         Raises:
-            DeliveryError: it was certainly not sent: too large, or the queue stayed full for so long.
+            DeliveryError: it was certainly not sent: too large, or the queue stayed full for so long; or an *earlier* record
+                was refused for want of an ACL, as this one would be.
             TypeError, ValueError: it is not a record.
             Exception: whatever a serializer raises. Nothing was sent.
             ForkedClientError: made by another process.
@@ -376,8 +377,10 @@ class AtMostOnce:
         """Wait until what was produced is with the network, for at most ``timeout`` seconds. Returns how much is not.
 
         Raises:
-            ForkedClientError: made by another process.
+            DeliveryError: a record was refused for want of an ACL.
             BrokerError: the producer cannot go on.
+            KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
+            ForkedClientError: made by another process.
         """
         self._lifecycle.check()
         if self._producer is None:
@@ -397,7 +400,8 @@ class AtMostOnce:
         """End a run, send what is queued, and let the clients go, within ``timeout`` seconds (None: 10). Losses are logged.
 
         Raises:
-            KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
+            KafkaGuaranteesError: this thread is in the handler or in a callback of the client, or in a signal handler that
+                came in one: call ``stop()`` there.
         """
         if self._lifecycle.closed or self._lifecycle.forked:
             return
@@ -440,7 +444,12 @@ class AtMostOnce:
 
     @classmethod
     def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:
-        """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret."""
+        """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret.
+
+        Raises:
+            UnsafeConfigError: a setting contradicts the guarantee, or nobody knows it.
+            TypeError: ``config`` is not a mapping.
+        """
         return explain(Guarantee.AT_MOST_ONCE, config)
 
 

@@ -42,7 +42,7 @@ from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set
 from ._in_flight import InFlight
 from ._lifecycle import Lifecycle, close_behind
 from ._offsets import next_offsets
-from ._pace import Pace
+from ._pace import FIRST_BATCH, Pace
 from ._places import Places
 from ._preflight import Preflight
 from ._serialization import Reading, Writing
@@ -73,8 +73,6 @@ if TYPE_CHECKING:
     from .records import BatchHandler, Handler
 
 log = logging.getLogger("kafka_guarantees")
-
-FIRST_BATCH = 20  # messages: nobody knows yet how long they take
 
 
 class _Refused(Exception):
@@ -643,7 +641,11 @@ class ExactlyOnce:
         self._lifecycle.stop()
 
     def close(self, timeout: float | None = None) -> None:
-        """End a run and let the clients go, within ``timeout`` seconds (None: 30). A transaction left open is aborted."""
+        """End a run and let the clients go, within ``timeout`` seconds (None: 30). A transaction left open is aborted.
+
+        Raises:
+            KafkaGuaranteesError: this thread is in the handler, or in a callback of the run: call ``stop()`` there.
+        """
         if self._lifecycle.closed or self._lifecycle.forked:
             return
         timeout = 30.0 if timeout is None else timeout
@@ -676,5 +678,10 @@ class ExactlyOnce:
 
     @classmethod
     def explain(cls, config: Mapping[str, object] | None = None) -> Explanation:
-        """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret."""
+        """What this guarantee sets and why, with ``config`` on top. Needs no broker; never shows a secret.
+
+        Raises:
+            UnsafeConfigError: a setting contradicts the guarantee, or nobody knows it.
+            TypeError: ``config`` is not a mapping.
+        """
         return explain(Guarantee.EXACTLY_ONCE, config)

@@ -56,8 +56,8 @@ def arrived(record: Record, offset: int = 0) -> Message:
 
 
 def letter_of(given: Message, error: BaseException | None = None, **more: Any) -> Record:
-    more = {"group": "offers", "attempts": 3, "now": THEN / 1000, "most": 10**7, **more}
-    return dead_letter("dlq", given, error or ValueError("bad"), **more)
+    usual = {"group": "offers", "attempts": 3, "raw": None, "headers_lost": False, "now": THEN / 1000, "most": 10**7}
+    return dead_letter("dlq", given, error or ValueError("bad"), **{**usual, **more})
 
 
 # -- the format -----------------------------------------------------------------------------------------------------------

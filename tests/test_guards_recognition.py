@@ -205,7 +205,7 @@ def test_a_child_that_leaves_the_handler_leaves_the_transaction_alone(
 def test_a_fork_in_the_handler_does_not_end_the_transaction(inbox: SqliteInbox) -> None:
     """Y04: also where the child is a command that has nothing to do with it."""
     with inbox.transaction("scope", [Entry(PLACE, 7, None)]) as transaction:
-        inbox.let_go()  # as before each fork
+        inbox._let_go()  # as before each fork
         transaction.connection.execute("CREATE TABLE effect (number INTEGER PRIMARY KEY)")
     assert inbox.start_offsets("scope", [PLACE]) == {PLACE: 8}
 

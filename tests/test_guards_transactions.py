@@ -146,7 +146,7 @@ def test_a_record_that_another_try_may_write_is_no_reason_to_end_a_run(producer:
     producer.begin()
     delivered = producer.raw.config["on_delivery"]
     delivered(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
-    assert producer.state is State.MUST_ABORT
+    assert producer._state.state is State.MUST_ABORT
     assert producer.failure is None
     delivered(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE), Message(topic="t"))
     assert isinstance(producer.failure, DeliveryError)
@@ -157,7 +157,7 @@ def test_what_an_abort_purged_is_not_held_against_the_next_transaction(producer:
     producer.begin()
     for code in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
         producer.raw.config["on_delivery"](KafkaError(code), Message(topic="t"))
-    assert producer.state is State.IN_TRANSACTION
+    assert producer._state.state is State.IN_TRANSACTION
 
 
 def test_a_client_that_is_closed_in_a_commit_does_not_say_that_it_was_committed(producer: TransactionalProducer) -> None:
@@ -245,7 +245,7 @@ def test_an_interrupt_in_an_end_leaves_its_outcome_open(producer: TransactionalP
     with pytest.raises(KeyboardInterrupt):
         producer.commit() if call == COMMIT else producer.abort()
     assert producer.raw is None
-    assert producer.state is State.LOST
+    assert producer._state.state is State.LOST
 
 
 def test_an_interrupt_in_a_callback_comes_out(producer: TransactionalProducer) -> None:
@@ -298,7 +298,7 @@ def test_what_could_not_be_aborted_is_not_used_again(producer: TransactionalProd
     producer.raw.fails[ABORT] = [error]
     producer.abandon()
     assert producer.raw is None
-    assert producer.state is State.LOST
+    assert producer._state.state is State.LOST
 
 
 @pytest.mark.parametrize("fails", [True, False])

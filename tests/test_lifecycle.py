@@ -1032,8 +1032,8 @@ def test_a_consumer_that_nobody_holds_leaves_no_member_behind(
     group = fresh("group")
     settings = resolve(guarantee, {"bootstrap.servers": kafka.bootstrap, "group.id": group, **SESSION})
     with without_collector():
-        trailing = guarantee is Guarantee.AT_LEAST_ONCE
-        consumer = GroupConsumer(settings, Lifecycle("test"), [kafka_topic()], Places(group, "earliest"), trailing=trailing)
+        strict = guarantee is Guarantee.AT_MOST_ONCE
+        consumer = GroupConsumer(settings, Lifecycle("test"), [kafka_topic()], Places(group, "earliest"), strict=strict)
         deadline = time.monotonic() + 15
         while not consumer._assignment.owned:
             consumer.fetch(1)

@@ -355,7 +355,7 @@ def test_a_dump_tells_producers_epochs_and_markers(
         end(30)
     fill(kafka.bootstrap, topic, [b"y"])
     assert len(read_all(kafka.bootstrap, topic)) == 2  # the markers are written once a reader has got to the end
-    dump([kafka.data_dir], [topic], tmp_path)
+    dump(kafka.data_dir, [topic], tmp_path)
     (path,) = tmp_path.glob(f"{topic}-*.dump")
     lines = path.read_text().splitlines()
     assert [line.split()[0] for line in lines] == ["0-0", "1-1", "2-2", "3-3", "4-4"]

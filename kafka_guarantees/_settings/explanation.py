@@ -38,7 +38,7 @@ PROMISES = {
 _EVERYWHERE = "Surviving the power loss of all replicas at once: Kafka acknowledges before a disk has it."
 NOT_PROMISED = {
     Guarantee.AT_MOST_ONCE: (
-        "Up to one batch is lost when the process dies; a handler that raises is not called again.",
+        "Up to one portion is lost when the process dies; a handler that raises is not called again.",
         "A record that produce() took may be lost without an error.",
         "An event that its producer wrote twice is handled twice: Kafka cannot know.",
     ),

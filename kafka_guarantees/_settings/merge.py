@@ -1,8 +1,8 @@
 """From a guarantee and the user's dict to what each client gets, or to an error that says why not.
 
-    names -> values -> presets and overrides -> refusals -> librdkafka's own opinion -> orders -> sides, explanation
+    names -> values -> presets and overrides -> refusals -> librdkafka's own opinion -> orders -> sides, or an explanation
 
-Rules. The tables are in other files; here they are walked. No I/O. The user's dict is read once and never changed
+Rules. The tables are in other files; here they are walked. No network. The user's dict is read once and never changed
 (Y13). Properties go by their one name from the first step on. No value leaves this file in a text unless
 ``values.shown`` lets it (S01).
 """
@@ -55,7 +55,6 @@ class Settings:
         producer: for ``confluent_kafka.Producer``; the caller adds callbacks.
         consumer: for ``confluent_kafka.Consumer``; the caller adds callbacks.
         admin: for ``confluent_kafka.admin.AdminClient``: what reaches the cluster.
-        explanation: who set what, and why.
         group_id: the consumer group, if there is one.
         transactional_id: the id that fences older instances (exactly-once).
         max_poll_interval: seconds until the group gives a silent member's partitions away.
@@ -70,7 +69,6 @@ class Settings:
     producer: Mapping[str, object] = field(repr=False)
     consumer: Mapping[str, object] = field(repr=False)
     admin: Mapping[str, object] = field(repr=False)
-    explanation: Explanation
     group_id: str | None
     transactional_id: str | None
     max_poll_interval: float
@@ -189,7 +187,6 @@ class _Merged:
             producer={**self._side(PRODUCER), **oauth},
             consumer={**consumer, **oauth},
             admin={**{name: value for name, value in consumer.items() if side_of(name) == BOTH}, **oauth},
-            explanation=self.explanation(),
             group_id=_text(self.given.get("group.id")),
             transactional_id=_text(self.given.get("transactional.id")),
             max_poll_interval=self._seconds("max.poll.interval.ms"),

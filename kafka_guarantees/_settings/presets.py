@@ -1,4 +1,4 @@
-"""What each guarantee sets: a table of data. ``merge.py`` walks it, ``explain()`` and the docs are printed from it.
+"""What each guarantee sets: a table of data. ``merge.py`` walks it, and ``explain()`` is printed from it.
 
 Rules. Values are in the one spelling of ``values.normalise``. ``see`` names the hazard, KIP or librdkafka file behind
 a row. A row's ``why`` is one sentence for a reader who has never seen the setting: it is printed by ``explain()``.

@@ -78,9 +78,9 @@ def shown_raw(name: str, value: object) -> object:
     return HIDDEN if shown(name, value) == HIDDEN else value
 
 
-def shown_name(name: object) -> str:
+def shown_name(name: str) -> str:
     """A name from the user's dict, if it looks like one."""
-    return name if isinstance(name, str) and _NAME.fullmatch(name) else HIDDEN
+    return name if _NAME.fullmatch(name) else HIDDEN
 
 
 def _text(name: str, value: object) -> str:

@@ -18,7 +18,6 @@ batch                the most messages that are handled, or records that are sen
 group                group.id
 transactional_id     transactional.id
 guarantee            by its name; None: that of the work, which is at-least-once but for "exactly-once"
-seconds              after which an echo ends in any case
 transactions_in_flight  of ``ExactlyOnce``; not there: its default
 config               more of librdkafka's properties
 ==================== ======================================================================================================
@@ -173,7 +172,6 @@ class Counted:
 
     def __init__(self, kafka: Any, count: int, output: str | None) -> None:
         self.first = BEGAN  # until it is
-        self.left = count
         self._kafka = kafka
         handling = self._ignoring(count) if output is None else self._copying(count, output)
         next(handling)
@@ -189,16 +187,14 @@ class Counted:
     def _copying(self, count: int, output: str) -> Handling:
         message = yield None
         self.first = time.monotonic()
-        for self.left in range(count - 1, 0, -1):  # an echo that ends early says how many are left
+        for _ in range(count - 1):
             message = yield [Record(output, message.value(), message.key())]
-        self.left = 0
         self._kafka.stop()
         yield [Record(output, message.value(), message.key())]
         while True:
             yield None
 
     def _over(self) -> Handling:
-        self.left = 0
         self._kafka.stop()
         while True:
             yield None
@@ -225,14 +221,13 @@ def echo(job: Job) -> Result:
     """Copy each message to the output as soon as it comes. Says ``ready`` when it is a member of its group."""
     with client(job) as kafka:
         counted = Counted(kafka, job["messages"], job["output"])
-        threading.Thread(target=_announce, args=(job, kafka), daemon=True).start()
+        threading.Thread(target=_announce, args=(job,), daemon=True).start()
         kafka.run([job["input"]], counted.handle)
-        seconds = time.monotonic() - counted.first
-        return {"seconds": seconds, "first": counted.first - BEGAN, "messages": job["messages"] - counted.left}
+        return {"seconds": time.monotonic() - counted.first, "first": counted.first - BEGAN}
 
 
-def _announce(job: Job, kafka: Any) -> None:
-    """Say ``ready`` once the group, which is new, has decided where it begins, and end the echo in time."""
+def _announce(job: Job) -> None:
+    """Say ``ready`` once the group, which is new, has decided where it begins."""
     quiet = {"log_level": 0, "bootstrap.servers": job["bootstrap"], **job.get("config", {})}
     asker = Consumer({**quiet, "group.id": job["group"]})
     partitions = [
@@ -242,9 +237,6 @@ def _announce(job: Job, kafka: Any) -> None:
         time.sleep(0.05)
     asker.close()
     print("ready", flush=True)  # noqa: T201 - whoever started it waits for that
-    if job.get("seconds"):
-        time.sleep(job["seconds"])
-        kafka.stop()
 
 
 def _all_committed(asker: Consumer, partitions: list[TopicPartition]) -> bool:

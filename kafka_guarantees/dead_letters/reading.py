@@ -94,7 +94,7 @@ class TopicReader:
         """Milliseconds since 1970: the brokers soon remove a record with an earlier timestamp. 0 where they do not tell."""
         if topic not in self._kept_from:
             resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-            admin = AdminClient({**_reaching(self._config), "log_level": 0})
+            admin = AdminClient({**reaching(self._config), "log_level": 0})
             try:
                 found = admin.describe_configs([resource], request_timeout=ANSWER)[resource].result(ANSWER)
             except (KafkaException, FutureTimeoutError):
@@ -205,7 +205,7 @@ class _Way:
         return is_record and offset < self._ends[partition]
 
 
-def _reaching(config: Mapping[str, str]) -> dict[str, str | int]:
+def reaching(config: Mapping[str, str]) -> dict[str, str | int]:
     """What of a configuration reaches the cluster. The rest may contradict itself in a client of another kind."""
     return {name: value for name, value in config.items() if side_of(name) == BOTH}
 

@@ -20,10 +20,8 @@ from typing import TYPE_CHECKING
 
 from kafka_guarantees import DeliveryError, DeliveryUnknown, ExactlyOnce, Record, TransactionAborted
 from kafka_guarantees._dead_letters import marker, origin_of
-from kafka_guarantees._settings.merge import side_of
-from kafka_guarantees._settings.properties import BOTH
 
-from .reading import place_of
+from .reading import place_of, reaching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,9 +57,8 @@ class Outcome:
 
 def producer(config: Mapping[str, str], topic: str) -> ExactlyOnce:
     """The client that replays. Its id is the topic's, whatever the configuration says: two replays must meet in it."""
-    reaching = {name: value for name, value in config.items() if side_of(name) == BOTH and name not in NOT_OURS}
-    ours = {"message.max.bytes": MESSAGE_SIZE, **reaching, "transactional.id": transactional_id(topic)}
-    return ExactlyOnce(ours)
+    theirs = {name: value for name, value in reaching(config).items() if name not in NOT_OURS}
+    return ExactlyOnce({"message.max.bytes": MESSAGE_SIZE, **theirs, "transactional.id": transactional_id(topic)})
 
 
 def transactional_id(topic: str) -> str:

@@ -1,4 +1,4 @@
-"""A connection of a pool; or why there is none.
+"""A connection of a pool; or why there is none. And how our own are made and used.
 
 Rules.
 * A pool does not say why: it tries on, and says after a while that it has none. So where its attempts have failed, one is made
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from .._threads import Task, start
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SOON = 1.0  # seconds after which it is asked why there is none yet
 ASKING = 2  # seconds that this may take; libpq takes no less
 # Of a connection of our own: a host that is gone is noticed in about 20 seconds, not in two hours.
-KEEPALIVES = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+_KEEPALIVES = {"keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 _REFUSAL = re.compile(
     r"(password|SASL|certificate|Peer|peer) authentication failed|no password supplied"  # 28P01, 28000; LDAP may be away
@@ -46,6 +47,20 @@ _EACH = "\n- host: "  # before each attempt, where psycopg made several
 _PLACE = re.compile(r"^.*?connection (failed|is bad): |connection to server .*? failed: |(?<=resolve host) '.*?'(?=: )")
 
 _let_in: WeakKeyDictionary[ConnectionPool[Any], int] = WeakKeyDictionary()  # what had failed when an attempt of ours succeeded
+
+
+def own_options(conninfo: str, **more: object) -> dict[str, Any]:
+    """What a connection of our own is made with, unless the user says something else.
+
+    Raises:
+        ValueError: what he says cannot be read.
+    """
+    return {**_KEEPALIVES, **more, **options_of(conninfo)}
+
+
+def plain_cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
+    """Rows are tuples, and parameters are bound by the server, whatever its owner has chosen for the connection."""
+    return psycopg.Cursor(connection, row_factory=tuple_row)
 
 
 @contextmanager

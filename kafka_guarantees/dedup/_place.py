@@ -1,8 +1,13 @@
-"""Where a file of SQLite is, and where none can be: said as a path that is refused, since the same call would never go well."""
+"""Where a file of SQLite is, and where none can be: said as a path that is refused, since the same call would never go well.
+
+And its write-ahead log.
+"""
 
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,3 +42,28 @@ def refuse(path: str, error: BaseException | None) -> None:
     if str(error) == "file is not a database":
         why, instead = "what is there was not written by SQLite", "give a file that is not there yet"
         raise UnsafeConfigError("path", path, why, instead) from error
+
+
+def write_ahead(connection: sqlite3.Connection, within: float) -> str:
+    """Have the file keep a write-ahead log, also while others open or close it: here SQLite does not wait by itself.
+
+    Args:
+        connection: to the file.
+        within: seconds to wait.
+
+    Returns:
+        The journal that it keeps; not ``wal``, where it can have none.
+
+    Raises:
+        sqlite3.OperationalError: it was locked for so long.
+    """
+    give_up_at = time.monotonic() + within
+    while True:
+        try:
+            [(journal,)] = connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        except sqlite3.OperationalError:
+            if time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.005)
+        else:
+            return str(journal)

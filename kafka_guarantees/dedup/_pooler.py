@@ -8,11 +8,13 @@ Rules.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import psycopg
-from psycopg.rows import tuple_row
+from ._connecting import plain_cursor
+
+if TYPE_CHECKING:
+    import psycopg
 
 _known: WeakKeyDictionary[psycopg.Connection[Any], bool] = WeakKeyDictionary()
 
@@ -21,7 +23,6 @@ def pooled(connection: psycopg.Connection[Any]) -> bool:
     """Ask, once for each connection and not in the middle of a pipeline: a pooler tells process numbers of its own."""
     known = _known.get(connection)
     if known is None:
-        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-        [(pid,)] = cursor.execute("SELECT pg_backend_pid()", prepare=False).fetchall()
+        [(pid,)] = plain_cursor(connection).execute("SELECT pg_backend_pid()", prepare=False).fetchall()
         known = _known[connection] = pid != connection.info.backend_pid
     return known

@@ -17,10 +17,15 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Union
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from confluent_kafka import Message
+
+    from .contract import Item
 
 KEY_SIZE = 16  # bytes: with 1e10 ids alive the chance that any two meet is 1.5e-19
 FINGERPRINT_SIZE = 8
+NO_FINGERPRINT: Final = bytes(FINGERPRINT_SIZE)  # stands for none, so that all have one length
 PARTITION_SIZE = 8
 OFFSET_SIZE = KEY_SIZE - PARTITION_SIZE
 
@@ -144,6 +149,25 @@ def fingerprint_of(message: Message) -> bytes:
     if value:
         digest.update(value)
     return digest.digest()
+
+
+def joined(items: Sequence[Item]) -> dict[str, bytes]:
+    """Keys, positions and fingerprints, each of them one after the other: one value to bind instead of a thousand.
+
+    Raises:
+        ValueError: one of another length would make others of all that follow it.
+    """
+    keys, positions, fingerprints = zip(*items, strict=True) if items else ((), (), ())
+    if not all(fingerprints):
+        fingerprints = tuple(fingerprint or NO_FINGERPRINT for fingerprint in fingerprints)
+    if not {KEY_SIZE}.issuperset(map(len, keys + positions)) or not {FINGERPRINT_SIZE}.issuperset(map(len, fingerprints)):
+        raise ValueError(f"a key and a position have {KEY_SIZE} bytes, a fingerprint {FINGERPRINT_SIZE} bytes or none")
+    return {"keys": b"".join(keys), "positions": b"".join(positions), "fingerprints": b"".join(fingerprints)}
+
+
+def split(keys: bytes) -> list[bytes]:
+    """Keys that were joined."""
+    return [keys[start : start + KEY_SIZE] for start in range(0, len(keys), KEY_SIZE)]
 
 
 # -- looking into messages that nobody vouches for (S04) ----------------------------------------------------------------------

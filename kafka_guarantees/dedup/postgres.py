@@ -34,15 +34,13 @@ from uuid import uuid4
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._connecting import KEEPALIVES, connection_of, first_line
-from ._conninfo import options_of
+from ._connecting import connection_of, first_line, own_options, plain_cursor
 from ._pooler import pooled
 from .contract import Capabilities, Outcome, check_retention
-from .ids import KEY_SIZE
+from .ids import KEY_SIZE, NO_FINGERPRINT, joined, split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,8 +198,6 @@ _PURGE: Final = {
 }
 _PAGES: Final = "SELECT pg_relation_size('{walked}') / current_setting('block_size')::int"
 
-_NO_FINGERPRINT: Final = bytes(8)
-
 
 class PostgresDedupStore:
     """Message ids in a table of PostgreSQL 12 or newer, which is created on the first use.
@@ -263,7 +259,7 @@ class PostgresDedupStore:
         [(keys,)] = self._rows(_CLAIM, arguments)
         if keys is not None and len(keys) == len(arguments["keys"]):
             return [Outcome.NEW] * len(items)
-        outcomes = dict.fromkeys(_split(keys or b""), Outcome.NEW)
+        outcomes = dict.fromkeys(split(keys or b""), Outcome.NEW)
         others = [item for item in items if item[0] not in outcomes]
         if others:  # none where an id comes twice
             outcomes.update(self._claim_known(scope, others, token, lease, by_position=takeover == "position"))
@@ -371,13 +367,13 @@ class PostgresDedupStore:
             if not self._ready:
                 self._open()
             with connection_of(self._pool, _CONNECTION_WAIT) as connection, _OfOurs(connection):
-                for last in (*[False] * (_ATTEMPTS - 1), True):
+                for _ in range(_ATTEMPTS - 1):
                     try:
                         return self._transaction(connection, statements, arguments)
                     except psycopg.OperationalError as exc:
-                        if last or exc.sqlstate not in _TRY_AGAIN:
+                        if exc.sqlstate not in _TRY_AGAIN:
                             raise
-                raise AssertionError("the last attempt returns or raises")
+                return self._transaction(connection, statements, arguments)
         except tuple(_REFUSED) as exc:
             kind = AuthorizationError if isinstance(exc, psycopg.errors.InsufficientPrivilege) else KafkaGuaranteesError
             raise kind(
@@ -396,15 +392,15 @@ class PostgresDedupStore:
         self, connection: psycopg.Connection[Any], statements: str | tuple[str, ...], arguments: dict[str, Any]
     ) -> psycopg.Cursor[tuple[Any, ...]]:
         *before, last = (statements,) if isinstance(statements, str) else statements
-        cursor = _cursor(connection)
+        cursor = plain_cursor(connection)
         try:
             with connection.pipeline():
-                _cursor(connection).execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
-                _cursor(connection).execute(_SETTINGS)
+                plain_cursor(connection).execute(b"BEGIN ISOLATION LEVEL READ COMMITTED")
+                plain_cursor(connection).execute(_SETTINGS)
                 for statement in before:
-                    _cursor(connection).execute(self._sql(statement), arguments, binary=True)
+                    plain_cursor(connection).execute(self._sql(statement), arguments, binary=True)
                 cursor.execute(self._sql(last), arguments, binary=True)
-                _cursor(connection).execute(b"COMMIT")
+                plain_cursor(connection).execute(b"COMMIT")
         finally:
             if connection.info.transaction_status in {TransactionStatus.INERROR, TransactionStatus.INTRANS}:
                 connection.rollback()
@@ -423,7 +419,7 @@ class PostgresDedupStore:
             with connection_of(self._pool, _CONNECTION_WAIT) as connection, _OfOurs(connection):
                 if self._comment(connection) is None:
                     with connection.transaction():
-                        cursor = _cursor(connection)
+                        cursor = plain_cursor(connection)
                         cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
                         cursor.execute("SET LOCAL lock_timeout = '30s'")
                         cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
@@ -440,7 +436,7 @@ class PostgresDedupStore:
 
     def _comment(self, connection: psycopg.Connection[Any]) -> str | None:
         """The table's comment; empty where it has none, None where there is no table."""
-        row = _cursor(connection).execute(
+        row = plain_cursor(connection).execute(
             "SELECT coalesce(obj_description(oid, 'pg_class'), '') FROM pg_class WHERE oid = to_regclass(%s)", (self._quoted,)
         )
         found = row.fetchone()
@@ -471,38 +467,21 @@ class _OfOurs:
             self._connection.autocommit = self._autocommit
 
 
-def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[Any, ...]]:
-    """Whatever cursors and rows the connection has by itself."""
-    return psycopg.Cursor(connection, row_factory=tuple_row)
-
-
 def _small_pool(conninfo: str) -> ConnectionPool[Any]:
-    known = options_of(conninfo)
-    more = {name: value for name, value in KEEPALIVES.items() if name not in known}
-    return ConnectionPool(conninfo, min_size=1, max_size=4, open=False, name="kafka-guarantees-dedup", kwargs=more)
+    options = own_options(conninfo)
+    return ConnectionPool("", min_size=1, max_size=4, open=False, name="kafka-guarantees-dedup", kwargs=options)
 
 
 def _packed(items: Sequence[Item], token: bytes) -> dict[str, Any]:
     """What each statement takes: the items in the order of their keys, and the token."""
-    keys, positions, fingerprints = zip(*sorted(items, key=itemgetter(0)), strict=True)
-    # A part of the wrong size would be that of other keys.
-    if not {16}.issuperset(map(len, (token, *keys, *positions))):
-        raise ValueError("a key, a position and a token have 16 bytes")
-    if not {0, 8}.issuperset(map(len, fingerprints)):
-        raise ValueError("a fingerprint has 8 bytes, or none")
-    if not all(fingerprints):
-        fingerprints = tuple(fingerprint or _NO_FINGERPRINT for fingerprint in fingerprints)
-    joined = {"keys": b"".join(keys), "positions": b"".join(positions), "fingerprints": b"".join(fingerprints)}
-    return {**joined, "token": token}
+    if len(token) != KEY_SIZE:
+        raise ValueError(f"a token has {KEY_SIZE} bytes, not {len(token)}")
+    return {**joined(sorted(items, key=itemgetter(0))), "token": token}
 
 
 def _batch(scope: str, token: bytes, time: timedelta, *, completed: bool) -> dict[str, Any]:
     """A batch that ids may get into."""
     return {"batch": uuid4(), "scope": scope, "token": token, "completed": completed, "time": time}
-
-
-def _split(keys: bytes) -> list[bytes]:
-    return [keys[start : start + KEY_SIZE] for start in range(0, len(keys), KEY_SIZE)]
 
 
 def _outcome(found: Sequence[Any] | None, mine: bytes) -> Outcome:
@@ -512,4 +491,4 @@ def _outcome(found: Sequence[Any] | None, mine: bytes) -> Outcome:
     free, completed, fingerprint = found
     if free or not completed:
         return Outcome.IN_PROGRESS
-    return Outcome.MISMATCH if mine and fingerprint not in {mine, _NO_FINGERPRINT} else Outcome.DUPLICATE
+    return Outcome.MISMATCH if mine and fingerprint not in {mine, NO_FINGERPRINT} else Outcome.DUPLICATE

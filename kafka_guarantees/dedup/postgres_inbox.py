@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
-from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool
 
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._connecting import KEEPALIVES, connection_of, first_line
-from ._conninfo import options_of
+from ._connecting import connection_of, first_line, own_options, plain_cursor
 from ._pooler import pooled
 from ._progress import (
     Advance,
@@ -41,7 +39,7 @@ from ._progress import (
     set_back,
 )
 from .contract import check_retention
-from .ids import FINGERPRINT_SIZE, KEY_SIZE
+from .ids import FINGERPRINT_SIZE, KEY_SIZE, split
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -222,7 +220,7 @@ class PostgresInbox:
         self._prepared = False
         self._purged = 0  # up to which page of the ids purge() came
         self._preparing = threading.Lock()
-        self.open_connection: Connection | None = None  # in a transaction
+        self._open_connection: Connection | None = None  # in a transaction
         _alive.add(self)
 
     @property
@@ -239,7 +237,7 @@ class PostgresInbox:
         """
         self._prepare()
         with _answers("reading offsets"), connection_of(self._pool) as connection, _read_committed(connection):
-            rows = _cursor(connection).execute(self._statements.read, (scope, *_places(sources))).fetchall()
+            rows = plain_cursor(connection).execute(self._statements.read, (scope, *_places(sources))).fetchall()
         offsets = self._offsets(scope, sources, rows)
         self._note_reached(scope, offsets)
         return offsets
@@ -277,11 +275,11 @@ class PostgresInbox:
                     asked = self._ask(connection, scope, batch, self._idle_limit)
                 opened = self._open(connection, scope, batch, asked)
                 self._compare(scope, opened._stored)
-                self.open_connection = connection
+                self._open_connection = connection
                 try:
                     yield opened
                 finally:
-                    self.open_connection = None
+                    self._open_connection = None
                 committing = True
                 opened._commit(committed)
             self._with_rows.update((scope, source) for source in batch.first)
@@ -316,7 +314,7 @@ class PostgresInbox:
         if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
             raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. Begin one first.")
         with _answers("enlisting"):
-            [(level,)] = _cursor(connection).execute(b"SHOW transaction_isolation").fetchall()
+            [(level,)] = plain_cursor(connection).execute(b"SHOW transaction_isolation").fetchall()
         if level != "read committed":
             raise KafkaGuaranteesError(
                 f"the isolation level of this transaction is {level}, in which it fails when it has waited for another one "
@@ -331,11 +329,11 @@ class PostgresInbox:
         self._prepare()
         removed, pages = 0, max(100, limit // 20)  # of a hundred ids each
         with _answers("purging"), connection_of(self._pool) as connection, _read_committed(connection):
-            [(count,)] = _cursor(connection).execute(self._statements.pages).fetchall()
+            [(count,)] = plain_cursor(connection).execute(self._statements.pages).fetchall()
             for begin in (min(self._purged, count), 0):  # to the end, and once more from the beginning
                 end = begin + pages
                 where = (f"({begin},0)", f"({end},0)", limit - removed)
-                removed += _cursor(connection).execute(self._statements.purge, where).rowcount
+                removed += plain_cursor(connection).execute(self._statements.purge, where).rowcount
                 self._purged = begin if removed == limit else end
                 if removed == limit or end < count:
                     break
@@ -355,11 +353,11 @@ class PostgresInbox:
     def _ask(self, connection: Connection, scope: str, batch: Batch, idle_limit: str) -> Cursor:
         """Lock the offsets and remember the ids, in one statement. Its answer is there after the pipeline."""
         sources, keys = batch.first, batch.keys
-        asked = _cursor(connection)
+        asked = plain_cursor(connection)
         if sources:
             if not self._with_rows.issuperset((scope, source) for source in sources):
                 rows = (idle_limit, scope, *_places(sources), [source.topic_id for source in sources])
-                _cursor(connection).execute(self._statements.rows, rows)
+                plain_cursor(connection).execute(self._statements.rows, rows)
             what: list[object] = [idle_limit]
             for source in sources:
                 what += (source.topic, source.partition)
@@ -385,7 +383,7 @@ class PostgresInbox:
             fresh = pending(batch, stored)
             number, count, new = rows[0][4:7] if rows else (None, 0, None)
             if count < len(batch.keys) or len(fresh) < len(batch.entries):
-                keys = batch.keys if count == len(batch.keys) else _split(new or b"")
+                keys = batch.keys if count == len(batch.keys) else split(new or b"")
                 fresh = self._sort_out(connection, scope, batch, fresh, set(keys))
         return PostgresInboxTransaction(
             connection, self._statements, scope, batch=batch, stored=stored, fresh=fresh, number=number, enlisted=enlisted
@@ -397,13 +395,13 @@ class PostgresInbox:
         """What is fresh where some ids were known, or some entries are behind the offsets."""
         keys = {key for index in waiting if (key := batch.entries[index].key) is not None}
         if behind := new - keys:  # their ids had expired; the offsets know that they are handled
-            _cursor(connection).execute(self._statements.forget, (scope, sorted(behind)))
+            plain_cursor(connection).execute(self._statements.forget, (scope, sorted(behind)))
         if known := sorted(keys - new):
             ids = {"keys": known, "fingerprints": [*map(batch.fingerprints.get, known)]}
             expired = {"scope": scope, "retention": self._retention, **ids}
-            new.update(key for (key,) in _cursor(connection).execute(self._statements.refresh, expired).fetchall())
+            new.update(key for (key,) in plain_cursor(connection).execute(self._statements.refresh, expired).fetchall())
         if batch.fingerprints and (known := sorted(keys - new)):
-            found = _cursor(connection).execute(self._statements.fingerprints, (scope, known)).fetchall()
+            found = plain_cursor(connection).execute(self._statements.fingerprints, (scope, known)).fetchall()
             compare(batch, waiting, dict(found))
         return fresh_of(batch, waiting, new)
 
@@ -430,7 +428,7 @@ class PostgresInbox:
         return offsets
 
     def _open_pool(self, conninfo: str) -> ConnectionPool[Any]:
-        options = {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES, **options_of(conninfo)}
+        options = own_options(conninfo, connect_timeout=CONNECT_TIMEOUT)
         self._own = ConnectionPool(
             "", kwargs=options, configure=_configure, min_size=0, max_size=2, timeout=CONNECT_TIMEOUT, open=True
         )
@@ -453,7 +451,7 @@ class PostgresInbox:
             connection.transaction(),
         ):
             connection.execute(f"SET LOCAL lock_timeout = '{PATIENCE}'".encode())
-            cursor = _cursor(connection)
+            cursor = plain_cursor(connection)
             # Looked for first: who may not make tables can still use them.
             if cursor.execute("SELECT to_regclass(%s)", (f'"{self._prefix}_version"',)).fetchall() == [(None,)]:
                 # IF NOT EXISTS alone fails when two begin at the same time.
@@ -550,13 +548,13 @@ class PostgresInboxTransaction:
     def _send(self) -> None:
         offsets, forget = self._advance
         if forget:
-            _cursor(self.connection).execute(self._statements.forget, (self._scope, forget))
+            plain_cursor(self.connection).execute(self._statements.forget, (self._scope, forget))
         if offsets:
             what: list[object] = []
             for source, offset in offsets.items():
                 what += (source.topic, source.partition, source.topic_id, self._stored[source], offset)
             what += (self._scope, self._number, len(offsets))
-            _cursor(self.connection).execute(self._statements.move(len(offsets)), what)
+            plain_cursor(self.connection).execute(self._statements.move(len(offsets)), what)
 
     @contextmanager
     def _fenced(self) -> Iterator[None]:
@@ -594,11 +592,6 @@ _REPEATABLE = (
 _FAILURES = (psycopg.OperationalError, psycopg.InterfaceError, psycopg.InternalError)
 
 
-def _cursor(connection: Connection) -> Cursor:
-    """Rows are tuples, and parameters are bound by the server, whatever the user has chosen for his connection."""
-    return psycopg.Cursor(connection, row_factory=tuple_row)
-
-
 def _configure(connection: Connection) -> None:
     """A connection of our own is always as ``_read_committed()`` needs it."""
     connection.autocommit = True
@@ -634,10 +627,6 @@ def _read_committed(connection: Connection) -> Iterator[None]:
 def _places(sources: Iterable[Source]) -> tuple[list[str], list[int]]:
     listed = list(sources)
     return [source.topic for source in listed], [source.partition for source in listed]
-
-
-def _split(keys: bytes) -> Iterator[bytes]:
-    return (keys[start : start + KEY_SIZE] for start in range(0, len(keys), KEY_SIZE))
 
 
 @contextmanager
@@ -681,7 +670,7 @@ _alive: weakref.WeakSet[PostgresInbox] = weakref.WeakSet()
 def _in_child() -> None:
     """A child that leaves the handler by an exception would end the transaction of its parent, on the parent's socket."""
     for inbox in _alive:
-        connection = inbox.open_connection
+        connection = inbox._open_connection
         if connection is not None and not connection.closed:
             nowhere = os.open(os.devnull, os.O_RDWR)
             os.dup2(nowhere, connection.fileno())

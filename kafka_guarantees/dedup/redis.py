@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import AuthorizationError, DurabilityWarning, StoreUnavailable
 from .contract import Capabilities, Outcome, check_retention
+from .ids import FINGERPRINT_SIZE, KEY_SIZE, NO_FINGERPRINT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PREFIX: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")  # S03: nothing that ends a hash tag or looks like something else
-_NO_FINGERPRINT: Final = bytes(8)
-_SIZES: Final = (16, 16, 8)
+_SIZES: Final = (KEY_SIZE, KEY_SIZE, FINGERPRINT_SIZE)
 
 # MGET takes its keys from Lua's stack, which holds 8000 values at most.
 _READ = """
@@ -322,4 +322,4 @@ def _positions(items: Sequence[Item]) -> bytes:
 
 
 def _fingerprints(items: Sequence[Item]) -> bytes:
-    return b"".join(_checked([item if item[2] else item._replace(fingerprint=_NO_FINGERPRINT) for item in items], 2))
+    return b"".join(_checked([item if item[2] else item._replace(fingerprint=NO_FINGERPRINT) for item in items], 2))

@@ -25,9 +25,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
-from ._place import place_of, refuse
+from ._place import place_of, refuse, write_ahead
 from .contract import Capabilities, Outcome, check_retention
-from .ids import FINGERPRINT_SIZE, KEY_SIZE
+from .ids import NO_FINGERPRINT, joined
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -85,7 +85,6 @@ RELEASE = f"DELETE FROM claim WHERE {_OWN}"  # noqa: S608 - of constants
 MORE_CLAIMS = "SELECT 1 FROM claim LIMIT 1 OFFSET :count"
 RELEASE_ALL = "DELETE FROM claim"  # which SQLite does by the page
 BEGUN = "SELECT current, since, retention, (SELECT number FROM scope WHERE name = ?) FROM rotation"
-NOT_COMPARED = bytes(FINGERPRINT_SIZE)  # stands for no fingerprint, so that all have one length
 
 
 class SqliteDedupStore:
@@ -107,6 +106,7 @@ class SqliteDedupStore:
     Raises:
         UnsafeConfigError: the file is not one of this store, or of a later version; or none can be there.
         StoreUnavailable: the file cannot be opened.
+        ValueError, TypeError: ``retention`` or ``durability`` is not valid.
     """
 
     def __init__(
@@ -258,7 +258,7 @@ class SqliteDedupStore:
             raise UnsafeConfigError(
                 "path", self._path, "it is the database of another application", "a file for this store alone"
             )
-        if _patiently(lambda: ask("journal_mode = WAL")) != "wal":
+        if write_ahead(connection, WAIT) != "wal":
             raise UnsafeConfigError(
                 "path", self._path, "SQLite keeps no write-ahead log there", "a file on a local disk, or MemoryDedupStore"
             )
@@ -336,18 +336,7 @@ def _chunks(items: Sequence[Item]) -> Iterator[tuple[list[Item], _Packed]]:
 
 def _packed(chunk: Sequence[Item]) -> _Packed:
     """What statements take for these items."""
-    keys, positions, fingerprints = zip(*chunk, strict=True) if chunk else ((), (), ())
-    if not all(fingerprints):
-        fingerprints = tuple(fingerprint or NOT_COMPARED for fingerprint in fingerprints)
-    # Joined, one of another length would make others of all that follow it.
-    if not {KEY_SIZE}.issuperset(map(len, keys + positions)) or not {FINGERPRINT_SIZE}.issuperset(map(len, fingerprints)):
-        raise ValueError(f"keys and positions have {KEY_SIZE} bytes, fingerprints {FINGERPRINT_SIZE} or none")
-    return {
-        "count": len(chunk),
-        "keys": b"".join(keys),
-        "positions": b"".join(positions),
-        "fingerprints": b"".join(fingerprints),
-    }
+    return {"count": len(chunk), **joined(chunk)}
 
 
 def _judge(known: tuple[Any, ...] | None, item: Item, token: bytes, takeover: Takeover, now: float) -> Outcome:
@@ -356,25 +345,13 @@ def _judge(known: tuple[Any, ...] | None, item: Item, token: bytes, takeover: Ta
         return Outcome.NEW
     _, fingerprint, owner, position, until = known
     if owner is None:
-        differs = NOT_COMPARED != fingerprint != (item.fingerprint or fingerprint)
+        differs = NO_FINGERPRINT != fingerprint != (item.fingerprint or fingerprint)
         return Outcome.MISMATCH if differs else Outcome.DUPLICATE
     if owner == token:
         return Outcome.NEW
     if until <= now or (takeover == "position" and position == item.position):
         return Outcome.TAKEN_OVER
     return Outcome.IN_PROGRESS
-
-
-def _patiently(ask: Callable[[], Any]) -> Any:
-    """The answer, when others open or close the file: the way into and out of the write-ahead log does not wait by itself."""
-    give_up_at = time.monotonic() + WAIT
-    while True:
-        try:
-            return ask()
-        except sqlite3.OperationalError:
-            if time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.005)
 
 
 # -- forks ----------------------------------------------------------------------------------------------------------------

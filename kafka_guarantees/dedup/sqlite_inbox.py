@@ -21,7 +21,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._place import place_of, refuse
+from ._place import place_of, refuse, write_ahead
 from ._progress import advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
 from .contract import check_retention
 
@@ -99,7 +99,6 @@ class SqliteInbox:
 
     Attributes:
         retention: how long an id is remembered at least, from the beginning of its transaction on.
-        pid: of the process that opened it.
     """
 
     def __init__(
@@ -122,6 +121,8 @@ class SqliteInbox:
         Raises:
             StoreUnavailable: the file cannot be opened, or is locked.
             UnsafeConfigError: none can be there.
+            KafkaGuaranteesError: its tables are of a version that this library does not know.
+            ValueError, TypeError: ``retention`` or ``durability`` is not valid.
         """
         check_retention(retention)
         if durability not in {"process", "power"}:
@@ -130,7 +131,7 @@ class SqliteInbox:
         self._retention = retention
         self._clock = clock
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
-        self.pid = os.getpid()
+        self._pid = os.getpid()
         self._closed = False
         self._to_open = False
         self._repeats = False  # whether the last transaction met ids that were known
@@ -244,7 +245,7 @@ class SqliteInbox:
 
     def close(self) -> None:
         """Close the file. An open transaction is rolled back."""
-        if os.getpid() == self.pid:  # closed in a child, it would take the parent's locks along
+        if os.getpid() == self._pid:  # closed in a child, it would take the parent's locks along
             self._closed = True
             self._connection.close()
 
@@ -316,7 +317,7 @@ class SqliteInbox:
 
     def _roll_back(self) -> None:
         """Undo what is open; a failure of that would hide what went wrong first."""
-        if os.getpid() != self.pid:
+        if os.getpid() != self._pid:
             return  # a child that leaves the handler: the transaction is its parent's (Y04)
         try:
             if self._connection.in_transaction:
@@ -326,15 +327,7 @@ class SqliteInbox:
             self._to_open = True
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                connection.execute("PRAGMA journal_mode = WAL").fetchall()
-                break
-            except sqlite3.OperationalError:  # somebody else makes the file: here SQLite does not wait by itself
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.01)
+        write_ahead(connection, PATIENCE)
         for pragma in (f"synchronous = {self._synchronous}", "wal_autocheckpoint = 10000"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         version = _version(connection)  # a look first: to write waits for whoever does, and most find what they need
@@ -354,7 +347,7 @@ class SqliteInbox:
             )
 
     def _check(self) -> None:
-        if os.getpid() != self.pid:
+        if os.getpid() != self._pid:
             raise ForkedClientError(
                 "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
                 "Nothing was written. Open the inbox after the fork, in the process that uses it."
@@ -363,7 +356,7 @@ class SqliteInbox:
             self._connection = self._connect()
             self._to_open = False
 
-    def let_go(self) -> None:
+    def _let_go(self) -> None:
         """Close the connection until it is used again, before a fork."""
         if not self._closed and not self._to_open and not self._connection.in_transaction:
             self._connection.close()
@@ -508,8 +501,8 @@ _inboxes: weakref.WeakSet[SqliteInbox] = weakref.WeakSet()
 
 def _before_fork() -> None:
     for inbox in list(_inboxes):
-        if inbox.pid == os.getpid():
-            inbox.let_go()
+        if inbox._pid == os.getpid():
+            inbox._let_go()
 
 
 os.register_at_fork(before=_before_fork)

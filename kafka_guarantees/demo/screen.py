@@ -1,14 +1,20 @@
-"""What the demo says while it works: one line that renews itself on a terminal, plain lines anywhere else."""
+"""What the demo says while it works: one line that renews itself on a terminal, plain lines anywhere else.
+
+And where the library says it meanwhile.
+"""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 LIVE = 0.1  # seconds between two states of the live line
 PLAIN = 5.0  # seconds between two plain lines
@@ -45,3 +51,16 @@ class Screen:
             self._out.flush()
         else:
             self.say(text())
+
+
+@contextmanager
+def logging_to(path: Path) -> Iterator[None]:
+    """What the library has to say goes to a file: the screen is for the progress."""
+    log, to_file = logging.getLogger("kafka_guarantees"), logging.FileHandler(path)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
+    log.addHandler(to_file)
+    try:
+        yield
+    finally:
+        log.removeHandler(to_file)
+        to_file.close()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import shutil
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +12,13 @@ from kafka_guarantees.testing.local_kafka import local_or_running
 
 from .check import judge, verdict
 from .offers import FLOWS, INBOX
-from .screen import Screen
+from .screen import Screen, logging_to
 from .stage import Plan, run_stage
 from .table import notes, table
 from .topics import shortest_session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping
 
     from typing_extensions import Self
 
@@ -38,17 +36,13 @@ MATTER = {
 WHEN = {"before": "before handling", "after": "after handling", "with": "in the transaction"}
 
 
-def run_demo(
-    *, seed: int | None = None, kills: int = 3, rate: int = 400, flows: Sequence[Flow] = FLOWS, screen: Screen | None = None
-) -> bool:
+def run_demo(*, seed: int | None, kills: int, rate: int) -> bool:
     """Run the demo, and print what came of it.
 
     Args:
-        seed: of the moments at which workers are killed.
+        seed: of the moments at which workers are killed; None: any.
         kills: how often the worker of each guarantee is killed.
         rate: offers sent per second.
-        flows: which guarantees.
-        screen: where to print.
 
     Returns:
         True where every guarantee was kept.
@@ -57,14 +51,14 @@ def run_demo(
         LocalKafkaError: no Kafka could be started.
         KafkaException: the Kafka that runs already does not answer.
     """
-    screen = Screen() if screen is None else screen
+    screen = Screen()
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    screen.say(_opening(flows, seed, kills))
+    screen.say(_opening(seed, kills))
     dice = random.Random(seed)  # noqa: S311 - repeatable is the point
     with local_or_running() as bootstrap:
         session = max(SESSION_MS, shortest_session({"bootstrap.servers": bootstrap}))
-        with _Evidence(screen) as evidence, _logging_to(evidence.folder / "driver.log"):
-            kept = _run(flows, Plan(bootstrap, kills, rate, dice, evidence.folder, screen), session)
+        with _Evidence(screen) as evidence, logging_to(evidence.folder / "driver.log"):
+            kept = _run(Plan(bootstrap, kills, rate, dice, evidence.folder, screen), session)
             evidence.keep = not kept
     return kept
 
@@ -87,9 +81,9 @@ class _Evidence:
             shutil.rmtree(self.folder)
 
 
-def _run(flows: Sequence[Flow], plan: Plan, session: int) -> bool:
+def _run(plan: Plan, session: int) -> bool:
     rows = []
-    for flow in flows:
+    for flow in FLOWS:
         config = _config(flow, plan.bootstrap, session)
         figures = judge(run_stage(flow, plan, config))
         plan.screen.say(verdict(figures))
@@ -98,22 +92,10 @@ def _run(flows: Sequence[Flow], plan: Plan, session: int) -> bool:
     return not any(figures.broken for figures, _ in rows)
 
 
-@contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """What the library has to say goes to a file: the screen belongs to the demo."""
-    log, to_file = logging.getLogger("kafka_guarantees"), logging.FileHandler(path)
-    log.addHandler(to_file)
-    try:
-        yield
-    finally:
-        log.removeHandler(to_file)
-        to_file.close()
-
-
-def _opening(flows: Sequence[Flow], seed: int, kills: int) -> str:
-    made = [f"{flow.kafka.__name__}(config{f', {flow.remembers}(file)' if flow.remembers else ''})" for flow in flows]
+def _opening(seed: int, kills: int) -> str:
+    made = [f"{flow.kafka.__name__}(config{f', {flow.remembers}(file)' if flow.remembers else ''})" for flow in FLOWS]
     width = max(map(len, made))
-    lines = [f"    {client:<{width}}.run([{flow.reads!r}], {_handler(flow)})" for flow, client in zip(flows, made, strict=True)]
+    lines = [f"    {client:<{width}}.run([{flow.reads!r}], {_handler(flow)})" for flow, client in zip(FLOWS, made, strict=True)]
     return "\n".join(
         [
             f"Keeping user offers consistent while workers die: each is killed (SIGKILL) {kills} times. Seed {seed}.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import random
 import stat
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kafka_guarantees import DurabilityWarning
+from kafka_guarantees.demo.screen import logging_to
 from kafka_guarantees.demo.topics import shortest_session
 
 from .faults import Fault, fault, possible
@@ -87,7 +87,7 @@ def run_proof(asked: Asked) -> bool:
             config={key: value for key, value in asked.config.items() if key not in {*OF_EACH, "group.protocol"}},
             session=session,
         )
-        with _log_to(folder / "driver.log"), Screen() as screen:
+        with logging_to(folder / "driver.log"), Screen() as screen:
             screen.say(_opening(asked, faults, seed))
             proof = prove(plan, screen, _command(asked, faults, seed))
         try:
@@ -200,16 +200,3 @@ def _opening(asked: Asked, faults: Sequence[Fault], seed: int) -> str:
     where = f"{asked.brokers or 3} local brokers" if asked.local else "the cluster that runs already"
     what = ", ".join(one.text for one in faults) or "no faults"
     return f"Proving {asked.guarantee} on {where}: {asked.duration:.0f} s of {what}. Seed {seed}."
-
-
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    """What the proof itself has to say goes to a file: the screen is for the progress."""
-    root, to_file = logging.getLogger("kafka_guarantees"), logging.FileHandler(path)
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    root.addHandler(to_file)
-    try:
-        yield
-    finally:
-        root.removeHandler(to_file)
-        to_file.close()

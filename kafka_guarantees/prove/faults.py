@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from .proxy import API, NotRunning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from kafka_guarantees.testing.local_kafka import LocalKafka
 
@@ -301,7 +301,6 @@ class _OfRequests(Fault):
     """A fault of single requests. A kind that is named twice is chosen twice as often."""
 
     kinds: Sequence[str]
-    clients: Callable[[str], bool] | None = None
     lane = CONNECTIONS
 
     @property
@@ -342,7 +341,7 @@ class HoldFrame(_OfRequests):
         return Aim(dice.choice(self.kinds), self.within + (NEXT if late is None else late), late)
 
     def start(self, stage: Stage, aim: Aim) -> Held:
-        held = stage.connections.hold([API[aim.target]], aim.choice, clients=self.clients)
+        held = stage.connections.hold([API[aim.target]], aim.choice)
         if aim.choice is None:
             threading.Thread(target=self._release_in_the_next, args=(stage.connections, held), daemon=True).start()
         return held

@@ -59,10 +59,6 @@ class History:
             self._synced = now
             os.fdatasync(self._file)
 
-    def sync(self) -> None:
-        """Wait until everything is on the disk."""
-        os.fdatasync(self._file)
-
     def close(self) -> None:
         """Sync, and let the file go."""
         file, self._file = self._file, -1

@@ -214,7 +214,7 @@ class _Run:
         )
         proof = self._proof(evidence, repeat)
         if self._kafka is not None and proof.outcome == "broken":
-            dump([self._kafka.data_dir], [self._topics.source, self._topics.sink], self._plan.folder)
+            dump(self._kafka.data_dir, [self._topics.source, self._topics.sink], self._plan.folder)
         return proof
 
     def _jobs(self, proxy: Proxy | None) -> list[Job]:

@@ -33,7 +33,7 @@ class Progress:
         guarantee: that is to be proven.
         seconds: since the beginning of the run.
         of_seconds: how long it is to last.
-        phase: what is done now, in a word or two: ``starting``, ``faults``, ``settling``, ``reading``.
+        phase: what is done now, in a word or two: ``faults``, ``calming down``, ``settling``, ``reading``.
         sent, handled, visible: records sent, messages handled, outputs visible, until now.
         lives: processes of workers that were started.
         faults_done: that have ended.

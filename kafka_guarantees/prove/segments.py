@@ -60,16 +60,16 @@ def batches(segment: bytes) -> Iterator[Batch]:
         at += _PREFIX.size + length
 
 
-def dump(nodes: Iterable[Path], topics: Iterable[str], folder: Path) -> None:
+def dump(node: Path, topics: Iterable[str], folder: Path) -> None:
     """Write the batches of some topics into a folder, a file for each partition, and copy the coordinators' logs.
 
     Args:
-        nodes: the brokers' data folders. Of every partition the longest copy is taken.
+        node: the data folder of one broker, or one with those of several. Of every partition the longest copy is taken.
         topics: names.
         folder: where to.
     """
     found: dict[str, Path] = {}
-    for path in (path for node in nodes for path in node.rglob("*.log") if path.stem.isdigit()):
+    for path in (path for path in node.rglob("*.log") if path.stem.isdigit()):
         name = f"{path.parent.name}.{path.stem}"
         if name not in found or path.stat().st_size > found[name].stat().st_size:
             found[name] = path

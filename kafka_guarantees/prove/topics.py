@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -58,7 +57,7 @@ class OwnTopics:
         *,
         partitions: int,
         replication: int | None = None,
-        settings: Mapping[str, str] = MappingProxyType({}),
+        settings: Mapping[str, str],
     ) -> None:
         self.prefix = f"{prefix}{uuid.uuid4().hex[:8]}"
         self.topics = {role: f"{self.prefix}-{role}" for role in roles}

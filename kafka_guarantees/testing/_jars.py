@@ -29,7 +29,7 @@ CHECKPOINT = "bootstrap.checkpoint"
 
 _NO_JAVA = "LocalKafka needs Java 17 or newer on the PATH: install a JRE, for example the package openjdk-17-jre-headless."
 _NO_MAVEN = "LocalKafka needs Maven (mvn) on the PATH to fetch Kafka's jars once: install it, for example the package maven."
-_FILL_TIMEOUT_S = 600
+_TIMEOUT_S = 600
 _ERROR_LINES = 20
 
 
@@ -78,7 +78,7 @@ def _fill(home: Path) -> None:
 def _resolve(home: Path) -> None:
     mvn = _on_the_path("mvn", _NO_MAVEN)
     shutil.copy(POM, home)
-    _run([mvn, "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={LIB}", "-DincludeScope=runtime"], home)
+    run([mvn, "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={LIB}", "-DincludeScope=runtime"], home)
 
 
 def _format(home: Path) -> None:
@@ -94,13 +94,18 @@ def _format(home: Path) -> None:
         f"controller.listener.names=CONTROLLER\nlog.dirs={scratch}\n"
     )
     tool = [java(), "-cp", f"{home / LIB}/*", "kafka.tools.StorageTool", "format"]
-    _run([*tool, "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(config)], home)
+    run([*tool, "-t", "AAAAAAAAAAAAAAAAAAAAAQ", "-c", str(config)], home)
     (scratch / CHECKPOINT).rename(home / CHECKPOINT)
     shutil.rmtree(scratch)
     config.unlink()
 
 
-def _run(argv: Sequence[str], cwd: Path) -> None:
+def run(argv: Sequence[str], cwd: Path, timeout_s: float = _TIMEOUT_S) -> None:
+    """Run one of Java's tools.
+
+    Raises:
+        LocalKafkaError: it failed; the message has its last lines.
+    """
     done = subprocess.run(  # noqa: S603 - a fixed command, without a shell
         argv,
         cwd=cwd,
@@ -108,7 +113,7 @@ def _run(argv: Sequence[str], cwd: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=_FILL_TIMEOUT_S,
+        timeout=timeout_s,
         check=False,
     )
     if done.returncode:

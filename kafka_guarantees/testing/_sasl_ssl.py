@@ -7,10 +7,9 @@ Rules.
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
-from kafka_guarantees.testing._jars import LocalKafkaError
+from kafka_guarantees.testing._jars import run
 
 MECHANISM = "SCRAM-SHA-512"
 
@@ -33,8 +32,8 @@ def make_certificate(folder: Path, java: str) -> Path:
     keytool = [str(Path(java).resolve().with_name("keytool")), "-J-XX:TieredStopAtLevel=1", "-J-XX:-UsePerfData"]
     store = ["-keystore", str(folder / _KEYSTORE), "-storetype", "PKCS12", "-storepass", _PASSWORD, "-alias", "broker"]
     subject = ["-dname", "CN=LocalKafka", "-ext", "san=ip:127.0.0.1", "-ext", "bc:c=ca:true", "-validity", "7"]
-    _run([*keytool, "-genkeypair", "-keyalg", "EC", "-groupname", "secp256r1", *subject, *store])
-    _run([*keytool, "-exportcert", "-rfc", "-file", str(folder / _CA), *store])
+    run([*keytool, "-genkeypair", "-keyalg", "EC", "-groupname", "secp256r1", *subject, *store], folder, _TIMEOUT_S)
+    run([*keytool, "-exportcert", "-rfc", "-file", str(folder / _CA), *store], folder, _TIMEOUT_S)
     return folder / _CA
 
 
@@ -52,17 +51,3 @@ def broker_settings(folder: Path) -> dict[str, object]:
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",
     }
-
-
-def _run(argv: list[str]) -> None:
-    done = subprocess.run(  # noqa: S603 - a fixed command, without a shell
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=_TIMEOUT_S,
-        check=False,
-    )
-    if done.returncode:
-        raise LocalKafkaError(f"keytool failed (exit code {done.returncode}).\n{done.stdout.strip()}")

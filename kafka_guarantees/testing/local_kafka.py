@@ -26,7 +26,7 @@ from collections import deque
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
@@ -297,7 +297,7 @@ class LocalKafka(RunningKafka):
         if keeper is not None:
             keeper.close()
 
-    def wait(self) -> None:
+    def wait(self) -> NoReturn:
         """Block for as long as all brokers run: for a Kafka in the foreground. Ctrl-C ends it as usual.
 
         Raises:

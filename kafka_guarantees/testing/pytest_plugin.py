@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 
 S = TypeVar("S")
 
-_BOOTSTRAP_VARIABLE = "KAFKA_GUARANTEES_BOOTSTRAP"
-
 
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[RunningKafka]:
     """One broker for the whole session, with ``.bootstrap`` and ``.create_topic(...)``."""
-    from kafka_guarantees.testing.local_kafka import LocalKafka, RunningKafka  # noqa: PLC0415 - pytest starts faster
+    from kafka_guarantees.testing.local_kafka import (  # noqa: PLC0415 - pytest starts faster
+        BOOTSTRAP_VARIABLE,
+        LocalKafka,
+        RunningKafka,
+    )
 
-    running = os.environ.get(_BOOTSTRAP_VARIABLE)
+    running = os.environ.get(BOOTSTRAP_VARIABLE)
     if running:
         yield RunningKafka(running)
         return
@@ -48,10 +50,10 @@ def kafka() -> Iterator[RunningKafka]:
 @pytest.fixture(scope="session")
 def kafka_cluster() -> Iterator[LocalKafka]:
     """Three brokers for the whole session, which a test may kill, pause and restart: it leaves all three running."""
-    from kafka_guarantees.testing.local_kafka import LocalKafka  # noqa: PLC0415 - pytest starts faster
+    from kafka_guarantees.testing.local_kafka import BOOTSTRAP_VARIABLE, LocalKafka  # noqa: PLC0415 - pytest starts faster
 
-    if os.environ.get(_BOOTSTRAP_VARIABLE):
-        pytest.skip(f"kafka_cluster kills brokers, and {_BOOTSTRAP_VARIABLE} names some that are not ours")
+    if os.environ.get(BOOTSTRAP_VARIABLE):
+        pytest.skip(f"kafka_cluster kills brokers, and {BOOTSTRAP_VARIABLE} names some that are not ours")
     with LocalKafka(brokers=3) as started:
         yield started
 

@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from typing_extensions import Self
 from kafka_guarantees.testing.local_kafka import _free_ports, _KeeperPipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 __all__ = ["LocalPostgres", "LocalRedis", "LocalServerError", "ServerNotInstalled"]
 
@@ -44,16 +44,8 @@ class ServerNotInstalled(LocalServerError):
     """The programs of the server are not on this machine."""
 
 
-class LocalRedis:
-    """Redis with an append-only file, on loopback, in a temporary folder. A context manager.
-
-    Args:
-        config: settings of redis.conf that win over the ones that LocalRedis sets.
-
-    Raises:
-        ServerNotInstalled: on entering, where there is no ``redis-server``.
-        LocalServerError: on entering, when it does not answer within 60 seconds.
-    """
+class _LocalServer:
+    """What every server here can do, once it is entered."""
 
     def __init__(self, *, config: Mapping[str, object] | None = None) -> None:
         self._config = dict(config or {})
@@ -64,6 +56,43 @@ class LocalRedis:
     def port(self) -> int:
         """The port on 127.0.0.1; the same after a restart."""
         return self._port
+
+    def kill(self) -> None:
+        """SIGKILL every process of it, as a power cut of the machine would, save that the page cache stays.
+
+        What it has acknowledged is there after :meth:`restart`.
+        """
+        self._running().kill()
+
+    def restart(self) -> None:
+        """Start it again with its data, on the same port, and wait for its recovery. One that still runs is killed first."""
+        self._running().restart()
+
+    def pause(self) -> None:
+        """SIGSTOP every process of it (Linux; elsewhere the first one only): connections stay open and nothing is answered."""
+        self._running().pause()
+
+    def resume(self) -> None:
+        """SIGCONT after :meth:`pause`."""
+        self._running().resume()
+
+    def _running(self) -> _Server:
+        if self._server is None:
+            name = type(self).__name__
+            raise LocalServerError(f"this {name} is not started: use it as `with {name}() as server:`")
+        return self._server
+
+
+class LocalRedis(_LocalServer):
+    """Redis with an append-only file, on loopback, in a temporary folder. A context manager.
+
+    Args:
+        config: settings of redis.conf that win over the ones that LocalRedis sets.
+
+    Raises:
+        ServerNotInstalled: on entering, where there is no ``redis-server``.
+        LocalServerError: on entering, when it does not answer within 60 seconds.
+    """
 
     @property
     def url(self) -> str:
@@ -92,25 +121,6 @@ class LocalRedis:
     def __exit__(self, *_: object) -> None:
         self._running().stop(signal.SIGTERM)
 
-    def kill(self) -> None:
-        """SIGKILL. What it has acknowledged stays for :meth:`restart`, since the append-only file is written first."""
-        self._running().kill()
-
-    def restart(self) -> None:
-        """Start it again with its data, on the same port. One that still runs is killed first."""
-        self._running().restart()
-
-    def pause(self) -> None:
-        """SIGSTOP: connections stay open and nothing is answered."""
-        self._running().pause()
-
-    def resume(self) -> None:
-        """SIGCONT after :meth:`pause`."""
-        self._running().resume()
-
-    def _running(self) -> _Server:
-        return _entered(self._server, "LocalRedis")
-
     def _answers(self, _pid: int) -> bool:
         with suppress(OSError), socket.create_connection(("127.0.0.1", self._port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
@@ -118,7 +128,7 @@ class LocalRedis:
         return False
 
 
-class LocalPostgres:
+class LocalPostgres(_LocalServer):
     """PostgreSQL on loopback, in a temporary folder, with one superuser and its password. A context manager.
 
     It refuses to run as root: there it becomes the user ``postgres``, or ``nobody`` where that does not exist.
@@ -132,15 +142,8 @@ class LocalPostgres:
     """
 
     def __init__(self, *, config: Mapping[str, object] | None = None) -> None:
-        self._config = dict(config or {})
-        self._server: _Server | None = None
-        self._port = 0
+        super().__init__(config=config)
         self._password = secrets.token_hex(12)
-
-    @property
-    def port(self) -> int:
-        """The port on 127.0.0.1; the same after a restart."""
-        return self._port
 
     @property
     def password(self) -> str:
@@ -173,25 +176,6 @@ class LocalPostgres:
 
     def __exit__(self, *_: object) -> None:
         self._running().stop(signal.SIGINT)  # "fast": open transactions are rolled back
-
-    def kill(self) -> None:
-        """SIGKILL every process of it, as a power cut of the machine would, save that the page cache stays."""
-        self._running().kill()
-
-    def restart(self) -> None:
-        """Start it again with its data, on the same port, and wait for its recovery. One that still runs is killed first."""
-        self._running().restart()
-
-    def pause(self) -> None:
-        """SIGSTOP every process of it (Linux; elsewhere only the postmaster)."""
-        self._running().pause()
-
-    def resume(self) -> None:
-        """SIGCONT after :meth:`pause`."""
-        self._running().resume()
-
-    def _running(self) -> _Server:
-        return _entered(self._server, "LocalPostgres")
 
     def _initdb(self, initdb: str, folder: Path) -> None:
         data, password = folder / "data", folder / "password"
@@ -285,28 +269,14 @@ class _Server:
         finally:
             self._keeper.close()
 
-    def stopped_on_error(self) -> _StoppedOnError:
-        return _StoppedOnError(self)
-
-
-class _StoppedOnError:
-    """A start that fails leaves nothing running."""
-
-    def __init__(self, server: _Server) -> None:
-        self._server = server
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._server.stop(signal.SIGTERM)
-
-
-def _entered(server: _Server | None, name: str) -> _Server:
-    if server is None:
-        raise LocalServerError(f"this {name} is not started: use it as `with {name}() as server:`")
-    return server
+    @contextmanager
+    def stopped_on_error(self) -> Iterator[None]:
+        """A start that fails leaves nothing running."""
+        try:
+            yield
+        except BaseException:
+            self.stop(signal.SIGTERM)
+            raise
 
 
 def _find(program: str, folders: Iterable[Path], package: str) -> str:

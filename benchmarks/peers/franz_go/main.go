@@ -12,10 +12,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log"
-	"math"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -48,7 +46,6 @@ type job struct {
 	Batch           int      `json:"batch"`
 	Group           string   `json:"group"`
 	TransactionalID string   `json:"transactional_id"`
-	Seconds         *float64 `json:"seconds"`
 	Guarantee       string   `json:"guarantee"`
 	Defaults        bool     `json:"defaults"` // of the three options above that are not: its own
 }
@@ -67,9 +64,6 @@ func (c *clock) start() {
 }
 
 func (c *clock) left(j *job) int {
-	if j.Seconds != nil && time.Since(began).Seconds() > *j.Seconds {
-		return 0
-	}
 	return j.Messages - c.handled
 }
 
@@ -96,9 +90,6 @@ func (c *clock) done() {
 func main() {
 	j := job{}
 	must(json.Unmarshal([]byte(os.Args[len(os.Args)-1]), &j))
-	if j.Messages == 0 {
-		j.Messages = math.MaxInt
-	}
 	if j.Batch == 0 {
 		j.Batch = defaultBatch
 	}
@@ -235,15 +226,10 @@ type poller interface {
 	PollRecords(context.Context, int) kgo.Fetches
 }
 
-// pollRecords returns after a second without a message, so that the job's seconds are looked at.
 func pollRecords(from poller, wanted int) kgo.Fetches {
-	within, cancel := context.WithTimeout(background, time.Second)
-	defer cancel()
-	fetches := from.PollRecords(within, wanted)
+	fetches := from.PollRecords(background, wanted)
 	for _, failed := range fetches.Errors() {
-		if !errors.Is(failed.Err, context.DeadlineExceeded) {
-			log.Fatal(failed)
-		}
+		log.Fatal(failed)
 	}
 	return fetches
 }

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..evidence import Evidence, Verdict
-    from .story import Story
 
-__all__ = ["LAWS", "Check", "figures", "judge", "verdict_and_figures"]
+__all__ = ["LAWS", "Check", "verdict_and_figures"]
 
 _ALL = (altered_record, aborted_read, inconsistent_offset, drained, activity)
 # a commit that arrives late may set a group back: at-least-once handles again then, as it may
@@ -53,21 +52,7 @@ LAWS: Mapping[str, tuple[Check, ...]] = MappingProxyType(
 )
 
 
-def judge(evidence: Evidence) -> list[Verdict]:
-    """What every check of the guarantee has found."""
-    return _judge(tell(evidence))
-
-
-def figures(evidence: Evidence) -> dict[str, int]:
-    """How much happened: counts, by names for people."""
-    return count(tell(evidence))
-
-
 def verdict_and_figures(evidence: Evidence) -> tuple[list[Verdict], dict[str, int]]:
-    """Both at once, for which the evidence is sorted out once."""
+    """What every check of the guarantee has found; and how much happened: counts, by names for people."""
     story = tell(evidence)
-    return _judge(story), count(story)
-
-
-def _judge(story: Story) -> list[Verdict]:
-    return [check.on(story) for check in LAWS[story.guarantee]]
+    return [check.on(story) for check in LAWS[story.guarantee]], count(story)

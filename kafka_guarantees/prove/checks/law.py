@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..evidence import Verdict
-from .story import tell
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..evidence import Evidence
     from .story import Story
 
 SHOWN = 200  # anomalies of one check that are told
@@ -40,12 +38,8 @@ class Check:
     meaning: str
     look: Callable[[Story], Found]
 
-    def __call__(self, evidence: Evidence) -> Verdict:
-        """Judge this law alone."""
-        return self.on(tell(evidence))
-
     def on(self, story: Story) -> Verdict:
-        """Judge a story that is told already."""
+        """Judge a story."""
         examined, anomalies, lacking = self.look(story)
         more = max(0, len(anomalies) - SHOWN)
         return Verdict(self.name, self.meaning, examined, tuple(anomalies[:SHOWN]), more, tuple(lacking))

@@ -21,6 +21,7 @@ Place = tuple[int, int]  # partition and offset
 Life = tuple[str, int]  # a worker, and the number of its process
 
 NUMBERS = frozenset(range(OUTPUTS))  # of the outputs of a message
+FEW = 5  # names in a sentence
 
 
 class Step(NamedTuple):
@@ -265,6 +266,6 @@ def by(life: Life) -> str:
     return f"{life[0]} (life {life[1]})"
 
 
-def few(names: Sequence[object], most: int = 5) -> str:
+def few(names: Sequence[object]) -> str:
     """Some names, for people."""
-    return ", ".join(str(name) for name in names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(str(name) for name in names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")

@@ -34,6 +34,7 @@ SCOPE = "orders"
 OURS, THEIRS, OTHERS = b"\x00" * 16, b"\xff" * 16, b"'\"\\%{}:\n\t\x00;--_?$1"[:16]
 LONG = timedelta(days=1)
 LEASE = 600.0  # seconds: longer than any test
+IDS = 400  # that several contend for
 WARM_UP = 1_000_000_000  # ids from here on open connections and schemas, before it counts
 TAKEOVERS: tuple[Takeover, ...] = ("position", "lease")
 ODD_SCOPES = (
@@ -405,28 +406,28 @@ class DedupStoreConformance:
 
     def test_of_many_threads_one_claims_an_id(self, store: DedupStore) -> None:
         """D01: eight threads, overlapping batches in different orders: each id is NEW once, and nobody waits for ever."""
-        found = in_threads(8, lambda number: self._contend(store, number, 400), self.patience)
-        assert_each_once([line for lines in found for line in lines], 400)
+        found = in_threads(8, lambda number: self._contend(store, number), self.patience)
+        assert_each_once([line for lines in found for line in lines])
 
     def test_of_many_processes_one_claims_an_id(self, rig: Rig) -> None:
         """D01, D14: the same with four processes, each with its own store."""
         self._needs_processes(rig.store)
         in_processes(self, "together", self._contend_in_process, rig.place, count=4, patience=self.patience)
-        assert_each_once([line for number in range(4) for line in Journal(rig.place, number).read()], 400)
+        assert_each_once([line for number in range(4) for line in Journal(rig.place, number).read()])
 
     def _contend_in_process(self, place: Path, number: int, ready: Callable[[], None]) -> None:
         store = self.make_store(place, LONG, time.time)
         try:
             store.claim(SCOPE, [item(WARM_UP + number)], token=OURS, lease=LEASE)  # connected, and with a schema
             ready()
-            Journal(place, number).write(self._contend(store, number, 400))
+            Journal(place, number).write(self._contend(store, number))
         finally:
             store.close()
 
-    def _contend(self, store: DedupStore, worker: int, ids: int) -> list[tuple[str, int]]:
+    def _contend(self, store: DedupStore, worker: int) -> list[tuple[str, int]]:
         """Claim and complete until all ids are done by somebody. Returns what this worker claimed and completed."""
         order, token = random.Random(worker), bytes([worker + 1]) * 16  # noqa: S311
-        left, log, until = list(range(ids)), list[tuple[str, int]](), time.monotonic() + self.patience
+        left, log, until = list(range(IDS)), list[tuple[str, int]](), time.monotonic() + self.patience
         while left:
             assert time.monotonic() < until, f"{len(left)} ids are still in progress after {self.patience} s"
             order.shuffle(left)
@@ -537,10 +538,10 @@ class Journal:
         return [(name, int(number)) for name, number, _ in lines]
 
 
-def assert_each_once(log: Sequence[tuple[str, int]], ids: int) -> None:
+def assert_each_once(log: Sequence[tuple[str, int]]) -> None:
     """Every id was claimed by one worker, who completed it; nobody took one over, nobody lost one."""
     counts = Counter(log)
-    wrong = {number: counts["NEW", number] for number in range(ids) if counts["NEW", number] != 1}
+    wrong = {number: counts["NEW", number] for number in range(IDS) if counts["NEW", number] != 1}
     assert not wrong, f"NEW more or less than once: {wrong}"
-    assert [counts["completed", number] for number in range(ids)] == [1] * ids
+    assert [counts["completed", number] for number in range(IDS)] == [1] * IDS
     assert not [line for line in log if line[0] in {"TAKEN_OVER", "MISMATCH", "lost"}]
