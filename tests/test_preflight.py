@@ -118,6 +118,7 @@ class Bad(NamedTuple):
 
 
 OFFERS, DEAD = "topic 'offers'", "dead letter topic 'dead'"
+CLASSIC_ONLY = cluster(group_coordinator_rebalance_protocols="classic", group_consumer_session_timeout_ms="45000")
 KEPT_BY, STATE = f"internal topic '{OFFSETS}'", f"internal topic '{TRANSACTIONS}'"
 KEPT = {ALO: "unsafe", EXO: "unsafe"}
 POSITION = {AMO: "unsafe", ALO: "warning", EXO: "unsafe"}
@@ -258,6 +259,20 @@ BAD = {
         cluster({"dead": topic(rights=RIGHTS - {"WRITE"}, max_message_bytes="2000000")}),
         {AMO: "warning", ALO: "unsafe", EXO: "unsafe"},
     ),
+    "older than KIP-848": Bad(
+        "the brokers",
+        "group.coordinator.rebalance.protocols",
+        cluster(group_min_session_timeout_ms="6000"),
+        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+        {"group_protocol": "consumer"},
+    ),
+    "KIP-848 is off": Bad(
+        "the brokers",
+        "group.coordinator.rebalance.protocols",
+        CLASSIC_ONLY,
+        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+        {"group_protocol": "consumer"},
+    ),
     "two clusters": Bad(
         "bootstrap.servers",
         "cluster id",
@@ -290,6 +305,21 @@ def test_no_row_of_the_tables_is_untested() -> None:
     assert {(subject[row.role], row.setting) for row in TOPICS} <= tested
     assert {(subject[role], "replication factor") for role in LOST_WITH_A_BROKER} <= tested
     assert {("the brokers", row.setting) for row in BROKERS} <= tested
+
+
+@pytest.mark.parametrize(
+    ("protocol", "seen"),
+    [
+        ("consumer", cluster(group_coordinator_rebalance_protocols="classic,consumer,streams")),
+        ("consumer", cluster(group_min_session_timeout_ms="6000", group_consumer_session_timeout_ms="45000")),
+        ("consumer", cluster()),
+        ("classic", CLASSIC_ONLY),
+    ],
+    ids=["as it should be", "a later version, without the setting", "hidden", "not wanted"],
+)
+def test_brokers_that_know_the_group_protocol(protocol: str, seen: Cluster) -> None:
+    """Nothing is found where they may well know it: with ``preflight="raise"`` that would keep a client from its work."""
+    assert not found(ALO, seen, group_protocol=protocol)
 
 
 def test_offsets_that_are_forgotten_early() -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SERVER = "server.properties of every broker"
+PROTOCOLS = "group.coordinator.rebalance.protocols"
+OF_CLASSIC, OF_KIP_848 = "group.min.session.timeout.ms", "group.consumer.session.timeout.ms"  # settings of brokers
 
 
 def findings(case: Case) -> tuple[Finding, ...]:
@@ -28,6 +30,7 @@ def findings(case: Case) -> tuple[Finding, ...]:
         *(finding for role in NAMES for finding in _replication(case, role, commands)),
         *(finding for row in TOPICS for finding in _row(case, row, commands)),
         *(finding for row in BROKERS for finding in _broker_row(case, row)),
+        *_protocol(case),
         *_rights(case, commands),
         *_not_told(case, commands),
     ]
@@ -151,6 +154,25 @@ def _broker_row(case: Case, row: BrokerRow) -> Iterator[Finding]:
         f"{row.why} {_few(case)}" if lower else row.why,
         f"{row.setting}={needed.set_to} in {SERVER}, restarted one by one" if not lower else "",
     )
+
+
+def _protocol(case: Case) -> Iterator[Finding]:
+    """KIP-848 with brokers that do not know it: librdkafka does not join, and does not say so."""
+    if case.settings.group_id is None or case.settings.consumer.get("group.protocol") != "consumer":
+        return
+    config = case.seen.config
+    offered = config.text(PROTOCOLS)
+    if config.text(OF_CLASSIC) is not None and config.text(OF_KIP_848) is None:  # what is hidden was not told of either
+        offered = "not there: the brokers are older than KIP-848"
+    if offered is not None and "consumer" not in offered.replace(",", " ").split():
+        yield Finding(
+            "unsafe",
+            "the brokers",
+            PROTOCOLS,
+            offered,
+            "consumer among them, as by default from 4.0 on; or leave out group.protocol=consumer",
+            "Nothing is consumed: the client waits to be let into its group, and says nothing.",
+        )
 
 
 def _asked(case: Case, row: BrokerRow) -> bool:
