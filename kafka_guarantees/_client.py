@@ -112,6 +112,7 @@ class Callbacks:
         self._interrupt: BaseException | None = None
         self._shut_out: KafkaError | None = None
         self._serving: set[int] = set()  # threads
+        self._complains = Rarely()
 
     @property
     def serving(self) -> bool:
@@ -147,8 +148,10 @@ class Callbacks:
         def harmless(*args: object) -> None:
             try:
                 callback(*args)
-            except Exception:
-                log.exception("%s raised; this does not disturb the delivery of messages", name)
+            except Exception as error:
+                # A traceback takes time. Statistics that come faster than they are logged would never let a flush end.
+                if self._complains((name, type(error))):
+                    log.exception("%s raised; this does not disturb the delivery of messages", name)
             except BaseException as interrupt:  # noqa: BLE001 - KeyboardInterrupt and its like go on after the C call
                 self._interrupt = interrupt
 

@@ -461,6 +461,19 @@ def test_an_exception_of_a_callback_is_logged(caplog: pytest.LogCaptureFixture) 
     assert "of the user" in caplog.text
 
 
+def test_a_callback_that_always_raises_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    """A traceback for each of many statistics takes longer than they take to come: a flush, and a commit, would not end."""
+    faults: list[type[Exception]] = [ZeroDivisionError, KeyError]
+
+    def raises(number: int) -> None:
+        raise faults[number % 2]
+
+    shim = Callbacks().shim("stats_cb", raises)
+    for number in range(10):
+        shim(number)
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == faults
+
+
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
 def test_an_interrupt_in_a_callback_is_raised_after_the_c_call_once(kind: type[BaseException]) -> None:
     """P12: Ctrl-C in a callback is neither lost nor raised inside C."""
