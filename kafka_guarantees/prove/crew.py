@@ -54,6 +54,7 @@ class Crew:
         self._workers: dict[str, subprocess.Popen[str]] = {}
         self._leaving: list[subprocess.Popen[str]] = []
         self._paused: set[str] = set()
+        self._for_all: list[Mapping[str, object]] = []  # said to everybody: later lives are told, too
         self.ended: Counter[str] = Counter()  # how lives ended that nobody ended
         self.troubles: list[str] = []
 
@@ -87,6 +88,8 @@ class Crew:
             self._jobs[who] = job
             worker = self._workers[who] = self._spawner.submit(self._spawn, who).result()
             self._say(worker, str(job))  # not on the command line: its settings may hold a password
+            for order in self._for_all:
+                self._say(worker, json.dumps(order))
 
     def _spawn(self, who: str) -> subprocess.Popen[str]:
         with (self._folder / f"{who}.log").open("ab") as log:
@@ -151,7 +154,8 @@ class Crew:
             self._send(who, signal.SIGUSR1)
 
     def tell_all(self, order: Mapping[str, object]) -> None:
-        """Say something to everybody who is there."""
+        """Say something to everybody, also to lives that begin later."""
+        self._for_all.append(order)
         for who in list(self._workers):
             self.tell(who, order)
 

@@ -29,6 +29,7 @@ AIMED = 0.8  # of the held requests arrive in the next transaction, the others a
 NEXT = 2.0  # seconds that the next transaction is waited for
 SLOWEST = 1.4  # times max.poll.interval.ms that a slow handler takes, at most
 ANSWER = 2.0  # seconds that the answer to a late request is waited for
+NOBODY = "there was none"  # what a fault says that has hit nothing
 
 
 class Aim(NamedTuple):
@@ -323,7 +324,8 @@ class DropResponse(_OfRequests):
 
     def stop(self, stage: Stage, aim: Aim, started: Dropping) -> str:
         started.cancel()
-        return f"{len(started.dropped)} of {', '.join(sorted({request.client_id for request in started.dropped})) or 'nobody'}"
+        clients = sorted({request.client_id for request in started.dropped})
+        return f"{len(started.dropped)} of {', '.join(clients)}" if clients else NOBODY
 
 
 class HoldFrame(_OfRequests):
@@ -357,7 +359,7 @@ class HoldFrame(_OfRequests):
     def stop(self, stage: Stage, aim: Aim, started: Held) -> str:
         if started.request is None:
             started.cancel()
-            return "there was none"
+            return NOBODY
         try:
             answer = started.release(ANSWER).detail  # if the run is over before its time, or the next did not come
         except TimeoutError:
@@ -385,7 +387,7 @@ class KillInCall(_OfRequests):
     def stop(self, stage: Stage, aim: Aim, started: _Killing) -> str:
         started.join()
         if started.who is None:
-            return "there was none"
+            return NOBODY
         stage.crew.start(started.who)
         return f"of {started.who}, {'before it arrived' if aim.choice[1] else 'before its answer came'}"
 

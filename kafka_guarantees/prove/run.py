@@ -20,8 +20,8 @@ from kafka_guarantees.testing.local_kafka import LocalKafka
 from .checks import verdict_and_figures
 from .crew import COMMAND, Crew
 from .curves import lag, rates
-from .evidence import GROUPS, Evidence, Proof
-from .faults import CONNECTIONS, SLOWEST, Scene, Stage
+from .evidence import GROUPS, Evidence, Proof, Verdict
+from .faults import CONNECTIONS, NOBODY, SLOWEST, Scene, Stage
 from .history import read
 from .life import Job
 from .proxy import Proxy
@@ -386,13 +386,21 @@ class _Run:
                 **({"transaction.timeout.ms": str(plan.transaction)} if plan.transaction else {}),
             },
             figures={**counts, **{f"lives: {how}": n for how, n in self._crew.ended.items()}},
-            verdicts=verdicts,
+            verdicts=[*verdicts, *_hit(plan.faults, self._faults)],
             faults=sorted(self._faults, key=lambda fault: fault.began),
             rates=rates(evidence, self._audience.times, began),
             lag=lag(evidence, began),
             troubles=evidence.troubles,
             kept_in=str(plan.folder),
         )
+
+
+def _hit(asked: Sequence[Fault], done: Sequence[Done]) -> Iterator[Verdict]:
+    """Whether what was to be done was done: a run in which no fault has hit anything shows nothing of faults (H10)."""
+    hit = sum(fault.detail != NOBODY for fault in done)
+    lacking = () if hit else ("no fault has hit anything",)
+    if asked:
+        yield Verdict("hit", "Faults were done, and have hit something.", hit, lacking=lacking)
 
 
 def _possible(jobs: list[Job]) -> list[Job]:

@@ -112,6 +112,8 @@ class Lane(threading.Thread):
             if step is None or self._over.is_set():
                 continue
             self._wait(step.at)
+            if self._over.is_set():
+                continue
             began = self._now()
             self.current.add(f"{step.fault.name} {step.aim.target}")
             started = step.fault.start(self._stage, step.aim)

@@ -129,7 +129,9 @@ class Topics(OwnTopics):
     """
 
     def __init__(self, config: Mapping[str, Any], partitions: int) -> None:
-        settings = {"max.message.bytes": str(LARGEST)}
+        # whatever the brokers' defaults are: what is gone before it is read would count as lost
+        kept = {"cleanup.policy": "delete", "retention.ms": str(7 * 86_400_000), "retention.bytes": "-1"}
+        settings = {"max.message.bytes": str(LARGEST), **kept}
         super().__init__(config, PREFIX, ("in", "out", REFUSING), partitions=partitions, settings=settings)
         self.source, self.sink = self.topics["in"], self.topics["out"]
         self.groups = {role: f"{self.prefix}-{role}" for role in GROUPS}

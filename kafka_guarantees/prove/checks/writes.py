@@ -54,8 +54,9 @@ def duplicate(story: Story) -> Found:
 def aborted_read(story: Story) -> Found:
     """Nothing that certainly failed, or was certainly aborted, can be read, and nobody handles it.
 
-    G1a; X05, X13, H03. A record whose send or transaction failed; under exactly-once also the output of an attempt that was
-    aborted. Only a definite failure counts (H04).
+    G1a; X05, X08, X13, H03. A record whose send or transaction failed; under exactly-once also the output of an attempt that
+    was aborted. Only a definite failure counts (H04). But what was handled under exactly-once, or has an output, must be there
+    for readers of committed records in the end, whatever its sender knows.
     """
     failed = {id_ for id_, outcome in story.outcomes.items() if outcome == FAIL}
     anomalies = [
@@ -67,13 +68,25 @@ def aborted_read(story: Story) -> Found:
     anomalies += [f"{step.id} failed, and is handled at {spot(step.place)} by {by(step.life)}" for step in handlers]
     if not story.exactly_once:
         return Found(len(failed), anomalies)
+    steps = [step for steps in story.steps.values() for step in steps if step.type == INVOKE]
+    anomalies += [
+        f"{step.id} was not committed, and is handled at {spot(step.place)} by {by(step.life)}"
+        for step in steps
+        if step.place not in story.source and step.id not in failed
+    ]
+    anomalies += [
+        f"{seen.id} is visible at {spot(where(seen))} of the output topic, and its message at {spot(place)} was not committed"
+        for place, outputs in story.outputs.items()
+        if place not in story.source
+        for seen in outputs
+    ]
     anomalies += [
         f"{seen.id} is visible at {spot(where(seen))} of the output topic, but of its attempt {seen.attempt} is known: "
         f"{story.aborted[seen.attempt]}"
         for seen in story.evidence.sink.committed
         if seen.attempt is not None and seen.attempt in story.aborted
     ]
-    return Found(len(failed) + len(story.aborted), anomalies)
+    return Found(len(failed) + len(story.aborted) + len(steps), anomalies)
 
 
 def _sender(story: Story, id_: str) -> str:
@@ -199,7 +212,8 @@ def order_per_key(story: Story) -> Found:
 
     P02, X13. Input topic: in one life of a sender, the records of one key are in one partition, in order. Output topic: the
     outputs with one number, for the messages of one partition, are in the order of these. Where repeats are allowed, the first
-    of them counts, and messages whose handling failed are left out: their outputs may come after those of later messages.
+    of them counts, and messages whose handling failed are left out, as are outputs that an earlier attempt was to have written
+    (it was not acknowledged, so that its message was handled again): they may come after those of later messages.
     """
     anomalies = [*_disorder_of_sends(story), *_disorder_of_outputs(story)]
     return Found(len(story.source) + len(story.evidence.sink.committed), anomalies)
@@ -217,13 +231,18 @@ def _disorder_of_sends(story: Story) -> Iterator[str]:
             yield f"key {send.key} of {by(stream[0])} is in two partitions: {other} at {spot(before)}, {id_} at {spot(place)}"
         elif send.number < number:
             yield f"{id_} at {spot(place)} comes after {other} at {spot(before)}, but {by(stream[0])} sent it first"
-        last[stream] = (max(number, send.number), place, id_)
+        if place[0] != before[0] or send.number > number:
+            last[stream] = (send.number, place, id_)
 
 
 def _disorder_of_outputs(story: Story) -> Iterator[str]:
     last: dict[tuple[int, int, int | None], tuple[int, Seen]] = {}
     done: set[tuple[Place, int | None]] = set()
     failed = set() if story.exactly_once else {step.place for step in story.steps["transformer"] if step.type == FAIL}
+    first: dict[Place, str | None] = {}
+    for step in story.steps["transformer"]:
+        if step.type == INVOKE:
+            first.setdefault(step.place, step.attempt)
     for seen in sorted(story.evidence.sink.committed, key=where):
         number = named(seen.id)[1]
         if seen.origin is None or seen.origin in failed or (not story.exactly_once and (seen.origin, number) in done):
@@ -232,6 +251,8 @@ def _disorder_of_outputs(story: Story) -> Iterator[str]:
         partition, offset = seen.origin
         stream = (seen.partition, partition, number)
         highest, before = last.get(stream, (-1, seen))
+        if offset <= highest and not story.exactly_once and seen.attempt != first.get(seen.origin):
+            continue
         if offset <= highest:
             yield (
                 f"output {seen.id} at {spot(where(seen))}, for the message at {spot(seen.origin)}, comes after "
