@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from confluent_kafka.serialization import SerializationError
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ._dead_letters import dead_letter, text_of
+from ._futile import may_pass
 from ._offsets import fields, where
 from ._pace import PROMPT
-from ._serialization import HeadersLost
 from ._settings import Guarantee
 from .errors import HandlerError
 from .records import NotRecords, RecordRefused
@@ -45,34 +44,10 @@ T = TypeVar("T")
 attempt: ContextVar[int] = ContextVar("kafka_guarantees.attempt", default=1)
 """Which attempt at a message its handler is called for: 1 is the first. For log records, and for handlers that act on it."""
 
-# Another attempt would end in the same way: mistakes of the program, records that no topic takes, bytes that mean nothing.
-FUTILE = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    HeadersLost,
-    ImportError,
-    LookupError,
-    NameError,
-    NotImplementedError,
-    RecordRefused,
-    RecursionError,
-    SerializationError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt has a use. What the system or a network says may pass, as a certificate that is just renewed."""
-    return isinstance(error, OSError) or not isinstance(error, FUTILE)
-
-
 RETRY = Retrying(
     stop=stop_after_attempt(5),
     wait=wait_random_exponential(multiplier=0.2, max=10),  # seconds: 3 in all at the most
-    retry=retry_if_exception(_may_pass),
+    retry=retry_if_exception(may_pass),
 )
 
 SLICE = 0.5  # seconds between two looks whether the message is still ours
@@ -112,10 +87,12 @@ class GaveUp(NamedTuple):
     Attributes:
         error: what the last one raised.
         attempts: how many there were.
+        size: how many messages failed together.
     """
 
     error: Exception
     attempts: int
+    size: int = 1
 
 
 class Failures:
@@ -183,6 +160,8 @@ class Failures:
             sleep=wait,
             retry=lambda state: state.outcome is not None and state.outcome.failed and retry(state),  # what is done stays done
             reraise=True,
+            # for want of one tenacity asks a future, which raises only what is true: an exception with a length of 0 is not
+            retry_error_callback=self._retry.retry_error_callback or _nothing,
             before_sleep=self._retry.before_sleep or _log_attempt,
         )
         try:
@@ -230,8 +209,8 @@ class Failures:
             return False
         return not self._lifecycle.stopping
 
-    def given_away(self, messages: Sequence[Message], batch: Batch) -> None:
-        """Messages were handled, and the group gave their partitions away meanwhile.
+    def given_away(self, messages: Sequence[Message], batch: Batch, error: Exception | None = None) -> None:
+        """Messages were handled, or failed with an ``error``, and the group gave their partitions away meanwhile.
 
         Raises:
             HandlerError: because the handler was too slow, twice in a row at the same message: it would go on for ever.
@@ -249,7 +228,7 @@ class Failures:
             f"second time; max.poll.interval.ms is {self._settings.max_poll_interval:.1f} s: the group gave it to others. "
             "Nothing of it was committed, so it would be handled again and again. Say keep_alive=True; or make "
             "max.poll.interval.ms longer, or max_batch smaller."
-        )
+        ) from error
 
     def letter(self, message: Message, failed: GaveUp) -> Record:
         """The dead letter for a message.
@@ -318,6 +297,10 @@ class _Tries:
         return GaveUp(self.error.with_traceback(self._trace), self.made)
 
 
+def _nothing(_state: RetryCallState) -> None:
+    """No result, where there is no further attempt."""
+
+
 def _log_attempt(state: RetryCallState) -> None:
     message: Message = state.args[0]
     error = None if state.outcome is None else state.outcome.exception()
@@ -341,13 +324,14 @@ def not_set_aside(error: Exception) -> Exception:
 
 def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     """The error for a message that could not be handled, and ends the run."""
-    error, attempts = failed
+    error, attempts, size = failed
     tried = "" if attempts == 1 else f", in {attempts} attempts"
+    together = "" if size == 1 else f"a batch of {size} messages, the first of which is "
     what = "Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
     if isinstance(error, NotRecords):
         what = "Correct the handler. What it does besides is done again for this message, outside of an inbox."
     return HandlerError(
-        f"the handler failed at {where(message)}{tried} "
+        f"the handler failed at {together}{where(message)}{tried} "
         f"({type(error).__name__}: {text_of(error)}). Nothing at or after that offset was committed, so the next run begins "
         f"there again. {what}"
     )

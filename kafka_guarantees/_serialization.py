@@ -20,6 +20,7 @@ from confluent_kafka import Message
 from confluent_kafka.serialization import MessageField, SerializationContext, SerializationError
 
 from ._collector import collector_rests
+from ._futile import may_pass
 from .records import Record, leave, misfit, pairs, records_in
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Reading:
         """Raise why a message cannot be read. Unless it is the bytes, it is read again: a schema registry may be back."""
         error = self.unreadable.get(id(message))
         if error is not None:
-            if isinstance(error, (HeadersLost, SerializationError)):
+            if isinstance(error, (HeadersLost, SerializationError)) and not may_pass(error):
                 raise error
             self._open(message)
             del self.unreadable[id(message)]

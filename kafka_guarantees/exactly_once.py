@@ -49,7 +49,7 @@ from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._topics import check_run
 from ._transactional import AbortNeeded, InDoubt, TransactionalProducer, turns
-from .errors import DeliveryError, FencedError, of_topic
+from .errors import DeliveryError, FencedError, HandlerError, of_topic
 from .records import Record, RecordRefused, check_handler
 from .transaction import Consumed, Transaction
 
@@ -428,12 +428,16 @@ class ExactlyOnce:
     ) -> int:
         """Try again what failed, and set it aside where that has no use. Returns how many are on their way; 0: they come again.
 
-        Once all before it are committed.
+        Once all before it are committed; and not what the group has given away meanwhile.
 
         Raises:
-            HandlerError, DeliveryError: there is nowhere to set it aside, or the dead letter cannot be written.
+            HandlerError, DeliveryError: there is nowhere to set it aside, or the dead letter cannot be written; or the handler
+                was too slow again.
         """
         if not self._settled(consumer):
+            return 0
+        if not consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            self._failures.given_away(messages, batch, failed.error)
             return 0
         attempt = partial(attempted, handle, messages)
         try:
@@ -447,17 +451,17 @@ class ExactlyOnce:
             outcome = GaveUp(refused.error, 1)
         if len(messages) > 1 and self._failures.narrows(outcome):
             return self._one_by_one(consumer, batch, messages, handle)
-        return self._set_aside(consumer, batch, messages[0], outcome)
+        return self._set_aside(consumer, batch, messages[0], outcome._replace(size=len(messages)))
 
     def _one_by_one(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], handle: Handling) -> int:
-        """Find out which messages of a batch fail, and set only these aside. Returns how many are on their way."""
+        """Find out which messages of a batch fail, to try these again or set them aside. Returns how many are on their way."""
         done = 0
         while done < len(messages):
             outputs, failed = self._each(consumer, batch, messages[done:], handle)
             sent, failed = self._sent(consumer, batch, messages[done:], outputs, failed)
             done += sent
             if failed is not None:
-                sent = self._set_aside(consumer, batch, messages[done], GaveUp(failed.error, 1))
+                sent = self._again(consumer, batch, messages[done : done + 1], failed, handle)
                 done += sent
             if not sent:
                 break
@@ -576,7 +580,7 @@ class ExactlyOnce:
                 0: it takes what is there.
 
         Raises:
-            HandlerError: a message cannot be read, and there is no dead letter topic.
+            HandlerError: a message cannot be read, and there is no dead letter topic. What came before is committed.
             TypeError: the client has ``keep_alive``.
             FencedError, OffsetsLost, AuthorizationError, BrokerError: see the class.
             KafkaGuaranteesError: a transaction was not used in a ``with``.
@@ -593,10 +597,11 @@ class ExactlyOnce:
         with self._stopped(), self._consuming(topics, itself) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch, whole=True)
+                partitions = batch.partitions
                 try:
-                    letters = self._unreadable(consumer, batch)
+                    letters, failure = self._unreadable(consumer, batch)
                 except Left:
-                    consumer.unplace(batch.partitions)
+                    consumer.unplace(partitions)
                     continue
                 consumed = Consumed(consumer, batch, letters, partial(self._offsets_of, consumer, batch))
                 transaction = Transaction(self._producer, self._lifecycle, self._writing, consumed)
@@ -605,21 +610,32 @@ class ExactlyOnce:
                 self._lifecycle.check_fork()
                 pace.took(len(batch.messages), time.monotonic() - began)
                 if not transaction._committed:  # whatever the reason: its messages must not be passed over
-                    consumer.unplace(batch.partitions)
+                    consumer.unplace(partitions)
                 transaction._check_used()
+                if failure is not None and transaction._committed:  # else it is met again
+                    raise failure
                 self._producer.prepare()  # what the last one left open is ended before its messages are asked for again
 
-    def _unreadable(self, consumer: GroupConsumer, batch: Batch) -> dict[int, Record]:
-        """The dead letters of messages that cannot be read, by the identity of the message."""
-        letters = {}
-        for message in batch.messages if self._reading.unreadable else ():
+    def _unreadable(self, consumer: GroupConsumer, batch: Batch) -> tuple[dict[int, Record], HandlerError | None]:
+        """The dead letters of messages that cannot be read, by the identity of the message.
+
+        Without a topic for them the batch ends before the first one, and what is to be raised behind it is returned.
+        """
+        letters: dict[int, Record] = {}
+        for number, message in enumerate(batch.messages if self._reading.unreadable else ()):
             error = self._reading.unreadable.get(id(message))
             if error is not None:
                 check = partial(self._reading.check, message)
                 outcome = self._failures.again(check, message, error, self._failures.waiting(consumer, batch))
                 if isinstance(outcome, GaveUp):
-                    letters[id(message)] = self._failures.letter(message, outcome)
-        return letters
+                    try:
+                        letters[id(message)] = self._failures.letter(message, outcome)
+                    except HandlerError as failure:
+                        if not number:
+                            raise
+                        batch.messages = batch.messages[:number]
+                        return letters, failure
+        return letters, None
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:

@@ -33,6 +33,7 @@ EXTRAS = {
 FLOORS: list[set[str]] = [
     {"errors"},
     {"records", "_collector", "_threads"},
+    {"_futile"},
     {"dedup", "_dead_letters"},
     {"_settings"},
     {
