@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from ._client import Rarely
-from ._failures import GaveUp, Left, attempted
+from ._failures import Failed, GaveUp, Left, attempted
 from ._offsets import next_offsets
 from ._producer import raise_failures
 from ._recognition.claims import Work
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ._apart import Apart
     from ._batch import Batch
     from ._consumer import GroupConsumer
-    from ._failures import Failed, Failures, Handling
+    from ._failures import Failures, Handling
     from ._lifecycle import Lifecycle
     from ._pace import Pace
     from ._producer import PlainProducer
@@ -317,11 +317,16 @@ class Run:
     def again(self, batch: Batch, work: Work, failed: Failed, handle: Handling) -> Work:
         """Try again what failed, and set it aside where that has no use. Returns what is left: nothing, where it comes again.
 
+        Not what the group has given away meanwhile: that is somebody else's by now, and may be finished there.
+
         Raises:
-            HandlerError: there is nowhere to set it aside.
+            HandlerError: there is nowhere to set it aside; or the handler was too slow again.
             DeliveryError, DeliveryUnknown: the dead letter was not acknowledged. Nothing of this is committed.
         """
         messages = work.fresh[: failed.size]
+        if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            self._failures.given_away(messages, batch, failed.error)
+            return self.give_back(batch)
         attempt = partial(attempted, handle, messages)
         try:
             outcome = self._failures.again(attempt, messages[0], failed.error, self._waiting(batch))
@@ -330,11 +335,11 @@ class Run:
         if isinstance(outcome, GaveUp):
             if len(messages) > 1 and self._failures.narrows(outcome):
                 return self._one_by_one(batch, work, handle, len(messages))
-            return self._set_aside(batch, work, outcome)
+            return self._set_aside(batch, work, outcome._replace(size=len(messages)))
         return self.finish(batch, work, len(messages))
 
     def _one_by_one(self, batch: Batch, work: Work, handle: Handling, size: int) -> Work:
-        """Find out which messages of a batch fail, and set only these aside. Returns what is left in hand."""
+        """Find out which messages of a batch fail, and try again, or set aside, only these. Returns what is left in hand."""
         others = len(work.fresh) - size
         while len(work.fresh) > others:
             handled, failed = self._each(batch, work.fresh[: len(work.fresh) - others], handle)
@@ -343,7 +348,7 @@ class Run:
             if handled:
                 work = self.finish(batch, work, handled)
             if failed is not None and work.messages:
-                work = self._set_aside(batch, work, GaveUp(failed.error, 1))
+                work = self.again(batch, work, Failed(1, failed.error), handle)
         return work
 
     def _each(self, batch: Batch, messages: Sequence[Message], handle: Handling) -> tuple[int, Failed | None]:

@@ -123,6 +123,8 @@ class Portions:
                 messages, entries = messages[: error.place], entries[: error.place]
             except (PartitionFenced, StoreUnavailable) as error:
                 log.warning("%d messages were given back: %s", len(messages), error)
+                if isinstance(error, PartitionFenced):
+                    self._failures.given_away(messages, batch)
                 return 0, None
             else:
                 self._show(batch, finished)
@@ -156,6 +158,9 @@ class Portions:
             HandlerError, MessageIdReused: there is nowhere to set it aside.
         """
         messages, entries = messages[: failed.size], entries[: failed.size]
+        if not self._ours(batch):
+            self._failures.given_away(messages, batch, failed.error)
+            return 0
         if isinstance(failed.error, MessageIdReused):  # no attempt would help
             if self._failures.topic is None:
                 raise failed.error
@@ -168,17 +173,17 @@ class Portions:
         if not isinstance(outcome, GaveUp):
             return outcome
         if len(messages) == 1 or not self._failures.narrows(outcome):
-            return self.set_aside(batch, messages[0], entries[0], outcome)
+            return self.set_aside(batch, messages[0], entries[0], outcome._replace(size=len(messages)))
         return self._one_by_one(batch, messages, entries, handle)
 
     def _one_by_one(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
-        """Find out which messages of a batch fail, and set only these aside. Returns how many are finished."""
+        """Find out which messages of a batch fail, and try again, or set aside, only these. Returns how many are finished."""
         for number, (message, entry) in enumerate(zip(messages, entries, strict=True)):
             if not self._failures.in_hand(self._consumer, batch):
                 return number
             done, failing = self.transact(batch, [message], [entry], handle)
             if failing is not None:
-                done = self.set_aside(batch, message, entry, GaveUp(failing.error, 1))
+                done = self.again(batch, [message], [entry], failing, handle)
             if not done:
                 return number
         return len(messages)
