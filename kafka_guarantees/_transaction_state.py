@@ -123,7 +123,7 @@ class Verdict(Enum):
     ABORT = "abort, rewind"
     RENEW = "outcome unknown: new producer, init_transactions(), committed() decides"
     FENCED = "another instance has this transactional.id: stop"
-    REFUSED = "an ACL is missing, or the brokers cannot do this: stop"
+    REFUSED = "an ACL is missing, or the brokers or librdkafka cannot do this: stop"
 
 
 # The brokers would answer the next transaction in the same way, and the one after it. They are no codes of a transaction in
@@ -143,6 +143,11 @@ NEVER = frozenset(
 )
 
 
+# librdkafka refused the arguments: nothing was sent, and that is why it gives no flag. It will refuse them again. A response
+# that it could not read has the same code, and the flag that the transaction must abort.
+NOT_SENT = frozenset({KafkaError._BAD_MSG, KafkaError._INVALID_ARG})
+
+
 def judge(error: KafkaError, *, age: float, transaction_timeout: float) -> Verdict:
     """What to do about an error of init, begin, send_offsets, commit or abort (the table of HAZARDS 2.2).
 
@@ -157,4 +162,6 @@ def judge(error: KafkaError, *, age: float, transaction_timeout: float) -> Verdi
         return Verdict.RENEW
     if error.txn_requires_abort():
         return Verdict.ABORT
-    return Verdict.RETRY if error.retriable() else Verdict.RENEW
+    if error.retriable():
+        return Verdict.RETRY
+    return Verdict.REFUSED if error.code() in NOT_SENT else Verdict.RENEW

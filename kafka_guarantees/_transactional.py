@@ -21,7 +21,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from ._client import LOOK, Abandoned, Callbacks, Caller, Handle
 from ._enqueue import AS_IT_IS, SLICE, QueueFull, checked_headers, enqueue
 from ._producer import warn_unclosed
-from ._transaction_state import Event, State, TransactionState, Verdict, judge
+from ._transaction_state import NOT_SENT, Event, State, TransactionState, Verdict, judge
 from .errors import (
     FENCED,
     BrokerError,
@@ -455,6 +455,11 @@ class TransactionalProducer(Handle):
             raise FencedError(
                 f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). The open "
                 "transaction of this one was aborted and nothing of it is visible. Stop this instance, or give each its own id."
+            ) from exc
+        if error.code() in NOT_SENT and verdict is Verdict.REFUSED:
+            raise BrokerError(
+                f"{why}. The open transaction will be aborted. librdkafka does not take what it is given, nor will it the next "
+                "time: look for a group.id, group.instance.id or client.id that is not printable ASCII."
             ) from exc
         if verdict is Verdict.REFUSED:
             raise broker_failure(

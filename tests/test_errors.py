@@ -19,7 +19,7 @@ import kafka_guarantees
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, dedup, errors
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._settings import Guarantee, resolve
-from kafka_guarantees._transaction_state import NEVER, Verdict, judge
+from kafka_guarantees._transaction_state import NEVER, NOT_SENT, Verdict, judge
 from kafka_guarantees.errors import (
     FENCED,
     INSTANCE,
@@ -575,7 +575,7 @@ def test_damaged_records_end_a_run(kafka: RunningKafka, kafka_topic: Callable[..
 def code_rows() -> list[tuple[str, ...]]:
     """What docs/errors.md says of each code that is more than its default: of a record, and of a run."""
     rows: list[tuple[str, ...]] = []
-    for code in sorted({*REFUSED, *UNSENT, *STOPS, *MISSING_ACL, *FENCED, *NO_TOPIC, *NEVER}):
+    for code in sorted({*REFUSED, *UNSENT, *STOPS, *MISSING_ACL, *FENCED, *NO_TOPIC, *NEVER, *NOT_SENT}):
         error = KafkaError(code)
         record = "`DeliveryError` / `DeliveryUnknown`" if code in {*REFUSED, *UNSENT} else ""
         ends = stops(error) or code in NO_TOPIC

@@ -209,6 +209,15 @@ def test_an_end_that_needed_two_calls_is_a_reason_for_a_new_producer(producer: T
     assert producer.raw is not first
 
 
+def test_offsets_that_librdkafka_does_not_take_end_the_run(producer: TransactionalProducer) -> None:
+    """Of a member whose id has an umlaut it takes none, nor would a new producer's: the same messages would come for ever."""
+    producer.begin()
+    unsafe = KafkaError(KafkaError._BAD_MSG, "Input buffer member id is not safe")
+    producer.raw.fails["send_offsets_to_transaction"] = [KafkaException(unsafe)]
+    with pytest.raises(BrokerError, match=r"member id is not safe.*group\.id, group\.instance\.id or client\.id"):
+        producer.send_offsets([], None)
+
+
 def test_a_transaction_that_was_aborted_is_a_reason_for_a_new_producer(producer: TransactionalProducer) -> None:
     """X01: librdkafka may not have asked the brokers at all."""
     producer.begin()

@@ -333,6 +333,10 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (AMO, "acks", 7, "0, 1 or all"),
         (ALO, "acks", 7, "0, 1 or all"),
         (ALO, "acks", 0, "AtMostOnce"),
+        (EOS, "group.id", "größe", "printable ASCII"),
+        (EOS, "group.id", "a\nb", "printable ASCII"),
+        (EOS, "group.instance.id", "bestellungen-köln", "printable ASCII"),
+        (EOS, "client.id", "bestellungen-köln", "printable ASCII"),
         (ALO, "acks", True, "0, 1 or all"),
         (ALO, "retries", 0, "delivery.timeout.ms"),
         (EOS, "retries", "0", "delivery.timeout.ms"),
@@ -381,6 +385,19 @@ def test_what_would_break_it_is_refused(guarantee: Guarantee, setting: str, valu
     error = refused(guarantee, minimal(guarantee) | {setting: value})
     assert error.setting == setting
     assert says in str(error)
+
+
+@pytest.mark.parametrize(
+    ("guarantee", "config"),
+    [
+        (ALO, {"group.id": "größe", "client.id": "köln", "group.instance.id": "köln"}),
+        (EOS, {"client.id": "köln", "group.protocol": "consumer"}),
+        (EOS, {"client.id": "köln", "group.id": None}),
+    ],
+)
+def test_names_of_other_alphabets_are_fine_where_nothing_reads_them(guarantee: Guarantee, config: dict[str, Any]) -> None:
+    """A classic member's id begins with client.id, and goes into a transaction; one of KIP-848 is a UUID."""
+    assert resolved(guarantee, {n: v for n, v in (minimal(guarantee) | config).items() if v is not None})
 
 
 def test_idempotence_needs_acks_all() -> None:

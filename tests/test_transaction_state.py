@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from kafka_guarantees._transaction_state import (
     IDLE_LIMIT,
     NEVER,
+    NOT_SENT,
     SLOW_END,
     TRANSITIONS,
     Event,
@@ -279,6 +280,9 @@ MEASURED = [
     ("coordinator moves", "commit", error(E.NOT_COORDINATOR, retriable=True), Verdict.RETRY),
     ("no flag at all", "commit", error(E.UNKNOWN), Verdict.RENEW),
     ("no flag at all", "commit", error(E._TIMED_OUT), Verdict.RENEW),
+    ("metadata that librdkafka does not read", "send_offsets", error(E._BAD_MSG), Verdict.REFUSED),
+    ("a response that it does not read", "send_offsets", error(E._BAD_MSG, abort=True), Verdict.ABORT),
+    ("no offsets given", "send_offsets", error(E._INVALID_ARG), Verdict.REFUSED),
 ]
 
 
@@ -362,7 +366,7 @@ def test_every_code_gets_its_verdict(flags: dict[str, bool], expected: Verdict) 
         verdict = judge(error(code, **flags), age=0.5, transaction_timeout=TIMEOUT)
         if code in FENCED:
             assert verdict is Verdict.FENCED
-        elif code in MISSING_ACL or code in NEVER:
+        elif code in MISSING_ACL or code in NEVER or (code in NOT_SENT and not flags):
             assert verdict is Verdict.REFUSED
         else:
             assert verdict is (Verdict.RENEW if code in POISONED else expected), name

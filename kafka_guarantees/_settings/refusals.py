@@ -80,6 +80,8 @@ _ADDRESS = re.compile(
     r"((plaintext|ssl|sasl_plaintext|sasl_ssl)://)?(\[[^\]/;]+\]|[^][:/;\s]+)(:(?P<port>[0-9]+))?", re.IGNORECASE
 )
 _PORTS = range(1, 65536)
+_PRINTABLE = re.compile("[ -~]*")
+_NO_OFFSETS = "librdkafka takes no offsets into a transaction with it: each would abort, and its messages come again, for ever"
 
 
 def _no_addresses(value: Value, _effective: Known) -> bool:
@@ -94,6 +96,11 @@ def _always(_value: Value, _effective: Known) -> bool:
 
 def _is(*values: Value) -> Callable[[Value, Known], bool]:
     return lambda value, _effective: value in values
+
+
+def _not_taken(value: Value, effective: Known) -> bool:
+    """Whether librdkafka's producer would not take the group's metadata with this in it: see rdkafka_cgrp.c."""
+    return "group.id" in effective and not _PRINTABLE.fullmatch(str(value))
 
 
 def _is_not(*values: Value) -> Callable[[Value, Known], bool]:
@@ -133,6 +140,16 @@ REFUSALS = (
         "an empty id means no transactions to librdkafka",
         'give one that is stable per instance and unique among instances, e.g. "<service>-<StatefulSet ordinal>"',
         "X14",
+    ),
+    Refusal(EOS, "group.id", _not_taken, _NO_OFFSETS, "give a name of printable ASCII", "rdkafka_cgrp.c"),
+    Refusal(EOS, "group.instance.id", _not_taken, _NO_OFFSETS, "give a name of printable ASCII", "rdkafka_cgrp.c"),
+    Refusal(
+        EOS,
+        "client.id",  # which the id of a member begins with; with KIP-848 that is a UUID
+        lambda value, effective: effective["group.protocol"] == "classic" and _not_taken(value, effective),
+        _NO_OFFSETS,
+        "give a name of printable ASCII",
+        "rdkafka_cgrp.c",
     ),
     Refusal(
         ALO,
