@@ -333,6 +333,11 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (AMO, "acks", 7, "0, 1 or all"),
         (ALO, "acks", 7, "0, 1 or all"),
         (ALO, "acks", 0, "AtMostOnce"),
+        (EOS, "transactional.id", " ", "StatefulSet ordinal"),
+        (ALO, "group.id", " \t\n", "group"),
+        (ALO, "bootstrap.servers", " ", "host:port"),
+        (ALO, "partition.assignment.strategy", " ,", "range, roundrobin or cooperative-sticky"),
+        (ALO, "partition.assignment.strategy", "range, cooperative-sticky", "alone"),
         (EOS, "group.id", "größe", "printable ASCII"),
         (EOS, "group.id", "a\nb", "printable ASCII"),
         (EOS, "group.instance.id", "bestellungen-köln", "printable ASCII"),
@@ -437,6 +442,7 @@ def test_the_warning_points_at_the_users_line() -> None:
     ("url", "weak"),
     [
         ("http://login.example.com/token", True),
+        (" http://login.example.com/token", True),
         ("HTTP://127.example.com/token", True),
         ("https://login.example.com/token", False),
         ("http://localhost:8080/token", False),
@@ -667,6 +673,21 @@ def test_two_names_are_one_setting(alias: str, name: str) -> None:
         ("security.protocol", ["SASL_SSL", "sasl_ssl"], "sasl_ssl"),
         ("client.id", [5, "5"], "5"),
         ("client.id", [Guarantee.AT_LEAST_ONCE], "at-least-once"),
+        ("group.id", ["offers", " offers", "offers\n", "\toffers "], "offers"),
+        ("group.id", ["\xa0offers"], "\xa0offers"),
+        ("sasl.mechanism", [" PLAIN", "PLAIN "], "PLAIN"),
+        ("sasl.password", [" swordfish "], " swordfish "),
+        ("ssl.key.pem", ["\npem\n"], "\npem\n"),
+        (
+            "partition.assignment.strategy",
+            ["range,roundrobin", " range , roundrobin,", ",range,range,roundrobin"],
+            "range,roundrobin",
+        ),
+        (
+            "partition.assignment.strategy",
+            [" cooperative-sticky,", "cooperative-sticky,cooperative-sticky"],
+            "cooperative-sticky",
+        ),
     ],
 )
 def test_spellings_of_one_value_are_equal(name: str, spellings: list[object], wanted: object) -> None:
@@ -674,6 +695,18 @@ def test_spellings_of_one_value_are_equal(name: str, spellings: list[object], wa
     for value in spellings:
         both = resolved(ALO, minimal(ALO) | {name: value})
         assert {**both.consumer, **both.producer}[name] == wanted
+
+
+def test_white_space_hides_nothing_from_the_tables() -> None:
+    """S02: librdkafka drops it at the start, and then logs in with PLAIN all the same."""
+    login = {"security.protocol": "SASL_PLAINTEXT", "sasl.mechanism": " PLAIN", "sasl.username": "u", "sasl.password": "p"}
+    assert "readable" in "".join(explain(ALO, minimal(ALO) | login).warnings)
+
+
+def test_librdkafka_mixes_no_strategies() -> None:
+    """Once it does, the refusal can go."""
+    with pytest.raises(KafkaException, match="must have the same protocol type"):
+        Consumer({"group.id": "offers", "partition.assignment.strategy": "range,cooperative-sticky"})
 
 
 def test_a_property_goes_to_the_side_that_reads_it() -> None:

@@ -68,7 +68,7 @@ def milliseconds(effective: Known, name: str) -> float:
 def _readable(url: str) -> bool:
     """Whether what is sent there can be read on the way. What stays on this host nobody reads."""
     try:
-        where = urlsplit(url)
+        where = urlsplit(url.strip())
     except ValueError:
         return True
     ours = where.hostname in ("localhost", "::1") or bool(_LOOPBACK.fullmatch(where.hostname or ""))
@@ -150,6 +150,22 @@ REFUSALS = (
         _NO_OFFSETS,
         "give a name of printable ASCII",
         "rdkafka_cgrp.c",
+    ),
+    Refusal(
+        ALL,
+        "partition.assignment.strategy",
+        _is(""),
+        "without one no consumer can be made",
+        "leave it out, or give range, roundrobin or cooperative-sticky",
+        "-",
+    ),
+    Refusal(
+        ALL,
+        "partition.assignment.strategy",
+        lambda value, _effective: "," in str(value) and "cooperative-sticky" in str(value).split(","),
+        "librdkafka takes cooperative-sticky alone or not at all: groups cannot go over to it while they run",
+        "give cooperative-sticky alone, and start all members anew; or leave it out",
+        "rdkafka_assignor.c",
     ),
     Refusal(
         ALO,

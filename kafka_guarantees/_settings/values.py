@@ -1,8 +1,9 @@
 """Values of the configuration dict: made comparable, and shown without secrets. Pure.
 
 Rules. Two spellings of one value become equal here (``"all"``, ``"-1"`` and ``-1``; ``True`` and ``"true"``), and are
-what librdkafka reads. librdkafka reads ``"5ms"`` as 5, ``2**32 + 5`` as 5 and cuts a string at its first NUL without a
-word, so numbers and strings are checked here. Only values that cannot be a secret are ever shown (S01). One that is mistyped
+what librdkafka reads. It drops white space at the start of a string; here that at the end goes too, unless it may be one of a
+secret. librdkafka reads ``"5ms"`` as 5, ``2**32 + 5`` as 5 and cuts a string at its first NUL without a word, so numbers and
+strings are checked here. Only values that cannot be a secret are ever shown (S01). One that is mistyped
 is shown if it is short; but where a password may have come into the wrong line, beside the settings that take one, only if it
 looks like what belongs there.
 """
@@ -35,6 +36,8 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,12}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?[0-9]{1,12}(\.[0-9]{0,9})?", re.ASCII)
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}", re.ASCII)
 _BOOLEANS = {"true": "true", "t": "true", "1": "true", "false": "false", "f": "false", "0": "false"}
+_WHITE = " \t\n\v\f\r"  # what C calls so
+_LISTS = ("partition.assignment.strategy", "topic.blacklist")  # librdkafka's are of parts, and an empty pattern takes in all
 _NEED = {
     INTEGER: "a whole number of at most 2147483647",
     FLOAT: "a number of at most 2147483647",
@@ -56,11 +59,21 @@ def normalise(name: str, value: object, spelled: str = "") -> Value:
     """
     spelled = spelled or name
     text = _text(spelled, value)
+    if not may_be_secret(name):
+        text = text.strip(_WHITE)
+    if name in _LISTS:
+        text = ",".join(dict.fromkeys(part for one in text.split(",") if (part := one.strip(_WHITE))))
     kind = name if name == "acks" else PROPERTIES[name].kind if name in PROPERTIES else ""
     result = _READ[kind](text, name) if kind in _READ else text
     if result is None:
         raise UnsafeConfigError(spelled, shown_raw(name, value), f"it takes {_NEED[kind]}", f"give {_NEED[kind]}")
     return result
+
+
+def may_be_secret(name: str) -> bool:
+    """Whether a value of this setting is never looked at, nor changed."""
+    known = PROPERTIES.get(name)
+    return known is None or (known.kind == STRING and not known.values and name not in SHOWN and name not in PATHS)
 
 
 def shown(name: str, value: object) -> str:
