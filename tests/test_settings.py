@@ -80,7 +80,7 @@ def row(explanation: Explanation, setting: str, side: str = "") -> Any:
 # --- presets ---------------------------------------------------------------------------------------------------------
 
 LOCKED = [(guarantee, p) for p in PRESETS for guarantee in p.guarantees if p.kind is Kind.LOCKED]
-FREE = [(guarantee, p) for p in PRESETS for guarantee in p.guarantees if p.kind is not Kind.LOCKED]
+FREE = [(guarantee, p) for p in PRESETS for guarantee in p.guarantees if p.kind in (Kind.DEFAULT, Kind.TUNING)]
 
 # Per setting, a value that differs from every preset of it and that a user may want.
 OTHER: dict[str, object] = {
@@ -107,7 +107,6 @@ OTHER: dict[str, object] = {
     "fetch.wait.max.ms": 40,
     "fetch.queue.backoff.ms": 50,
     "queued.max.messages.kbytes": 1_024,
-    "topic.blacklist": "^mine$",
 }
 
 
@@ -148,6 +147,17 @@ def test_a_default_can_be_overridden(guarantee: Guarantee, preset: Any) -> None:
     wanted = "false" if value is False else value
     assert wanted in {result.producer.get(preset.setting), result.consumer.get(preset.setting)}
     assert (explained.set_by, explained.value) == ("you", str(wanted))
+
+
+@pytest.mark.parametrize("guarantee", Guarantee)
+@pytest.mark.parametrize("mine", ["^private-", " ^private-,", "^private-,^__consumer_offsets$"])
+def test_a_blacklist_does_not_open_kafkas_own_topics(guarantee: Guarantee, mine: str) -> None:
+    """C19: a run for a pattern would else feed on its own commits. An entry that is empty would take in all there is."""
+    config = minimal(guarantee) | {"topic.blacklist": mine}
+    wanted = "^__consumer_offsets$,^__transaction_state$,^__share_group_state$,^private-"
+    assert resolved(guarantee, config).consumer["topic.blacklist"] == wanted
+    explained = row(explain(guarantee, config), "topic.blacklist")
+    assert (explained.value, explained.set_by) == (wanted, "you")
 
 
 @pytest.mark.parametrize("guarantee", Guarantee)
@@ -861,7 +871,7 @@ def test_no_name_that_sounds_like_a_secret_is_shown() -> None:
 
 def test_what_is_no_secret_is_explained() -> None:
     """S01: certificates, and what has to do with topics; but neither a key, nor where one is, nor who logs in."""
-    plain = {"ssl.ca.location": "/etc/ca.pem", "ssl.crl.location": "crl.pem", "topic.blacklist": "^a"}
+    plain = {"ssl.ca.location": "/etc/ca.pem", "ssl.crl.location": "crl.pem", "client.rack": "^a"}
     secret = {"ssl.key.location": "/etc/key.pem", "sasl.username": "me", "sasl.kerberos.principal": "me", "ssl.key.pem": "key"}
     explained = explain(ALO, minimal(ALO) | plain | secret | {"security.protocol": "sasl_ssl"})
     assert {r.setting: r.value for r in explained if r.setting in plain} == plain

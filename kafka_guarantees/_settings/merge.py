@@ -150,6 +150,9 @@ class _Merged:
         elsewhere = BROKERS_WITH_KIP_848 if self.kip_848 else ()
         self.presets = {r.setting: r for r in PRESETS if guarantee in r.guarantees and r.setting not in elsewhere}
         self.set = {name: self._preset_value(row) for name, row in self.presets.items()}
+        for name in self.presets.keys() & self.given.keys():
+            if self.presets[name].kind is Kind.ADDED:
+                self.given[name] = normalise(name, f"{self.set[name]},{self.given[name]}")
         self.effective = {**_DEFAULTS, **self.set, **self.given}
         self._refuse()
         librdkafka.check({**self.given, **self.set, **self.given})

@@ -26,6 +26,7 @@ class Kind(str, Enum):
     """How firmly a preset holds."""
 
     LOCKED = "locked"  # a contradicting override is refused
+    ADDED = "added"  # the user's own entries of the list come behind it
     DEFAULT = "default"  # the user may change it
     TUNING = "tuning"  # a matter of speed or memory, not of the guarantee
 
@@ -400,7 +401,7 @@ PRESETS = (
         ALL,
         "topic.blacklist",
         "^__consumer_offsets$,^__transaction_state$,^__share_group_state$",
-        Kind.DEFAULT,
+        Kind.ADDED,
         CONSUMER,
         "a pattern must not take in Kafka's own topics: each commit would be a message, whose commit is another",
         "C19",
