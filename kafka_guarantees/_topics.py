@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException
 
 from ._client import Rarely
 from ._group_client import SAFE
+from ._settings.values import shown_raw
 from .errors import NO_TOPIC, BrokerError, UnsafeConfigError, broker_failure, describe, kafka_error, stops
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def check_run(
         raise ValueError(f"until_idle is a number of seconds, or None, not {until_idle!r}")
     if isinstance(topics, str) or not topics or not all(isinstance(topic, str) and topic for topic in topics):
         raise TypeError(f"topics must be a list of topic names that is not empty, not {topics!r}")
+    _refuse_blacklisted(settings, topics)
     if dead_letter is not None and any(_includes(topic, dead_letter) for topic in topics):
         raise own_dead_letters(dead_letter, topics)
 
@@ -71,14 +73,32 @@ def own_dead_letters(dead_letter: str, topics: Sequence[str]) -> UnsafeConfigErr
     )
 
 
+def _refuse_blacklisted(settings: Settings, topics: Sequence[str]) -> None:
+    """Topics that librdkafka would act as if they did not exist, without a word: nothing would ever come."""
+    blacklist = str(settings.consumer["topic.blacklist"])
+    for topic in topics:
+        if not topic.startswith("^") and any(_matches(pattern, topic) for pattern in blacklist.split(",")):
+            raise UnsafeConfigError(
+                "topic.blacklist",
+                shown_raw("topic.blacklist", blacklist),
+                f"it takes in topic {topic!r} of this run, which would wait for it for ever",
+                "leave that out of one of the two",
+            )
+
+
 def _includes(topic: str, name: str) -> bool:
     """Whether a name of a topic, or a pattern of librdkafka, which is close enough to one of Python, is for this topic."""
     if not topic.startswith("^"):
         return topic == name
-    if "[:" in topic:
-        return False  # a class of POSIX, which Python takes for something else; who is assigned the topic hears of it
+    return _matches(topic, name)  # where it is not known, who is assigned the topic hears of it
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a pattern of librdkafka is for a topic, as far as Python knows it."""
+    if "[:" in pattern:
+        return False  # a class of POSIX, which Python takes for something else
     with suppress(re.error):
-        return re.search(topic, name) is not None
+        return re.search(pattern, name) is not None
     return False
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import gc
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from kafka_guarantees import AuthorizationError, BrokerError, OffsetsLost, StoreUnavailable
+from kafka_guarantees import AuthorizationError, BrokerError, OffsetsLost, StoreUnavailable, UnsafeConfigError
 from kafka_guarantees._assignment import Assignment
 from kafka_guarantees._client import Callbacks
 from kafka_guarantees._collector import collector_rests
@@ -411,6 +412,28 @@ def test_until_idle_may_be_nothing_at_all() -> None:
     check_run(settings, Lifecycle("test"), ["t"], 0)
     with pytest.raises(ValueError, match="until_idle"):
         check_run(settings, Lifecycle("test"), ["t"], -1)
+
+
+@pytest.mark.parametrize(
+    ("blacklist", "topics", "out"),
+    [
+        ("^private-,orders$", ["t", "new-orders"], "'new-orders'"),  # librdkafka takes each part for a pattern
+        ("t", ["of-trips"], "'of-trips'"),
+        ("^t", ["__consumer_offsets"], "'__consumer_offsets'"),
+        ("^private-", ["t", "^private-"], None),  # a pattern may have others
+        ("^t[[:alpha:]]", ["trips"], None),  # perhaps
+        ("^t(", ["t"], None),  # librdkafka says what is wrong with it
+    ],
+)
+def test_a_run_for_what_librdkafka_is_to_overlook_is_refused(blacklist: str, topics: list[str], out: str | None) -> None:
+    """It would act as if the topic did not exist, and the run would wait for ever."""
+    settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
+    settings = replace(settings, consumer={**settings.consumer, "topic.blacklist": f"{blacklist},^__consumer_offsets$"})
+    if out is None:
+        check_run(settings, Lifecycle("test"), topics, 0)
+    else:
+        with pytest.raises(UnsafeConfigError, match=rf"topic\.blacklist.* {out} of this run"):
+            check_run(settings, Lifecycle("test"), topics, 0)
 
 
 @pytest.mark.parametrize(
