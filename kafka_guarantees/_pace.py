@@ -42,8 +42,8 @@ class Pace:
     ) -> None:
         if not isinstance(max_batch, int) or not 1 <= max_batch <= MOST:
             raise ValueError(f"max_batch is a number of messages, from 1 to {MOST}, not {max_batch!r}")
-        if not 0 <= max_wait < math.inf or max_wait > limit / 2:
-            raise ValueError(f"max_wait is a number of seconds, up to a quarter of max.poll.interval.ms, not {max_wait}")
+        if not (isinstance(max_wait, (int, float)) and 0 <= max_wait < math.inf) or max_wait > limit / 2:
+            raise ValueError(f"max_wait is a number of seconds, up to a quarter of max.poll.interval.ms, not {max_wait!r}")
         prompt = first is None and not served
         self._max_batch = max_batch
         self._aim = min(limit, aim, PROMPT) if prompt else min(limit, aim)

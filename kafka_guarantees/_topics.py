@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -22,8 +23,6 @@ from ._settings.values import shown_raw
 from .errors import NO_TOPIC, BrokerError, UnsafeConfigError, broker_failure, describe, kafka_error, stops
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from confluent_kafka import KafkaError
 
     from ._client import Callbacks
@@ -56,7 +55,8 @@ def check_run(
         )
     if until_idle is not None and not (isinstance(until_idle, (int, float)) and until_idle >= 0):
         raise ValueError(f"until_idle is a number of seconds, or None, not {until_idle!r}")
-    if isinstance(topics, str) or not topics or not all(isinstance(topic, str) and topic for topic in topics):
+    listed = isinstance(topics, Sequence) and not isinstance(topics, str)  # a set has no order, and a generator ends
+    if not (listed and topics and all(isinstance(topic, str) and topic for topic in topics)):
         raise TypeError(f"topics must be a list of topic names that is not empty, not {topics!r}")
     _refuse_blacklisted(settings, topics)
     if dead_letter is not None and any(_includes(topic, dead_letter) for topic in topics):

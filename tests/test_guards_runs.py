@@ -414,6 +414,15 @@ def test_until_idle_may_be_nothing_at_all() -> None:
         check_run(settings, Lifecycle("test"), ["t"], -1)
 
 
+@pytest.mark.parametrize("topics", ["t", b"t", [], [""], [b"t"], {"t"}, {"t": 1}, (t for t in ["t"]), 5, None])
+def test_topics_are_a_list(topics: Any) -> None:
+    """Refused before anything is connected, and not by an error from deep inside."""
+    settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
+    check_run(settings, Lifecycle("test"), ("t", "^p"), 0)
+    with pytest.raises(TypeError, match="topics must be a list of topic names"):
+        check_run(settings, Lifecycle("test"), topics, 0)
+
+
 @pytest.mark.parametrize(
     ("blacklist", "topics", "out"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -63,6 +64,13 @@ def test_nothing_is_learned_from_nothing() -> None:
     pace = Pace(1000, 2, 20)
     pace.took(0, 3600)
     assert pace.size == 20
+
+
+@pytest.mark.parametrize("max_wait", [-0.1, 1.1, math.inf, math.nan, "1", None])
+def test_what_cannot_be_waited_for_is_refused(max_wait: Any) -> None:
+    """And is named, so that the text "1" is not taken for the number."""
+    with pytest.raises(ValueError, match=rf"max_wait is a number of seconds, up to a quarter .* not {max_wait!r}"):
+        Pace(100, 2, 20, max_wait=max_wait)
 
 
 def test_a_clock_that_stands_still_is_no_division_by_zero() -> None:

@@ -44,6 +44,7 @@ from .refusals import (
 from .values import HIDDEN, Value, normalise, shown, shown_raw
 
 _DEFAULT_SESSION_MS = 45_000  # librdkafka's and the broker's (KIP-735)
+_COMMIT_INTERVAL = 0.1  # seconds: fits every transaction.timeout.ms that librdkafka takes
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def resolve(
     guarantee: Guarantee,
     config: Mapping[str, object],
     *,
-    commit_interval: float | None = None,
+    commit_interval: float = _COMMIT_INTERVAL,
 ) -> Settings:
     """Merge the user's dict with what the guarantee sets.
 
@@ -110,10 +111,10 @@ def explain(guarantee: Guarantee, config: Mapping[str, object] | None = None) ->
         TypeError: ``config`` is not a mapping.
         UnsafeConfigError: as the constructor would.
     """
-    return _merge(guarantee, {} if config is None else config, None, for_client=False).explanation()
+    return _merge(guarantee, {} if config is None else config, _COMMIT_INTERVAL, for_client=False).explanation()
 
 
-def _merge(guarantee: Guarantee, config: Mapping[str, object], commit_interval: float | None, *, for_client: bool) -> _Merged:
+def _merge(guarantee: Guarantee, config: Mapping[str, object], commit_interval: float, *, for_client: bool) -> _Merged:
     """The dict on its way through the tables; all that is wrong with it is one error.
 
     What is refused is left out, and the rest is looked at once more.
@@ -142,7 +143,7 @@ def _merge(guarantee: Guarantee, config: Mapping[str, object], commit_interval: 
 class _Merged:
     """One guarantee and one dict, on their way through the tables."""
 
-    def __init__(self, guarantee: Guarantee, config: Mapping[str, object], commit_interval: float | None) -> None:
+    def __init__(self, guarantee: Guarantee, config: Mapping[str, object], commit_interval: float) -> None:
         self.guarantee = guarantee
         self.callbacks, self.spelled = _read(config)
         self.given = {name: entry.value for name, entry in self.spelled.items()}
@@ -233,11 +234,11 @@ class _Merged:
                     "leave it out and set it on the broker or the group, or use group.protocol=classic",
                 )
 
-    def _refuse_orders(self, commit_interval: float | None) -> None:
+    def _refuse_orders(self, commit_interval: float) -> None:
         for order in ORDERS:
             if self.guarantee in order.guarantees and not (self.kip_848 and order.shorter == "session.timeout.ms"):
                 self._refuse_order(order)
-        if self.guarantee is Guarantee.EXACTLY_ONCE and commit_interval is not None:
+        if self.guarantee is Guarantee.EXACTLY_ONCE:
             self._refuse_commit_interval(commit_interval)
 
     def _refuse_order(self, order: Order) -> None:
