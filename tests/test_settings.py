@@ -370,6 +370,16 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (ALO, "log.queue", "true", "logger"),
         (ALO, "enabled_events", 4, "delivery reports"),
         (EOS, "log_level", 5, "level 6"),
+        (AMO, "metadata.recovery.rebootstrap.trigger.ms", 0, "hangs"),
+        (ALO, "internal.termination.signal", 15, "stop()"),
+        (ALO, "api.version.request", "false", "read_committed"),
+        (EOS, "api.version.fallback.ms", 1, "read_committed"),
+        (ALO, "broker.version.fallback", "0.9.0", "read_committed"),
+        (ALO, "group.protocol.type", "connect", "leave it out"),
+        (ALO, "queue.buffering.backpressure.threshold", 2, "idempotent"),
+        (EOS, "queue.buffering.backpressure.threshold", 2, "idempotent"),
+        (ALO, "test.mock.num.brokers", 1, "LocalKafka"),
+        (ALO, "ut_handle_ProduceResponse", "x", "LocalKafka"),
         (ALO, "max.poll.records", 100, "max_batch"),
         (ALO, "share.acknowledgement.mode", "explicit", "share groups"),
         (ALO, "client.id", None, "leave the setting out"),
@@ -423,6 +433,20 @@ def test_idempotence_needs_acks_all() -> None:
 def test_more_in_flight_is_fine_without_idempotence() -> None:
     """P17: the limit of five is the idempotent producer's."""
     assert resolved(ALO, minimal(ALO, acks=1, max__in__flight=50)).producer["max.in.flight"] == 50
+
+
+def test_what_is_librdkafkas_default_may_be_said() -> None:
+    """Files of settings often list them all."""
+    said = {
+        "metadata.recovery.rebootstrap.trigger.ms": 300_000,
+        "internal.termination.signal": 0,
+        "api.version.request": True,
+        "api.version.fallback.ms": 0,
+        "group.protocol.type": "consumer",
+        "queue.buffering.backpressure.threshold": 1,
+    }
+    assert resolved(ALO, minimal(ALO) | said)
+    assert resolved(AMO, minimal(AMO, queue__buffering__backpressure__threshold=2))
 
 
 def test_acks_1_switches_idempotence_off_and_says_so() -> None:

@@ -44,6 +44,9 @@ OWN_CALLBACKS = {
     "default.topic.config": ("its entries would not be checked", "put them into the dict itself"),
 }
 
+# The beginnings of librdkafka's own hooks for tests. A mock cluster acknowledges what nobody keeps; others crash the process.
+_HOOKS = ("test.", "ut_")
+
 # Names that people bring along from Java and other clients, and what does the same here.
 FOREIGN_NAMES = {
     "application.id": "use group.id",
@@ -82,6 +85,13 @@ def refuse_name(name: object, config: Mapping[str, object]) -> None:
         )
     if name in OWN_CALLBACKS:
         raise UnsafeConfigError(name, HIDDEN, *OWN_CALLBACKS[name])
+    if name.startswith(_HOOKS):
+        raise UnsafeConfigError(
+            shown_name(name),
+            HIDDEN,
+            "it is for the tests of librdkafka: its mock brokers acknowledge what nobody keeps",
+            "leave it out; kafka_guarantees.testing.LocalKafka is a real Kafka for tests",
+        )
     if name in USER_CALLBACKS:
         return
     known = PROPERTIES.get(canonical(name))

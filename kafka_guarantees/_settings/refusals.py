@@ -81,6 +81,7 @@ _ADDRESS = re.compile(
 )
 _PORTS = range(1, 65536)
 _PRINTABLE = re.compile("[ -~]*")
+_OLD_REQUESTS = "requests as of old brokers: those do not know read_committed, nor idempotence, nor the times of records"
 _NO_OFFSETS = "librdkafka takes no offsets into a transaction with it: each would abort, and its messages come again, for ever"
 
 
@@ -239,6 +240,62 @@ REFUSALS = (
         "offsets would not be in the group, where other members and the transaction look for them",
         "leave it out",
         "P03",
+    ),
+    Refusal(
+        ALL,
+        "metadata.recovery.rebootstrap.trigger.ms",
+        _is(0),
+        "librdkafka would begin anew with bootstrap.servers all the time: the client hangs, with brokers that are well",
+        "leave it out",
+        "KIP-1102",
+    ),
+    Refusal(
+        ALL,
+        "internal.termination.signal",
+        _is_not(0),
+        "librdkafka would take the signal from the process: stop() would not hear of it, or the process would be killed",
+        "leave it out",
+        "Y03",
+    ),
+    Refusal(
+        ALL,
+        "api.version.request",
+        _is("false"),
+        _OLD_REQUESTS,
+        "leave it out",
+        "X15",
+    ),
+    Refusal(
+        ALL,
+        "api.version.fallback.ms",
+        _is_not(0),
+        _OLD_REQUESTS,
+        "leave it out",
+        "X15",
+    ),
+    Refusal(
+        ALL,
+        "broker.version.fallback",
+        _always,
+        _OLD_REQUESTS,
+        "leave it out: brokers say what they know",
+        "X15",
+    ),
+    Refusal(
+        ALL,
+        "group.protocol.type",
+        _is_not("consumer"),
+        "members of other kinds could not be in the group, nor tools read its offsets",
+        "leave it out",
+        "-",
+    ),
+    Refusal(
+        ALL,
+        "queue.buffering.backpressure.threshold",
+        lambda value, effective: effective["enable.idempotence"] == "true" and float(value) > 1,
+        "librdkafka makes no idempotent producer with it",
+        "leave it out",
+        "rdkafka_conf.c",
     ),
     Refusal(
         ALL,
