@@ -510,6 +510,7 @@ WEAKER: dict[str, object] = {
     "isolation.level": "read_uncommitted",
     "allow.auto.create.topics": "True",
     "check.crcs": 0,
+    "topic.metadata.refresh.interval.ms": -1,
     "enable.ssl.certificate.verification": False,
     "security.protocol": "SASL_PLAINTEXT",
     "ssl.endpoint.identification.algorithm": "none",
@@ -545,6 +546,7 @@ def test_what_is_weaker() -> None:
     """DESIGN 3 S02: a weakening that is no longer marked shows here."""
     always = {
         "allow.auto.create.topics",
+        "topic.metadata.refresh.interval.ms",
         "enable.ssl.certificate.verification",
         "security.protocol",
         "ssl.endpoint.identification.algorithm",

@@ -352,6 +352,13 @@ WEAKENINGS = (
         "a mistyped topic is created with the broker's defaults, which may be one replica",
         "P19",
     ),
+    Weakening(
+        ALL,
+        "topic.metadata.refresh.interval.ms",
+        _is(-1),
+        "partitions that are added to a topic are never read, and nothing says so",
+        "C19",
+    ),
     Weakening(ACKED, "check.crcs", _is("false"), "records damaged on the way are handled as if they were whole", "C21"),
     Weakening(
         ALL,
