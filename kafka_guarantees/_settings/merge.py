@@ -236,7 +236,8 @@ class _Merged:
 
     def _refuse_orders(self, commit_interval: float) -> None:
         for order in ORDERS:
-            if self.guarantee in order.guarantees and not (self.kip_848 and order.shorter == "session.timeout.ms"):
+            elsewhere = self.kip_848 and not {order.shorter, order.longer}.isdisjoint(BROKERS_WITH_KIP_848)
+            if self.guarantee in order.guarantees and not elsewhere:
                 self._refuse_order(order)
         if self.guarantee is Guarantee.EXACTLY_ONCE:
             self._refuse_commit_interval(commit_interval)

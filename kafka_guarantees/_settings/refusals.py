@@ -456,6 +456,15 @@ ORDERS = (
     ),
     Order(
         ALL,
+        "heartbeat.interval.ms",
+        "session.timeout.ms",
+        0,
+        equal=False,
+        breaks="a member would be thrown out before its next heartbeat, again and again",
+        see="C15",
+    ),
+    Order(
+        ALL,
         "session.timeout.ms",
         "max.poll.interval.ms",
         0,
