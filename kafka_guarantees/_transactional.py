@@ -62,8 +62,11 @@ class InDoubt(Exception):
     """Whether the transaction was committed is unknown. Recover, and let the committed offsets decide."""
 
 
-# A connection that failed while it was up may still carry a request of ours; one that never came up cannot.
-_HARMLESS = re.compile(r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE|APIVERSION_QUERY|AUTH_\w+)\b")
+# A connection that failed while it was up may still carry a request of ours; one that never came up cannot, nor can that to an
+# address of bootstrap.servers, which is let go as soon as the brokers have said who they are (debug=broker tells of it).
+_HARMLESS = re.compile(
+    r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE|APIVERSION_QUERY|AUTH_\w+)\b|/bootstrap: Decommissioning this"
+)
 _REFUSED = re.compile(r'ADDPARTS .*Failed to add partition "([^"]+)" .*Topic authorization failed')
 _DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
 

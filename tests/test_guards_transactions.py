@@ -237,6 +237,18 @@ def test_what_the_log_says_between_transactions_counts(producer: TransactionalPr
     assert producer.raw is not first
 
 
+@pytest.mark.parametrize(("broker", "anew"), [("bootstrap", False), ("1", True)])
+def test_an_address_that_has_served_is_no_disturbance(producer: TransactionalProducer, broker: str, *, anew: bool) -> None:
+    """With debug=broker each new producer tells of it: the next one would be made for it, and so on. No broker has gone."""
+    producer.begin()
+    producer.commit()
+    first = producer.raw
+    line = f"[thrd:a:1/{broker}]: a:1/{broker}: Decommissioning this broker (after 5ms in state UP) (_DESTROY_BROKER)"
+    first.fails["poll"] = [lambda: first.config["logger"].log(7, "%s [%s] %s", "FAIL", "rdkafka#producer-1", line)]
+    producer.begin()
+    assert (producer.raw is not first) is anew
+
+
 def test_a_disturbance_is_heard_of_before_the_next_offsets_are_sent(producer: TransactionalProducer) -> None:
     """X13: a first copy of the request may still come, behind those of the next transaction."""
     producer.begin()
