@@ -44,7 +44,7 @@ _LOST = b"lost"
 _TEXT = 1000  # characters of an error's text
 _NAME = 250  # characters of an error's type
 _FRAME, _HEADER_FRAME = 36, 10  # bytes that librdkafka counts for a record, and at the most for a header
-_TOPIC_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
+TOPIC_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._-]{1,249}\Z")
 _NUMBER = re.compile(rb"[0-9]{1,19}\Z")
 _INT32, _INT64 = 2**31 - 1, 2**63 - 1
 
@@ -206,7 +206,7 @@ def origin_of(message: Message) -> DeadLetter | None:
 
 def _parsed(about: dict[str, bytes], own: list[Header]) -> DeadLetter:
     topic = about[TOPIC].decode()
-    if not _TOPIC_NAME.match(topic):
+    if not TOPIC_NAME.match(topic):
         raise ValueError(topic)
     return DeadLetter(
         topic=topic,

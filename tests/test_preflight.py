@@ -239,6 +239,12 @@ BAD = {
         cluster({TRANSACTIONS: topic(error="TOPIC_AUTHORIZATION_FAILED")}, transaction_state_log_min_isr="1"),
         TXN,
     ),
+    "no name": Bad(
+        OFFERS,
+        "name",
+        cluster({"offers": topic(error="TOPIC_EXCEPTION")}),
+        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+    ),
     "missing": Bad(OFFERS, "existence", cluster({"offers": GONE}), {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"}),
     "missing dead letters": Bad(DEAD, "existence", cluster({"dead": GONE}), {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"}),
     "all denied": Bad(
@@ -658,6 +664,15 @@ def test_one_broker_is_warned_of(kafka: RunningKafka, kafka_topic: Callable[...,
         ("warning", subject, "replication factor", "1") for subject in (f"topic {name!r}", KEPT_BY, STATE)
     }
     wait_until(lambda: not mine(), "its threads have ended")
+
+
+@pytest.mark.broker
+def test_what_can_be_no_topic_is_unsafe(kafka: RunningKafka) -> None:
+    """It is not asked for, and the others are."""
+    one = preflight(settings(ALO, kafka.bootstrap), ["bad name", "..", "x" * 250], dead_letter="^dead")
+    names = ("topic 'bad name'", "topic '..'", f"topic {'x' * 250!r}", "dead letter topic '^dead'")
+    assert [(f.level, f.subject, f.check) for f in one.findings if f.check == "name"] == [("unsafe", n, "name") for n in names]
+    assert not one.ok
 
 
 @pytest.mark.broker

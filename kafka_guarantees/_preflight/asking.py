@@ -12,7 +12,6 @@ Rules.
 
 from __future__ import annotations
 
-import re
 import time
 from concurrent.futures import TimeoutError  # noqa: A004 - before Python 3.11 it is another one than the builtin
 from dataclasses import replace
@@ -22,11 +21,12 @@ from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
 
 from .._client import Abandoned, Caller, Handle
+from .._dead_letters import TOPIC_NAME
 from ..errors import kafka_error
 from .case import Case
 from .checks import findings
 from .report import PreflightReport
-from .seen import OFFSETS, PATTERN, TRANSACTIONS, Cluster, Config, Topic, matches
+from .seen import NO_NAME, OFFSETS, PATTERN, TRANSACTIONS, Cluster, Config, Topic, matches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from .._settings import Settings
 
 NO_ANSWER = "_TIMED_OUT"
-NO_NAME = "TOPIC_EXCEPTION"  # as the brokers would say
-_NAME = re.compile(r"[A-Za-z0-9._-]{1,249}")
 LEAST = 0.05  # seconds that a request is given at least
 OTHERS = 0.25  # seconds until addresses that did not answer are not waited for: one that is down must not delay every start
 GRACE = 1.0  # seconds after which not even librdkafka's own timeouts are waited for
@@ -69,11 +67,12 @@ def preflight(
     if isinstance(topics, str):
         raise TypeError(f"topics is a list of names: [{topics!r}]")
     names = tuple(dict.fromkeys(topics))
+    wanted = names if dead_letter is None or dead_letter.startswith(PATTERN) else (*names, dead_letter)
     deadline = time.monotonic() + timeout
     caller = Caller("kafka-guarantees-preflight")
     try:
         seen = caller.call(
-            lambda: ask(settings, (*names, *([dead_letter] if dead_letter is not None else [])), deadline),
+            lambda: ask(settings, wanted, deadline),
             lambda: time.monotonic() > deadline + GRACE or give_up(),
             "preflight",
         )
@@ -81,6 +80,8 @@ def preflight(
         seen = Cluster(error=NO_ANSWER)
     finally:
         caller.end()
+    if dead_letter is not None and dead_letter.startswith(PATTERN):  # where one is written to, that is a name like any other
+        seen = replace(seen, topics={**seen.topics, dead_letter: Topic(error=NO_NAME)})
     case = Case(settings, seen, names, dead_letter, retention)
     return PreflightReport(settings.guarantee, findings(case), seen.cluster_id)
 
@@ -120,7 +121,7 @@ def _ask(client: Handle, wanted: tuple[str, ...], deadline: float) -> Cluster:
     # authorized operations need brokers of 2.3, which is older than all that confluent-kafka supports
     cluster = client.raw.describe_cluster(include_authorized_operations=True, request_timeout=_left(deadline))
     named = [*(name for name in wanted if not name.startswith(PATTERN)), *_matching(client, wanted, deadline)]
-    names = [name for name in dict.fromkeys((*named, OFFSETS, TRANSACTIONS)) if _NAME.fullmatch(name)]
+    names = [name for name in dict.fromkeys((*named, OFFSETS, TRANSACTIONS)) if TOPIC_NAME.match(name)]
     described = client.raw.describe_topics(
         TopicCollection(names), include_authorized_operations=True, request_timeout=_left(deadline)
     )

@@ -8,7 +8,7 @@ from .brokers import BROKERS, BrokerRow
 from .case import AMO, DATA, DEAD_LETTERS, IN_SYNC, NAMES, REPLICAS, Case
 from .commands import Commands
 from .report import LEVELS, Finding, Level
-from .seen import DENIED, MISSING, OFFSETS, PATTERN, Topic, matches
+from .seen import DENIED, MISSING, NO_NAME, OFFSETS, PATTERN, Topic, matches
 from .topics import LOST_WITH_A_BROKER, TOPICS, Row
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def _existing(case: Case, role: str, commands: Commands) -> Iterator[Finding]:
             )
             command = commands.create(name, replicas, min(IN_SYNC, replicas))
             yield Finding("unsafe", subject, "existence", "none", "created beforehand", why, command)
+        elif topic.error == NO_NAME:
+            why = "There can be no such topic: nothing can be read from it or written to it."
+            yield Finding("unsafe", subject, "name", repr(name), "1 to 249 letters, digits, '.', '_' or '-'", why)
         elif topic.error in DENIED:
             right = "WRITE" if role == DEAD_LETTERS else "READ to consume, WRITE to produce"
             why = "The brokers refuse it to this client; or it does not exist."

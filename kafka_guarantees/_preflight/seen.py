@@ -17,6 +17,7 @@ TRANSACTIONS = "__transaction_state"
 
 PATTERN = "^"  # what a topic begins with that is a pattern
 MISSING = "UNKNOWN_TOPIC_OR_PART"
+NO_NAME = "TOPIC_EXCEPTION"  # what the brokers would say of one that can be no topic's
 DENIED = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"})
 
 
