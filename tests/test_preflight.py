@@ -13,7 +13,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pytest
 from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
@@ -192,6 +192,34 @@ BAD = {
         cluster({"dead": topic(max_message_bytes="2000000", message_timestamp_type="CreateTime")}),
         {ALO: "warning", EXO: "warning"},
     ),
+    "dead letters that are too old": Bad(
+        DEAD,
+        "message.timestamp.before.max.ms",
+        cluster({"dead": topic(max_message_bytes="2000000", message_timestamp_before_max_ms=str(7 * DAY - 1))}),
+        SENT,
+    ),
+    "dead letters of what is kept for ever": Bad(
+        DEAD,
+        "message.timestamp.before.max.ms",
+        cluster(
+            {
+                "offers": topic(cleanup_policy="compact"),
+                "dead": topic(max_message_bytes="2000000", message_timestamp_before_max_ms=str(10 * DAY)),
+            }
+        ),
+        SENT,
+    ),
+    "dead letters from the future": Bad(
+        DEAD,
+        "message.timestamp.after.max.ms",
+        cluster(
+            {
+                "offers": topic(message_timestamp_after_max_ms=str(2 * HOUR)),
+                "dead": topic(max_message_bytes="2000000", message_timestamp_after_max_ms=str(HOUR)),
+            }
+        ),
+        SENT,
+    ),
     "small dead letters": Bad(DEAD, "max.message.bytes", cluster({"dead": topic(max_message_bytes="1056779")}), SENT),
     "one replica of offsets": Bad(KEPT_BY, "replication factor", cluster({OFFSETS: topic(1)}), POSITION),
     "one in sync of offsets": Bad(KEPT_BY, "min.insync.replicas", cluster({OFFSETS: topic(min_insync_replicas="1")}), POSITION),
@@ -300,6 +328,27 @@ def test_each_thing_that_is_wrong_is_found_where_it_matters(name: str, guarantee
         assert one.value
         assert one.needed
         assert re.fullmatch(r"[A-Z].*\.", one.why)
+
+
+@pytest.mark.parametrize(
+    ("offers", "dead"),
+    [
+        ({}, {"message_timestamp_before_max_ms": str(7 * DAY)}),
+        ({}, {"message_timestamp_before_max_ms": str(2**63 - 1)}),
+        ({}, {"message_timestamp_before_max_ms": "1", "message_timestamp_type": "LogAppendTime"}),
+        ({"message_timestamp_after_max_ms": "10"}, {"message_timestamp_after_max_ms": "10"}),
+        ({}, {"message_timestamp_after_max_ms": "10"}),  # brokers of 3.5 do not have it
+        (
+            {"message_timestamp_after_max_ms": "20", "message_timestamp_type": "LogAppendTime"},
+            {"message_timestamp_after_max_ms": "10"},
+        ),
+    ],
+)
+def test_dead_letters_of_any_time_that_may_come_are_fine(offers: dict[str, Any], dead: dict[str, Any]) -> None:
+    """L05: as old as the input keeps them, as far in the future as it takes them; or with the time of their arrival."""
+    letters = topic(max_message_bytes="2000000", retention_ms="-1", **dead)
+    checks = [one.check for one in found(ALO, cluster({"offers": topic(**offers), "dead": letters}))]
+    assert not [check for check in checks if "max.ms" in check]
 
 
 def test_no_row_of_the_tables_is_untested() -> None:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from .seen import Topic
 
 DEAD_LETTER_HEADERS = 8 * 1024  # bytes that a dead letter is larger than its message
+BEFORE, AFTER = "message.timestamp.before.max.ms", "message.timestamp.after.max.ms"
+NO_LIMIT = 2**63 - 1  # what these say of any time at all
 FETCH_OVERHEAD = 512  # bytes that librdkafka adds to what it fetches
 
 
@@ -145,6 +147,30 @@ def _takes_dead_letters(case: Case, topic: Topic) -> Needed | None:
         return None
     need = largest + DEAD_LETTER_HEADERS
     return Needed(f"{need} or more: the largest message that may come, and {DEAD_LETTER_HEADERS} for its headers", str(need))
+
+
+def _takes_old_dead_letters(case: Case, topic: Topic) -> Needed | None:
+    inputs = case.inputs.values()
+    ages = [NO_LIMIT if time < 0 else time for one in inputs if (time := kept(one)) is not None]
+    return _takes_times(topic, BEFORE, max(ages, default=0), "as long as messages are kept")
+
+
+def _takes_future_dead_letters(case: Case, topic: Topic) -> Needed | None:
+    inputs = [one for one in case.inputs.values() if not _by_arrival(one)]
+    limits = [limit for one in inputs if (limit := one.config.number(AFTER)) is not None]
+    return _takes_times(topic, AFTER, max(limits, default=0), "as much as for messages")
+
+
+def _takes_times(topic: Topic, setting: str, need: int, what: str) -> Needed | None:
+    limit = topic.config.number(setting)
+    if limit is None or limit >= need or _by_arrival(topic):
+        return None
+    least = "without a limit" if need == NO_LIMIT else f"{span(need)} or more"
+    return Needed(f"{what}, {least}; or message.timestamp.type=LogAppendTime", str(need), seen=span(limit))
+
+
+def _by_arrival(topic: Topic) -> bool:
+    return topic.config.text("message.timestamp.type") == "LogAppendTime"
 
 
 def _largest(case: Case) -> int | None:
@@ -262,6 +288,20 @@ TOPICS = (
         {AMO: "info", ALO: "warning", EXO: "warning"},
         _takes_dead_letters,
         "A message of the largest size cannot become a dead letter: the consumer stops at it.",
+    ),
+    Row(
+        DEAD_LETTERS,
+        BEFORE,
+        {AMO: "info", ALO: "warning", EXO: "warning"},
+        _takes_old_dead_letters,
+        "A dead letter has the timestamp of its message: one that is older is refused, and the consumer stops at it.",
+    ),
+    Row(
+        DEAD_LETTERS,
+        AFTER,
+        {AMO: "info", ALO: "warning", EXO: "warning"},
+        _takes_future_dead_letters,
+        "A dead letter has the timestamp of its message: one further in the future is refused, and the consumer stops at it.",
     ),
     Row(
         POSITIONS,
