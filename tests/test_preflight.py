@@ -307,6 +307,12 @@ BAD = {
         {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
         {"group_protocol": "consumer"},
     ),
+    "records of no transaction": Bad(
+        "the brokers",
+        "transaction.partition.verification.enable",
+        cluster(transaction_partition_verification_enable="false"),
+        {EXO: "warning"},
+    ),
     "two clusters": Bad(
         "bootstrap.servers",
         "cluster id",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .brokers import BROKERS, BrokerRow
-from .case import AMO, DATA, DEAD_LETTERS, IN_SYNC, NAMES, REPLICAS, Case
+from .case import AMO, DATA, DEAD_LETTERS, EXO, IN_SYNC, NAMES, REPLICAS, Case
 from .commands import Commands
 from .report import LEVELS, Finding, Level
 from .seen import DENIED, MISSING, NO_NAME, OFFSETS, PATTERN, Topic, matches
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SERVER = "server.properties of every broker"
 PROTOCOLS = "group.coordinator.rebalance.protocols"
+VERIFICATION = "transaction.partition.verification.enable"
 OF_CLASSIC, OF_KIP_848 = "group.min.session.timeout.ms", "group.consumer.session.timeout.ms"  # settings of brokers
 
 
@@ -31,6 +32,7 @@ def findings(case: Case) -> tuple[Finding, ...]:
         *(finding for row in TOPICS for finding in _row(case, row, commands)),
         *(finding for row in BROKERS for finding in _broker_row(case, row)),
         *_protocol(case),
+        *_verification(case),
         *_rights(case, commands),
         *_not_told(case, commands),
     ]
@@ -175,6 +177,20 @@ def _protocol(case: Case) -> Iterator[Finding]:
             offered,
             "consumer among them, as by default from 4.0 on; or leave out group.protocol=consumer",
             "Nothing is consumed: the client waits to be let into its group, and says nothing.",
+        )
+
+
+def _verification(case: Case) -> Iterator[Finding]:
+    """X01: brokers that take a record into a transaction that its partition is not a part of."""
+    if case.settings.guarantee is EXO and case.seen.config.text(VERIFICATION) == "false":
+        yield Finding(
+            "warning",
+            "the brokers",
+            VERIFICATION,
+            "false",
+            "true, as by default",
+            "A record that arrives late opens a transaction that nobody ends, and readers of its partition stand still.",
+            f"{VERIFICATION}=true in {SERVER}, restarted one by one",
         )
 
 
