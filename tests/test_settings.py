@@ -481,6 +481,8 @@ def test_the_warning_points_at_the_users_line() -> None:
         ("https://login.example.com/token", False),
         ("http://localhost:8080/token", False),
         ("http://localhost", False),
+        ("http://169.254.169.254/metadata/identity/oauth2/token", False),
+        ("http://169.254.169.25/", True),
         ("http://localhost:pw@example.com/token", True),
         ("http://127.0.0.1:80@example.com/", True),
         ("http://[/token", True),
@@ -499,9 +501,11 @@ def test_credentials_that_are_not_used_are_a_warning(protocol: str | None) -> No
     """S02: who gives them thinks that they protect something."""
     config = minimal(ALO) | ({} if protocol is None else {"security.protocol": protocol})
     tls = {"ssl.ca.location": "/etc/ssl/certs/ca-certificates.crt"}
-    said = "".join(explain(ALO, config | {"sasl.username": "u", "sasl.password": "p"} | tls).warnings)
-    assert ("nobody logs in" in said) == (protocol in (None, "PLAINTEXT", "ssl"))
-    assert ("has no TLS" in said) == (protocol in (None, "PLAINTEXT", "SASL_PLAINTEXT"))
+    login = {"sasl.username": "u", "sasl.password": "p", "sasl.mechanism": "SCRAM-SHA-512"}
+    key = {"ssl.certificate.location": "/etc/kafka/offers.pem", "ssl.key.location": "/etc/kafka/offers.key"}
+    said = "".join(explain(ALO, config | login | tls | key).warnings)
+    assert said.count("nobody logs in") == (protocol in (None, "PLAINTEXT", "ssl")), "once"
+    assert said.count("has no TLS") == (protocol in (None, "PLAINTEXT", "SASL_PLAINTEXT")), "once"
 
 
 WEAKER: dict[str, object] = {
@@ -516,7 +520,14 @@ WEAKER: dict[str, object] = {
     "ssl.endpoint.identification.algorithm": "none",
     "transaction.timeout.ms": 60_000,
     "sasl.username": "offers",
+    "sasl.mechanism": "SCRAM-SHA-512",
     "ssl.ca.location": "/etc/ssl/certs/ca-certificates.crt",
+    "ssl.ca.pem": "pem",
+    "ssl.certificate.location": "/etc/kafka/offers.pem",
+    "ssl.certificate.pem": "pem",
+    "ssl.key.location": "/etc/kafka/offers.key",
+    "ssl.key.pem": "pem",
+    "ssl.keystore.location": "/etc/kafka/offers.p12",
     "sasl.oauthbearer.token.endpoint.url": "http://login/token",
     "enable.sasl.oauthbearer.unsecure.jwt": "true",
 }
@@ -551,7 +562,14 @@ def test_what_is_weaker() -> None:
         "security.protocol",
         "ssl.endpoint.identification.algorithm",
         "sasl.username",
+        "sasl.mechanism",
         "ssl.ca.location",
+        "ssl.ca.pem",
+        "ssl.certificate.location",
+        "ssl.certificate.pem",
+        "ssl.key.location",
+        "ssl.key.pem",
+        "ssl.keystore.location",
         "sasl.oauthbearer.token.endpoint.url",
         "enable.sasl.oauthbearer.unsecure.jwt",
     }

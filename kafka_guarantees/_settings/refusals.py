@@ -66,16 +66,16 @@ def milliseconds(effective: Known, name: str) -> float:
 
 
 def _readable(url: str) -> bool:
-    """Whether what is sent there can be read on the way. What stays on this host nobody reads."""
+    """Whether what is sent there can be read on the way: not what stays on this host, or goes to its cloud's own service."""
     try:
         where = urlsplit(url.strip())
     except ValueError:
         return True
-    ours = where.hostname in ("localhost", "::1") or bool(_LOOPBACK.fullmatch(where.hostname or ""))
+    ours = where.hostname in ("localhost", "::1") or bool(_LOCAL.fullmatch(where.hostname or ""))
     return where.scheme == "http" and not ours
 
 
-_LOOPBACK = re.compile(r"127(\.[0-9]+){3}")
+_LOCAL = re.compile(r"127(\.[0-9]+){3}|169\.254\.169\.254")
 _ADDRESS = re.compile(
     r"((plaintext|ssl|sasl_plaintext|sasl_ssl)://)?(\[[^\]/;]+\]|[^][:/;\s]+)(:(?P<port>[0-9]+))?", re.IGNORECASE
 )
@@ -89,6 +89,15 @@ def _no_addresses(value: Value, _effective: Known) -> bool:
     """Whether one of them is none: librdkafka drops it with a line in its log, or takes another port."""
     found = [_ADDRESS.fullmatch(address.strip()) for address in str(value).split(",") if address.strip()]
     return not found or not all(one and int(one["port"] or 9092) in _PORTS for one in found)
+
+
+def _unused(names: tuple[str, ...], protocols: tuple[str, ...], costs: str) -> list[Weakening]:
+    """For what is given and not used with these protocols, which is said of the first of them alone."""
+
+    def unused(before: tuple[str, ...]) -> Callable[[Value, Known], bool]:
+        return lambda _value, given: given["security.protocol"] in protocols and given.keys().isdisjoint(before)
+
+    return [Weakening(ALL, name, unused(names[:number]), costs, "S02", SecurityWarning) for number, name in enumerate(names)]
 
 
 def _always(_value: Value, _effective: Known) -> bool:
@@ -384,21 +393,18 @@ WEAKENINGS = (
         "S02",
         SecurityWarning,
     ),
-    Weakening(
-        ALL,
-        "sasl.username",
-        lambda _value, effective: not str(effective["security.protocol"]).startswith("sasl"),
+    *_unused(
+        ("sasl.username", "sasl.mechanism"),
+        ("plaintext", "ssl"),
         "security.protocol has no SASL: nobody logs in with it",
-        "S02",
-        SecurityWarning,
     ),
-    Weakening(
-        ALL,
-        "ssl.ca.location",
-        lambda _value, effective: effective["security.protocol"] in ("plaintext", "sasl_plaintext"),
-        "security.protocol has no TLS: the certificate is not looked at, and everybody on the way can read and answer",
-        "S02",
-        SecurityWarning,
+    *_unused(
+        (
+            *("ssl.ca.location", "ssl.ca.pem", "ssl.certificate.location", "ssl.certificate.pem"),
+            *("ssl.key.location", "ssl.key.pem", "ssl.keystore.location"),
+        ),
+        ("plaintext", "sasl_plaintext"),
+        "security.protocol has no TLS: no certificate is looked at, and everybody on the way can read and answer",
     ),
     Weakening(
         ALL,
