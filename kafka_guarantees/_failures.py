@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-from ._dead_letters import dead_letter, text_of
+from ._dead_letters import TOPIC_NAME, dead_letter, text_of
 from ._futile import may_pass
 from ._offsets import fields, where
 from ._pace import PROMPT
@@ -114,8 +114,10 @@ class Failures:
     ) -> None:
         if not (retry is None or isinstance(retry, Retrying)):
             raise TypeError(f"retry is a tenacity.Retrying, or None for one attempt only, not {retry!r}")
-        if dead_letter is not None and not (isinstance(dead_letter, str) and dead_letter):
-            raise ValueError(f"dead_letter is the name of a topic, not {dead_letter!r}")
+        if dead_letter is not None and not (isinstance(dead_letter, str) and TOPIC_NAME.match(dead_letter)):
+            raise ValueError(
+                f"dead_letter is the name of a topic, 1 to 249 letters, digits, '.', '_' or '-', not {dead_letter!r}"
+            )
         self._settings = settings
         self._lifecycle = lifecycle
         self._reading = reading

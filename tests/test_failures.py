@@ -501,7 +501,7 @@ def test_a_run_that_would_consume_its_own_dead_letters_is_refused(kind: str, top
 
 
 @pytest.mark.parametrize("kind", [*TWO, "at-most-once"])
-@pytest.mark.parametrize("nonsense", ["", 3, b"dead", ["dead"]])
+@pytest.mark.parametrize("nonsense", ["", 3, b"dead", ["dead"], "^dead", "a b", "dead\n", ".", "..", "d" * 250, "größe"])
 def test_what_is_no_topic_is_refused(kind: str, nonsense: Any) -> None:
     """Nothing is connected."""
     with pytest.raises(ValueError, match="dead_letter is the name of a topic"):
