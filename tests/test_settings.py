@@ -380,6 +380,7 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (EOS, "queue.buffering.backpressure.threshold", 2, "idempotent"),
         (ALO, "test.mock.num.brokers", 1, "LocalKafka"),
         (ALO, "ut_handle_ProduceResponse", "x", "LocalKafka"),
+        (ALO, "ssl.endpoint.identification.algorithm", "", "give none"),
         (ALO, "max.poll.records", 100, "max_batch"),
         (ALO, "share.acknowledgement.mode", "explicit", "share groups"),
         (ALO, "client.id", None, "leave the setting out"),

@@ -308,6 +308,14 @@ REFUSALS = (
     ),
     Refusal(
         ALL,
+        "ssl.endpoint.identification.algorithm",
+        _is(""),
+        "nothing is Java's way to say none, which librdkafka wants to be said",
+        "give none, if any host with a certificate may answer; else leave it out",
+        "S02",
+    ),
+    Refusal(
+        ALL,
         "max.poll.records",
         _always,
         "consumers of librdkafka ignore it (it is for share groups)",
