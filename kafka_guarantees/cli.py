@@ -262,7 +262,7 @@ def properties(text: str) -> dict[str, str]:
         ValueError: a line is none of these. It is named by its number, since it may hold a secret.
     """
     found = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # no other character: a part of a password would be a line
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
@@ -316,7 +316,7 @@ def _file(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        return properties(path.read_text(encoding="utf-8"))
+        return properties(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text in UTF-8") from None
     except ValueError as error:

@@ -93,6 +93,23 @@ def test_properties_keep_what_belongs_to_the_value() -> None:
     assert properties(text) == {"ssl.ca.pem": "a=b#c", "client.id": ""}
 
 
+@pytest.mark.parametrize("separator", ["\r", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"])
+def test_a_password_is_one_line(separator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """S01: what others call a line break does not make a line, whose beginning would be shown as the name of a setting."""
+    file = tmp_path / "client.properties"
+    file.write_bytes(f"sasl.password=ab{separator}s3cr3t=d\nlinger.ms=5\n".encode())
+    assert main(["explain", "at-least-once", "--config", str(file)]) == 0
+    assert "s3cr3t" not in "".join(capsys.readouterr())
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Editors of Windows put it there."""
+    file = tmp_path / "client.properties"
+    file.write_bytes(b"\xef\xbb\xbfgroup.id=offers\r\n")
+    assert main(["explain", "at-least-once", "--config", str(file)]) == 0
+    assert "offers" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "argv",
     [
