@@ -30,6 +30,8 @@ from kafka_guarantees import (
     __version__,
 )
 
+from ._settings.properties import canonical
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -40,6 +42,7 @@ EXPLAIN: Mapping[str, Callable[[Mapping[str, object]], Explanation]] = {
 }
 OK, FAILED, WRONG = 0, 1, 2
 BY_SIGNAL = 128
+_SERVERS = "bootstrap.servers"  # commands look for it by this name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -278,7 +281,7 @@ def properties(text: str) -> dict[str, str]:
 
 def _explain(arguments: argparse.Namespace) -> int:
     try:
-        config = {**_file(arguments.config), **dict(arguments.settings)}
+        config = _config(arguments.config, arguments.settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DurabilityWarning)  # the table marks them and says why
             explanation = EXPLAIN[arguments.guarantee](config)
@@ -294,7 +297,7 @@ def _preflight(arguments: argparse.Namespace) -> int:
 
     guarantee = Guarantee(arguments.guarantee)
     try:
-        config = _config(arguments)
+        config = _config(arguments.config, arguments.settings, arguments.bootstrap)
         if guarantee is Guarantee.EXACTLY_ONCE:
             config.setdefault("transactional.id", "preflight")  # nothing is begun with it
         with warnings.catch_warnings():
@@ -306,10 +309,13 @@ def _preflight(arguments: argparse.Namespace) -> int:
     return OK if report.ok else FAILED
 
 
-def _config(arguments: argparse.Namespace) -> dict[str, str]:
-    """What --config, --set and -b say; the later of them wins."""
-    bootstrap = {"bootstrap.servers": arguments.bootstrap} if arguments.bootstrap else {}
-    return {**_file(arguments.config), **dict(arguments.settings), **bootstrap}
+def _config(file: Path | None, settings: Sequence[tuple[str, str]], bootstrap: str | None = None) -> dict[str, str]:
+    """What --config, --set and -b say; the later of them wins, also over another name of the same setting."""
+    config = _file(file)
+    for name, value in (*settings, *([(_SERVERS, bootstrap)] if bootstrap else [])):
+        config = {other: kept for other, kept in config.items() if canonical(other) != canonical(name)} | {name: value}
+    named = [name for name in config if canonical(name) == _SERVERS]
+    return config if len(named) != 1 else {_SERVERS if name in named else name: value for name, value in config.items()}
 
 
 def _file(path: Path | None) -> dict[str, str]:
@@ -367,7 +373,7 @@ def _prove(arguments: argparse.Namespace) -> int:
     try:
         asked = Asked(
             guarantee=arguments.guarantee,
-            config={**_file(arguments.config), **({"bootstrap.servers": arguments.bootstrap} if arguments.bootstrap else {})},
+            config=_config(arguments.config, (), arguments.bootstrap),
             brokers=arguments.brokers,
             duration=arguments.duration,
             workers=arguments.workers,
@@ -396,7 +402,8 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     try:
         plan = Plan(arguments.messages, arguments.size, arguments.seconds, arguments.partitions, arguments.replication)
-        run_bench(Asked(_config(arguments), plan, arguments.report, arguments.config))
+        config = _config(arguments.config, arguments.settings, arguments.bootstrap)
+        run_bench(Asked(config, plan, arguments.report, arguments.config))
     except (WorkFailed, Refused, LocalKafkaError, TimeoutError) as error:
         return _complain(error, FAILED)
     except (OSError, ValueError) as error:  # of the arguments and the files; UnsafeConfigError is a ValueError
@@ -411,7 +418,7 @@ def _dead_letters(arguments: argparse.Namespace) -> int:
     from .dead_letters.reading import Filter, NotRead  # noqa: PLC0415 - likewise
 
     try:
-        config = _config(arguments)
+        config = _config(arguments.config, arguments.settings, arguments.bootstrap)
         if arguments.action == "show":
             done = show(config, arguments.topic, arguments.place, full=arguments.full, raw=arguments.raw)
         else:

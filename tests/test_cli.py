@@ -18,7 +18,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, ExactlyOnce, __version__, _preflight
-from kafka_guarantees.cli import main, properties
+from kafka_guarantees.cli import _config, main, properties
 from kafka_guarantees.demo import topics
 
 if TYPE_CHECKING:
@@ -45,6 +45,18 @@ def test_set_wins_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     file.write_text("# offers\nlinger.ms = 1\n\ngroup.id=offers\n")
     assert main(["explain", "exactly-once", "--config", str(file), "--set", "linger.ms=7"]) == 0
     assert capsys.readouterr().out == f"{ExactlyOnce.explain({'linger.ms': '7', 'group.id': 'offers'})}\n"
+
+
+def test_the_command_line_wins_whatever_name_the_file_uses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Librdkafka has two names for some settings; what is given twice is no contradiction there."""
+    file = tmp_path / "client.properties"
+    file.write_text("metadata.broker.list=a:1\nqueue.buffering.max.ms=1\nclient.id=offers\n")
+    wanted = {"client.id": "offers", "linger.ms": "7", "bootstrap.servers": "a:3"}
+    assert _config(file, [("linger.ms", "7"), ("bootstrap.servers", "a:2")], "a:3") == wanted
+    assert _config(file, ())["bootstrap.servers"] == "a:1"
+    command = ["explain", "at-least-once", "--config", str(file), "--set", "linger.ms=7", "--set", "bootstrap.servers=a:2"]
+    assert main(command) == 0
+    assert "a:2" in capsys.readouterr().out
 
 
 def test_an_unsafe_setting_is_one_message_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
