@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -396,7 +397,6 @@ def test_two_hundred_weird_messages_come_back_as_they_were(
 
 
 @pytest.mark.broker
-@pytest.mark.broker
 def test_a_service_s_own_file_is_good_enough(
     kafka: RunningKafka, kafka_topic: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -410,6 +410,7 @@ def test_a_service_s_own_file_is_good_enough(
     assert "Coordinator" not in capsys.readouterr().err
 
 
+@pytest.mark.broker
 def test_some_are_chosen(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
     """By place, origin, type of error and time; a dry run sends nothing; and ``list`` says the same of them."""
     one, other, dlq = kafka_topic(), kafka_topic(), kafka_topic()
@@ -695,6 +696,45 @@ def test_whatever_ended_a_transaction_it_is_done_once(
             Replay(client, reader, contents, outcome, lambda _entry: None).run(good)
         assert len(outcome.before) == 30
     assert ids(kafka.bootstrap, origin) == all_ids(30)
+
+
+class Slow(ExactlyOnce):
+    """Has brokers that take only so many records while a transaction lasts."""
+
+    most: int
+    begun = 0
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        self.begun += 1
+        produced: list[str] = []
+        with super().transaction() as tx:
+
+            def produce(topic: str, *record: Any, **more: Any) -> None:
+                produced.append(topic)
+                tx.produce(topic, *record, **more)
+
+            yield SimpleNamespace(produce=produce)
+            if len(produced) > self.most:
+                raise TransactionAborted("it took longer than transaction.timeout.ms")
+
+
+@pytest.mark.broker
+def test_over_a_slow_link_it_comes_to_its_end_with_smaller_transactions(
+    kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """What a transaction has no time for is done in several, also what comes after it, and each once."""
+    origin, dlq = kafka_topic(partitions=2), kafka_topic(partitions=2)
+    put(kafka.bootstrap, simple(origin, dlq, 200, partitions=2))
+    config = {"bootstrap.servers": kafka.bootstrap, "transactional.id": replay.transactional_id(dlq)}
+    with TopicReader(config, dlq) as reader, Slow(config) as client:
+        client.most = 30  # with their markers
+        contents, outcome = Contents.of(reader), Outcome()
+        good = sort_out(reader, contents, list(contents.entries), outcome)
+        Replay(client, reader, contents, outcome, lambda _entry: None).run(good)
+    assert (len(outcome.sent), outcome.before, outcome.left) == (200, [], [])
+    assert ids(kafka.bootstrap, origin) == all_ids(200)
+    assert client.begun < 25, "the second partition began with large ones again"
 
 
 class Overtaken(ExactlyOnce):

@@ -9,6 +9,7 @@ What happens to a portion of one partition::
 * Therefore the markers are read inside the transaction, and whatever aborted it, or left it in doubt, it can be done again:
   the markers say what is still to be done. This also holds for a replay that was killed.
 * A record that the brokers refuse is found by halving the portion, and left.
+* The brokers may take a portion more slowly than a transaction may last: after one that was aborted they are smaller.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 PORTION = 500  # records in a transaction
 PORTION_SIZE = 16_000_000  # bytes in a transaction that has more than one
-TRIES = 3  # transactions in a row that may be aborted for a reason that is not a record's
+TRIES = 3  # transactions in a row that may be aborted for a reason that is neither a record's nor the size
 NOT_OURS = ("log_level", "socket.timeout.ms")  # may contradict a transaction; a service of another guarantee may have them
 MESSAGE_SIZE = 50_000_000  # bytes: the brokers decide, not the client
 
@@ -184,6 +185,10 @@ class Replay:
                     continue
                 if isinstance(error, DeliveryUnknown):
                     self._doubtful |= {entry.place for entry in portion}
+                elif len(portion) > 1:
+                    rest = [entry for each in work for entry in each]
+                    work = deque(_portions([*portion, *rest], sum(map(_size, portion)) // 2))
+                    continue
                 tries += 1
                 if tries == TRIES:
                     raise
@@ -254,16 +259,21 @@ def _produce(tx: Transaction, record: Record) -> None:
     )
 
 
-def _portions(chosen: Sequence[Entry]) -> Iterator[list[Entry]]:
-    """Each of one partition, in order, and bounded."""
+def _size(entry: Entry) -> int:
+    return max(1, entry.size)  # so that half of two is less than both
+
+
+def _portions(chosen: Sequence[Entry], most: int | None = None) -> Iterator[list[Entry]]:
+    """Each of one partition, in order, and bounded: if it is more than one letter, by so many bytes, or PORTION_SIZE."""
+    most = PORTION_SIZE if most is None else most
     in_order = sorted(chosen, key=lambda entry: entry.place)
     for _, entries in groupby(in_order, key=lambda entry: entry.place[0]):
         portion: list[Entry] = []
         size = 0
         for entry in entries:
-            if portion and (len(portion) == PORTION or size + entry.size > PORTION_SIZE):
+            if portion and (len(portion) == PORTION or size + _size(entry) > most):
                 yield portion
                 portion, size = [], 0
             portion.append(entry)
-            size += entry.size
+            size += _size(entry)
         yield portion
