@@ -411,6 +411,21 @@ def test_a_service_s_own_file_is_good_enough(
 
 
 @pytest.mark.broker
+@pytest.mark.parametrize("name", ["compression.type", "compression.codec"])
+def test_what_is_small_enough_only_compressed_can_be_sent(
+    name: str, command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """How its service compresses is taken over: else the brokers would refuse for ever what they took from that."""
+    origin, dlq = kafka_topic(), kafka_topic()
+    record = letter_of(message(origin, partition=0, value=b"v" * 2_000_000))
+    put(kafka.bootstrap, [Record(dlq, record.value, record.key, headers=record.headers)], **{"compression.type": "zstd"})
+    assert command("replay", dlq, "--all", status=1) == []
+    assert "MSG_SIZE_TOO_LARGE" in command.err
+    assert command("replay", dlq, "--all", "--set", f"{name}=zstd") == [f"0:0 -> {origin}/0"]
+    assert [m.value() for m in read_all(kafka.bootstrap, origin)] == [b"v" * 2_000_000]
+
+
+@pytest.mark.broker
 def test_some_are_chosen(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
     """By place, origin, type of error and time; a dry run sends nothing; and ``list`` says the same of them."""
     one, other, dlq = kafka_topic(), kafka_topic(), kafka_topic()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from kafka_guarantees import DeliveryError, DeliveryUnknown, ExactlyOnce, Record, TransactionAborted
 from kafka_guarantees._dead_letters import marker, origin_of
+from kafka_guarantees._settings.properties import canonical
 
 from .reading import place_of, reaching
 
@@ -59,6 +60,8 @@ class Outcome:
 def producer(config: Mapping[str, str], topic: str) -> ExactlyOnce:
     """The client that replays. Its id is the topic's, whatever the configuration says: two replays must meet in it."""
     theirs = {name: value for name, value in reaching(config).items() if name not in NOT_OURS}
+    # some records are small enough for the brokers only as their producer has compressed them
+    theirs |= {name: value for name, value in config.items() if canonical(name).startswith("compression.")}
     return ExactlyOnce({"message.max.bytes": MESSAGE_SIZE, **theirs, "transactional.id": transactional_id(topic)})
 
 
