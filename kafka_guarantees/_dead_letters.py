@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from operator import methodcaller
 from typing import TYPE_CHECKING
 
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
+
 from .records import Record
 
 if TYPE_CHECKING:
@@ -110,12 +112,13 @@ def dead_letter(
     """
     own: Sequence[Header] | None = None if headers_lost else headers_of(message)
     key, value = (message.key(), message.value()) if raw is None else raw
-    timestamp: int = max(0, message.timestamp()[1])
+    kind, moment = message.timestamp()
+    timestamp: int | None = None if kind == TIMESTAMP_NOT_AVAILABLE or moment < 0 else moment
     said = {
         TOPIC: message.topic(),
         PARTITION: message.partition(),
         OFFSET: message.offset(),
-        TIMESTAMP: timestamp or None,
+        TIMESTAMP: timestamp,
         GROUP: group,
         ERROR_TYPE: printable(_type_of(error), _NAME),
         ERROR: text_of(error, _TEXT),
@@ -135,7 +138,7 @@ def dead_letter(
         b"" if VALUE in lost else value,  # a null would remove others from a compacted topic
         None if KEY in lost else key,
         headers=[*(() if own is None or HEADERS in lost else own), *about],
-        timestamp=timestamp or None,
+        timestamp=timestamp or None,  # librdkafka takes 0 for the time of now, which keeps it in this topic for longer
     )
 
 
@@ -212,7 +215,7 @@ def _parsed(about: dict[str, bytes], own: list[Header]) -> DeadLetter:
         topic=topic,
         partition=_number(about[PARTITION], _INT32),
         offset=_number(about[OFFSET], _INT64),
-        timestamp=_number(about[TIMESTAMP], _INT64) or None if TIMESTAMP in about else None,
+        timestamp=_number(about[TIMESTAMP], _INT64) if TIMESTAMP in about else None,
         group=about[GROUP].decode() if GROUP in about else None,
         error_type=about[ERROR_TYPE].decode(),
         error=about[ERROR].decode(),

@@ -75,7 +75,7 @@ payloads = st.one_of(st.none(), st.binary(max_size=30))
     headers=st.one_of(st.none(), own_headers),
     key=payloads,
     value=payloads,
-    timestamp=st.one_of(st.just(0), st.integers(1, 2**62)),
+    timestamp=st.one_of(st.none(), st.integers(0, 2**62)),
     group=st.one_of(st.none(), st.text(st.characters(exclude_categories=["Cs"]), max_size=10)),
     text=st.text(max_size=3000),
     attempts=st.integers(0, 10**6),
@@ -86,7 +86,7 @@ def test_what_went_in_comes_out(  # noqa: PLR0917 - hypothesis gives them by nam
     headers: list[Header] | None,
     key: bytes | None,
     value: bytes | None,
-    timestamp: int,
+    timestamp: int | None,
     group: str | None,
     text: str,
     attempts: int,
@@ -94,14 +94,14 @@ def test_what_went_in_comes_out(  # noqa: PLR0917 - hypothesis gives them by nam
     offset: int,
 ) -> None:
     """Key, value, timestamp and headers are kept, whatever is in them, also headers that look like ours; the rest is said."""
-    parts: dict[str, Any] = {"key": key, "value": value, "timestamp": (1 if timestamp else 0, timestamp)}
+    parts: dict[str, Any] = {"key": key, "value": value, "timestamp": (0, 0) if timestamp is None else (1, timestamp)}
     given_ = message(headers=headers, partition=partition, offset=offset, **parts)
     record = letter_of(given_, ValueError(text), group=group, attempts=attempts)
     assert (record.topic, record.partition) == ("dlq", None)
     assert (record.key, record.value, record.timestamp) == (key, value, timestamp or None)
     found = origin_of(arrived(record))
     assert found is not None
-    assert (found.topic, found.partition, found.offset, found.timestamp) == ("orders", partition, offset, timestamp or None)
+    assert (found.topic, found.partition, found.offset, found.timestamp) == ("orders", partition, offset, timestamp)
     assert (found.group, found.attempts, found.time, found.error_type) == (group, attempts, THEN, "ValueError")
     assert list(found.headers) == (headers or [])
     assert not found.lost
@@ -571,6 +571,23 @@ def test_what_the_brokers_would_remove_is_not_sent_silently(
     first, second, third = (m.timestamp()[1] for m in read_all(kafka.bootstrap, origin))
     assert (first, second) == (now, now - week // 2)
     assert third >= now
+
+
+@pytest.mark.broker
+def test_a_message_of_1970_does_not_become_one_of_today(
+    command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """Other clients write the timestamp 0, and librdkafka takes that for the time of now: 1 is as near as it comes."""
+    origin, dlq = kafka_topic(config={"retention.ms": -1}), kafka_topic()
+    letters = [letter_of(message(origin, partition=0, timestamp=when)) for when in [(1, 0), (1, 1), (0, 0)]]
+    put(kafka.bootstrap, [Record(dlq, r.value, r.key, headers=r.headers) for r in letters])
+    assert "timestamp 1970-01-01T00:00:00.000Z" in "".join(command("show", dlq, "0:0"))
+    assert "timestamp none" in "".join(command("show", dlq, "0:2"))
+    began = time.time() * 1000
+    assert len(command("replay", dlq, "--all")) == 3
+    zero, one, none = (m.timestamp()[1] for m in read_all(kafka.bootstrap, origin))
+    assert (zero, one) == (1, 1)
+    assert none >= int(began)
 
 
 @pytest.mark.parametrize(

@@ -241,13 +241,14 @@ class Replay:
 
 def _original(message: Message, letter: DeadLetter, *, present_time: bool) -> Record:
     """The record as it was before it became a dead letter, but for its timestamp where it would not last with that."""
+    timestamp = None if letter.timestamp is None or present_time else max(1, letter.timestamp)  # librdkafka: 0 is now
     return Record(
         letter.topic,
         message.value(),
         message.key(),
         headers=letter.headers,
         partition=letter.partition,
-        timestamp=None if present_time else letter.timestamp,
+        timestamp=timestamp,
     )
 
 
