@@ -573,6 +573,43 @@ def test_what_the_brokers_would_remove_is_not_sent_silently(
     assert third >= now
 
 
+class Watched(ExactlyOnce):
+    """Knows whether it is in a transaction."""
+
+    inside = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        with super().transaction() as tx:
+            self.inside = True
+            yield tx
+            self.inside = False
+
+
+@pytest.mark.broker
+def test_how_long_a_topic_keeps_records_is_not_asked_while_a_transaction_waits(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer may take twice as long as a transaction may."""
+    origin, dlq = kafka_topic(), kafka_topic()
+    put(kafka.bootstrap, simple(origin, dlq, 3))
+    config = {"bootstrap.servers": kafka.bootstrap, "transactional.id": replay.transactional_id(dlq)}
+    with TopicReader(config, dlq) as reader, Watched(config) as client:
+        asked: list[bool] = []
+
+        def kept_from(_topic: str) -> int:
+            asked.append(client.inside)
+            return 0
+
+        monkeypatch.setattr(reader, "kept_from", kept_from)
+        contents, outcome = Contents.of(reader), Outcome()
+        good = sort_out(reader, contents, list(contents.entries), outcome, present_time=True)
+        Replay(client, reader, contents, outcome, lambda _entry: None).run(good)
+    assert len(outcome.sent) == 3
+    assert asked
+    assert not any(asked)
+
+
 @pytest.mark.broker
 def test_a_message_of_1970_does_not_become_one_of_today(
     command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]

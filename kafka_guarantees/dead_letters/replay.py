@@ -209,8 +209,8 @@ class Replay:
 
     def _transaction(self, portion: Sequence[Entry]) -> None:
         partition = portion[0].place[0]
-        letters = {
-            place_of(message): (message, letter)
+        letters = {  # before the transaction begins: how old may it be? The answer may take longer than a transaction
+            place_of(message): _original(message, letter, present_time=_too_old(letter, self._reader))
             for message in self._reader.fetch(partition, [entry.place[1] for entry in portion])
             if (letter := origin_of(message)) is not None
         }
@@ -218,9 +218,9 @@ class Replay:
             self._contents.read_markers(partition)
             hidden = self._contents.complaint(partition)
             marked = {entry.place for entry in portion} & self._contents.replayed
-            for place, (message, letter) in letters.items():
+            for place, record in letters.items():
                 if hidden is None and place not in marked:
-                    _produce(tx, _original(message, letter, present_time=_too_old(letter, self._reader)))
+                    _produce(tx, record)
                     _produce(tx, marker(self._reader.topic, *place))
         if hidden is not None:
             self._hidden[partition] = hidden
