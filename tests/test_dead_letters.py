@@ -26,7 +26,7 @@ from kafka_guarantees.dead_letters import reading, replay
 from kafka_guarantees.dead_letters.reading import Contents, TopicReader
 from kafka_guarantees.dead_letters.replay import Outcome, Replay, producer, sort_out
 
-from .conftest import read_all
+from .conftest import read_all, values
 from .test_dedup_runs import produce_with_header
 
 if TYPE_CHECKING:
@@ -469,7 +469,7 @@ def test_they_are_counted(command: Command, kafka: RunningKafka, kafka_topic: Ca
     one, other, dlq = kafka_topic(), kafka_topic(), kafka_topic()
     put(kafka.bootstrap, simple(one, dlq, 2))
     put(kafka.bootstrap, simple(other, dlq, 3, error=KeyError("k"), now=THEN / 1000 + 60))
-    put(kafka.bootstrap, simple(one, dlq, 1, error=type("E\x1b[31m", (Exception,), {})("bad"), now=THEN / 1000 + 120))
+    put(kafka.bootstrap, simple(one, dlq, 3, error=type("E\x1b[31m", (Exception,), {})("bad"), now=THEN / 1000 + 120)[2:])
     command("replay", dlq, "0:0")
     keys, values, strange = command("list", dlq, "--count")
     then, minute = (datetime.fromtimestamp(THEN / 1000 + s, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S") for s in (0, 60))
@@ -722,6 +722,90 @@ def test_what_an_open_transaction_hides_is_not_taken_for_absent(
     assert ids(kafka.bootstrap, origin) == ["id-1"]
 
 
+def placed(dlq: str, partition: int, given_: Message, **more: Any) -> Record:
+    """The dead letter of a message, in this partition."""
+    record = letter_of(given_, **more)
+    return Record(dlq, record.value, record.key, headers=record.headers, partition=partition)
+
+
+@pytest.mark.broker
+def test_a_message_that_has_several_letters_is_sent_once(
+    command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """L05: a service died, or lost its database, between letter and offset, and has written another: the same message.
+
+    Another group's is not, nor one of another offset, as a message has that was replayed and failed again; nor one of another
+    timestamp: its topic was made anew.
+    """
+    origin, dlq = kafka_topic(), kafka_topic(partitions=2)
+    one = message(origin, partition=0, offset=0, value=b"one")
+    others = [
+        placed(dlq, 0, message(origin, partition=0, offset=1, value=b"another offset")),
+        placed(dlq, 0, one, group="another group"),
+        placed(dlq, 0, message(origin, partition=0, offset=0, timestamp=(1, THEN + 1), value=b"another topic")),
+    ]
+    again = placed(dlq, 1, one, error=KeyError("k"), attempts=1, now=THEN / 1000 + 60)
+    put(kafka.bootstrap, [placed(dlq, 0, one), *others, again, placed(dlq, 0, one)])
+    assert len(command("list", dlq)) == 6
+    for dry in (["--dry-run"], []):
+        assert [line.split()[0] for line in command("replay", dlq, "--all", *dry)] == ["0:0", "0:1", "0:2", "0:3"]
+        assert "the same messages again, and left out: 2" in command.err
+    assert values(read_all(kafka.bootstrap, origin)) == [b"another offset", b"another topic", b"one", b"one"]
+    for place in ("0:0", "0:4", "1:0"):
+        assert command("show", dlq, place)[0] == f"dead letter {place}, replayed"
+    put(kafka.bootstrap, [again])  # of a service that was down for longer
+    assert command("replay", dlq, "--all") == []
+    assert "replayed before, and left out: 7" in command.err
+    assert all("replayed" in line for line in command("list", dlq))
+    assert "dead letters: 7, replayed: 7" in command.err
+    assert sum(json.loads(line)["replayed"] for line in command("list", dlq, "--count", "--format", "json")) == 7
+    assert len(read_all(kafka.bootstrap, origin)) == 4
+
+
+@pytest.mark.broker
+def test_any_letter_of_a_message_can_be_chosen(command: Command, kafka: RunningKafka, kafka_topic: Callable[..., str]) -> None:
+    """By place or filter; of those that are chosen the first that can be sent is; and the others count as replayed, too."""
+    origin, dlq = kafka_topic(), kafka_topic(partitions=2)
+    one, two, three = (message(origin, partition=0, offset=n, value=b"v" * 2000) for n in range(3))
+    first = [placed(dlq, 0, given_) for given_ in (one, two)]
+    second = [placed(dlq, 1, given_, error=KeyError("k"), now=THEN / 1000 + 60) for given_ in (one, two)]
+    put(kafka.bootstrap, [*first, *second, placed(dlq, 0, three, most=1500), placed(dlq, 0, three)])
+    assert command("replay", dlq, "1:0", "0:0") == [f"1:0 -> {origin}/0"]
+    assert "the same messages again, and left out: 1" in command.err
+    assert command("replay", dlq, "0:0", "1:0") == []
+    assert "replayed before, and left out: 2" in command.err
+    assert command("replay", dlq, "--all", "--error", "KeyError") == [f"1:1 -> {origin}/0"]
+    assert command("replay", dlq, "--all") == [f"0:3 -> {origin}/0"]  # the one before it has lost its value
+    assert command("replay", dlq, "--all") == []
+    assert "replayed before, and left out: 6" in command.err
+    assert [len(m.value() or b"") for m in read_all(kafka.bootstrap, origin)] == [2000] * 3
+
+
+@pytest.mark.broker
+def test_a_letter_whose_copy_is_hidden_is_left(
+    command: Command,
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    fresh: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Markers behind the open transaction of a service may say that its message was sent. Others of its partition go."""
+    origin, dlq = kafka_topic(), kafka_topic(partitions=2)
+    one, two = (message(origin, partition=0, offset=n, value=b"%d" % n) for n in range(2))
+    put(kafka.bootstrap, [placed(dlq, 0, one), placed(dlq, 0, two), placed(dlq, 1, one)])
+    service = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": fresh("service")})
+    service.init_transactions(30)
+    service.begin_transaction()
+    service.produce(dlq, b"of a service", partition=1)
+    assert service.flush(30) == 0
+    monkeypatch.setattr(reading, "PATIENCE", 0.3)
+    assert command("replay", dlq, "--all", status=1) == [f"0:1 -> {origin}/0"]
+    assert re.search(r"not sent: 1 \(0:0\): partition 1: an open transaction", command.err)
+    service.abort_transaction(30)
+    assert command("replay", dlq, "--all") == [f"0:0 -> {origin}/0"]
+    assert values(read_all(kafka.bootstrap, origin)) == [b"0", b"1"]
+
+
 class Unlucky(ExactlyOnce):
     """Commits, and does not hear of it; or aborts, and says so."""
 
@@ -839,6 +923,12 @@ def test_what_another_replay_has_sent_meanwhile_is_left_out(
     assert ids(kafka.bootstrap, origin) == all_ids(10)
 
 
+def twice(letters: Sequence[Record]) -> list[Record]:
+    """Dead letters in two partitions, and behind them every fifth once more, in the partition where it is not."""
+    again = letters[::5]
+    return [*letters, *(Record(r.topic, r.value, r.key, headers=r.headers, partition=1 - (r.partition or 0)) for r in again)]
+
+
 # Transactions of twenty records: many moments at which one is half done.
 REPLAY = """
 import sys
@@ -866,7 +956,7 @@ def test_a_replay_that_is_killed_is_finished_by_the_next(
 ) -> None:
     """SIGKILL at random moments, again and again: in the end every dead letter is in its topic exactly once."""
     origin, dlq = kafka_topic(partitions=2), kafka_topic(partitions=2)
-    put(kafka.bootstrap, simple(origin, dlq, 1000, partitions=2))
+    put(kafka.bootstrap, twice(simple(origin, dlq, 1000, partitions=2)))
     seed = random.randrange(10**6)
     chance = random.Random(seed)
     halfway = life = 0
@@ -886,7 +976,7 @@ def test_two_replays_at_once_do_not_repeat_anything(
 ) -> None:
     """They have one transactional.id: what one is about to send while the other begins is not sent, or has a marker."""
     origin, dlq = kafka_topic(partitions=2), kafka_topic(partitions=2)
-    put(kafka.bootstrap, simple(origin, dlq, 1000, partitions=2))
+    put(kafka.bootstrap, twice(simple(origin, dlq, 1000, partitions=2)))
     with (
         replaying(kafka.bootstrap, dlq) as one,
         replaying(kafka.bootstrap, dlq) as two,

@@ -173,6 +173,8 @@ def _read_all(contents: Contents) -> bool:
 def _account(outcome: Outcome) -> None:
     if outcome.before:
         _say(f"replayed before, and left out: {len(outcome.before)}")
+    if outcome.copies:
+        _say(f"the same messages again, and left out: {len(outcome.copies)}")
     for reason, count in Counter(reason for _, reason in outcome.left).items():
         places = [_named(place) for place, why in outcome.left if why == reason]
         more = ", ..." if count > REASONS else ""

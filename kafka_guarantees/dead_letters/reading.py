@@ -271,6 +271,12 @@ class Entry:
         parts = [message.key(), message.value(), *(value for _, value in letter.headers)]
         return cls(place_of(message), replace(letter, headers=()), sum(len(part or b"") for part in parts))
 
+    @property
+    def message(self) -> tuple[object, ...]:
+        """Which message it is of. By its timestamp it is not one of an earlier topic of that name."""
+        letter = self.letter
+        return letter.topic, letter.partition, letter.offset, letter.timestamp, letter.group
+
 
 def place_of(message: Message) -> Place:
     """Partition and offset of a message that was consumed."""
@@ -282,7 +288,7 @@ class Contents:
 
     Attributes:
         entries: dead letters by place.
-        replayed: places that have a marker.
+        replayed: places that have a marker, and those of other letters of the same messages.
         others: how many records are neither.
         upto: partition -> offset up to which it was read.
         hidden: partition -> how many offsets an open transaction hides behind that.
@@ -292,6 +298,7 @@ class Contents:
         self._reader = reader
         self.entries: dict[Place, Entry] = {}
         self.replayed: set[Place] = set()
+        self._copies: dict[Place, list[Place]] = {}  # of those messages only that have several
         self.others = 0
         self.upto: dict[int, int] = {}
         self.hidden: dict[int, int] = {}
@@ -301,7 +308,25 @@ class Contents:
         """What is in the topic now, from these offsets on if not from the beginning."""
         contents = cls(reader)
         contents._read(dict.fromkeys(reader.partitions, 0) if starts is None else starts, contents._take)
+        contents._find_copies()
         return contents
+
+    def copies(self, place: Place) -> Sequence[Place]:
+        """The places of all letters of the message whose letter is there.
+
+        A service writes another one where it died, or lost its database, between the first and its offset.
+        """
+        return self._copies.get(place, (place,))
+
+    def _find_copies(self) -> None:
+        messages: dict[tuple[object, ...], list[Place]] = {}
+        for place, entry in self.entries.items():
+            messages.setdefault(entry.message, []).append(place)
+        for places in messages.values():
+            if len(places) > 1:
+                self._copies |= dict.fromkeys(places, places)
+                if not self.replayed.isdisjoint(places):
+                    self.replayed.update(places)
 
     def read_markers(self, partition: int) -> None:
         """Read on, for markers only: to be called inside a transaction, when no other replay can write any."""
@@ -325,8 +350,8 @@ class Contents:
 
     def _take_marker(self, message: Message) -> bool:
         offset = marked_by(message)
-        if offset is not None:
-            self.replayed.add((message.partition() or 0, offset))
+        if offset is not None and (place := (message.partition() or 0, offset)) not in self.replayed:
+            self.replayed.update(self.copies(place))
         return offset is not None
 
     def complaints(self) -> list[str]:

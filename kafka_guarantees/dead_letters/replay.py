@@ -4,6 +4,7 @@ What happens to a portion of one partition::
 
     fetched -> transaction begun -> markers read to the end -> those that have none produced, with a marker each -> committed
 
+* A message may have several letters: one of them is sent, and all get a marker. Where one has a marker, all count as replayed.
 * The transactional.id belongs to the dead letter topic. Whoever begins a transaction has ended that of any other replay, so
   that after its beginning nobody else can write a marker; if somebody does later, this transaction cannot commit.
 * Therefore the markers are read inside the transaction, and whatever aborted it, or left it in doubt, it can be done again:
@@ -49,11 +50,13 @@ class Outcome:
     Attributes:
         sent: those that are back.
         before: those that had a marker.
+        copies: those of messages of which another one is chosen.
         left: those that stay, with the reason.
     """
 
     sent: list[Place] = field(default_factory=list)
     before: list[Place] = field(default_factory=list)
+    copies: list[Place] = field(default_factory=list)
     left: list[tuple[Place, str]] = field(default_factory=list)
 
 
@@ -85,8 +88,9 @@ def sort_out(
     without_headers: bool = False,
     present_time: bool = False,
 ) -> list[Entry]:
-    """Those of these places that can be sent. What became of the others is put into ``outcome``."""
-    good = []
+    """Those of these places that can be sent, one of each message. What became of the others is put into ``outcome``."""
+    good: dict[tuple[object, ...], Entry] = {}
+    refused: list[tuple[Entry, str]] = []
     partitions: dict[str, int] = {}
     for place in dict.fromkeys(places):
         entry = contents.entries.get(place)
@@ -94,6 +98,8 @@ def sort_out(
             outcome.left.append((place, "there is no dead letter"))
         elif place in contents.replayed:
             outcome.before.append(place)
+        elif entry.message in good:
+            outcome.copies.append(place)
         else:
             topic = entry.letter.topic
             if topic not in partitions:
@@ -102,10 +108,15 @@ def sort_out(
             if refusal is None and not present_time:
                 refusal = _age_refusal(entry.letter, reader)
             if refusal is None:
-                good.append(entry)
+                good[entry.message] = entry
             else:
-                outcome.left.append((place, refusal))
-    return good
+                refused.append((entry, refusal))
+    for entry, refusal in refused:
+        if entry.message in good:  # another of its letters lacks less
+            outcome.copies.append(entry.place)
+        else:
+            outcome.left.append((entry.place, refusal))
+    return list(good.values())
 
 
 def _refusal(letter: DeadLetter, own: str, partitions: int, *, without_headers: bool) -> str | None:
@@ -174,10 +185,8 @@ class Replay:
         work = deque(_portions(chosen))
         tries = 0
         while work:
-            portion = work.popleft()
-            hidden = self._hidden.get(portion[0].place[0])
-            if hidden is not None:
-                self._outcome.left += [(entry.place, hidden) for entry in portion]
+            portion = self._readable(work.popleft())
+            if not portion:
                 continue
             try:
                 self._transaction(portion)
@@ -207,27 +216,41 @@ class Replay:
         half = len(portion) // 2
         return [portion[half:], portion[:half]]
 
-    def _transaction(self, portion: Sequence[Entry]) -> None:
-        partition = portion[0].place[0]
+    def _readable(self, portion: list[Entry]) -> list[Entry]:
+        """Those of which markers can tell whether they were sent. The others are left."""
+        if not self._hidden:
+            return portion
+        hidden = {entry.place: why for entry in portion if (why := self._hides(entry.place)) is not None}
+        self._outcome.left += hidden.items()
+        return [entry for entry in portion if entry.place not in hidden]
+
+    def _hides(self, place: Place) -> str | None:
+        """Why markers cannot tell whether the message whose letter is there was sent."""
+        return next((self._hidden[number] for number, _ in self._contents.copies(place) if number in self._hidden), None)
+
+    def _read_markers(self, portion: Sequence[Entry]) -> None:
+        for partition in {number for entry in portion for number, _ in self._contents.copies(entry.place)}:
+            self._contents.read_markers(partition)
+            complaint = self._contents.complaint(partition)
+            if complaint is not None:
+                self._hidden[partition] = complaint
+
+    def _transaction(self, portion: list[Entry]) -> None:
         letters = {  # before the transaction begins: how old may it be? The answer may take longer than a transaction
             place_of(message): _original(message, letter, present_time=_too_old(letter, self._reader))
-            for message in self._reader.fetch(partition, [entry.place[1] for entry in portion])
+            for message in self._reader.fetch(portion[0].place[0], [entry.place[1] for entry in portion])
             if (letter := origin_of(message)) is not None
         }
         with self._kafka.transaction() as tx:
-            self._contents.read_markers(partition)
-            hidden = self._contents.complaint(partition)
+            self._read_markers(portion)
             marked = {entry.place for entry in portion} & self._contents.replayed
             for place, record in letters.items():
-                if hidden is None and place not in marked:
+                if place not in marked and self._hides(place) is None:
                     _produce(tx, record)
-                    _produce(tx, marker(self._reader.topic, *place))
-        if hidden is not None:
-            self._hidden[partition] = hidden
-            self._outcome.left += [(entry.place, hidden) for entry in portion]
-            return
+                    for copy in self._contents.copies(place):
+                        _produce(tx, marker(self._reader.topic, *copy))
         sent = []
-        for entry in portion:
+        for entry in self._readable(portion):
             if entry.place in marked and entry.place not in self._doubtful:
                 self._outcome.before.append(entry.place)
             elif entry.place not in marked and entry.place not in letters:
