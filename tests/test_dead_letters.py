@@ -18,13 +18,24 @@ from confluent_kafka import Message, Producer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kafka_guarantees import DeliveryUnknown, ExactlyOnce, Record, TransactionAborted
+from kafka_guarantees import (
+    AtLeastOnce,
+    Delivery,
+    DeliveryError,
+    DeliveryUnknown,
+    ExactlyOnce,
+    Record,
+    StoreUnavailable,
+    TransactionAborted,
+)
 from kafka_guarantees import _dead_letters as form
 from kafka_guarantees._dead_letters import dead_letter, headers_of, marked_by, marker, origin_of, printable
+from kafka_guarantees._recognition.portions import Portions
 from kafka_guarantees.cli import main
 from kafka_guarantees.dead_letters import reading, replay
 from kafka_guarantees.dead_letters.reading import Contents, TopicReader
 from kafka_guarantees.dead_letters.replay import Outcome, Replay, producer, sort_out
+from kafka_guarantees.dedup import SqliteInbox
 
 from .conftest import read_all, values
 from .test_dedup_runs import produce_with_header
@@ -720,6 +731,66 @@ def test_what_an_open_transaction_hides_is_not_taken_for_absent(
     service.abort_transaction(30)
     assert command("replay", dlq, "--all") == [f"0:1 -> {origin}/0"]
     assert ids(kafka.bootstrap, origin) == ["id-1"]
+
+
+class Away(SqliteInbox):
+    """A database that is away a few times when what was set aside is to be committed."""
+
+    times = 3
+
+    @contextmanager
+    def transaction(self, scope: str, entries: Sequence[Any]) -> Iterator[Any]:
+        with super().transaction(scope, entries) as transaction:
+            yield transaction
+            if entries[0].offset == 1 and self.times:
+                self.times -= 1
+                raise StoreUnavailable("for the test")
+
+
+@pytest.mark.broker
+def test_a_database_that_is_away_makes_no_further_letters(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], tmp_path: Path, fresh: Callable[[str], str]
+) -> None:
+    """Its transaction is tried until it answers, and the letter that is acknowledged is not sent with each."""
+    origin, dlq = kafka_topic(), kafka_topic()
+    put(kafka.bootstrap, [Record(origin, b"%d" % number) for number in range(3)])
+
+    def handler(given_: Message, _connection: object) -> None:
+        if given_.offset() == 1:
+            raise ValueError("bad")
+
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}
+    with (
+        Away(tmp_path / "inbox.db") as inbox,
+        AtLeastOnce(config, inbox=inbox, message_id=None, dead_letter=dlq, start="earliest") as client,
+    ):
+        client.run([origin], handler, until_idle=1)
+        assert not inbox.times
+    assert [m.value() for m in read_all(kafka.bootstrap, dlq)] == [b"1"]
+
+
+def test_a_letter_that_failed_is_sent_again() -> None:
+    """P01: its failure may be hidden by that of the database, and nothing is committed past it."""
+    producer: Any = SimpleNamespace(unacknowledged=set())
+    made: list[Delivery] = []
+
+    def send(_letter: Record) -> Delivery:
+        made.append(Delivery("dlq", producer))
+        return made[-1]
+
+    def tried_four_times(_batch: object, messages: Sequence[Message], _entries: object, handle: Any) -> tuple[int, None]:
+        for failure in (DeliveryError("for the test"), DeliveryUnknown("for the test"), None, None):
+            handle(messages, None)
+            if failure is not None:
+                made[-1]._fail(failure)
+        return 1, None
+
+    portions: Any = Portions.__new__(Portions)
+    portions.__dict__ |= {"_failures": SimpleNamespace(letter=lambda *_: None), "_send": send, "transact": tried_four_times}
+    entry: Any = SimpleNamespace(_replace=lambda **_: None)
+    nothing: Any = None
+    assert portions.set_aside(nothing, message(), entry, nothing) == 1
+    assert len(made) == 3
 
 
 def placed(dlq: str, partition: int, given_: Message, **more: Any) -> Record:

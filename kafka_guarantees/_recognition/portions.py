@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from .._failures import Failed, GaveUp, Left
 from .._offsets import next_offsets
 from ..errors import BrokerError, KafkaGuaranteesError, MessageIdReused, PartitionFenced, StoreUnavailable
+from ..records import Delivery
 from .claims import TIDY_EVERY, Work, tidy
 from .message_ids import reused_id
 from .patience import patiently
@@ -191,10 +192,13 @@ class Portions:
     def set_aside(self, batch: Batch, message: Message, entry: Entry, outcome: GaveUp) -> int:
         """Send a message to the dead letter topic, and move its offset. Its id is not noted, so that it can be sent again."""
         letter = self._failures.letter(message, outcome)
+        sent: object = None
 
         def send(fresh: Sequence[Message], _connection: object) -> tuple[int, None]:
-            if fresh:
-                self._send(letter)
+            nonlocal sent
+            # not again where the database was away at the end: one that has not failed is acknowledged, or still waited for
+            if fresh and not (isinstance(sent, Delivery) and sent._failure is None):
+                sent = self._send(letter)
             return len(fresh), None
 
         done, _ = self.transact(batch, [message], [entry._replace(key=None)], send)
