@@ -453,7 +453,7 @@ def test_an_inbox_is_not_used_for_what_was_given_away(tmp_path: Path, times: int
             mark="shown",
             counts=Counter(),
             acknowledged=lambda: None,
-            failures=SimpleNamespace(),  # type: ignore[arg-type] # likewise
+            failures=SimpleNamespace(given_away=lambda *_: None),  # type: ignore[arg-type] # likewise
             send=lambda _record: None,
         )
         batch: Any = SimpleNamespace()
