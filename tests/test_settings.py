@@ -374,7 +374,6 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (ALO, "internal.termination.signal", 15, "stop()"),
         (ALO, "api.version.request", "false", "read_committed"),
         (EOS, "api.version.fallback.ms", 1, "read_committed"),
-        (ALO, "broker.version.fallback", "0.9.0", "read_committed"),
         (ALO, "group.protocol.type", "connect", "leave it out"),
         (ALO, "queue.buffering.backpressure.threshold", 2, "idempotent"),
         (EOS, "queue.buffering.backpressure.threshold", 2, "idempotent"),
@@ -695,6 +694,12 @@ def test_every_argument_has_its_place() -> None:
     calls = [call for kind in (AtMostOnce, AtLeastOnce, ExactlyOnce) for call in (kind, kind.run, kind.run_batches)]
     names = {name for call in calls for name in inspect.signature(call).parameters}
     assert set(OWN_ARGUMENTS) == names - {"self", "config", "topics", "handler"}
+
+
+def test_what_providers_of_brokers_hand_out_is_taken() -> None:
+    """Templates of old have the fallback of a version, which counts only without the request that asks for it."""
+    template = {"api.version.request": "true", "broker.version.fallback": "0.10.0.0", "api.version.fallback.ms": "0"}
+    assert resolve(ALO, minimal(ALO) | template).producer["broker.version.fallback"] == "0.10.0.0"
 
 
 def test_a_plugin_that_cannot_be_loaded_is_named() -> None:

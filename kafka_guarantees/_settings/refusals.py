@@ -284,14 +284,6 @@ REFUSALS = (
     ),
     Refusal(
         ALL,
-        "broker.version.fallback",
-        _always,
-        _OLD_REQUESTS,
-        "leave it out: brokers say what they know",
-        "X15",
-    ),
-    Refusal(
-        ALL,
         "group.protocol.type",
         _is_not("consumer"),
         "members of other kinds could not be in the group, nor tools read its offsets",
