@@ -414,14 +414,9 @@ class PlainProducer(Handle):
         self._asked.pop(delivery, None)
 
     def forgive(self, error: Exception) -> None:
-        """What was refused with this exception, or with one that it was raised from, counts as looked at."""
+        """What was refused with this exception counts as looked at."""
         if self.failed:
-            chain: dict[int, BaseException] = {}
-            link: BaseException | None = error
-            while link is not None and id(link) not in chain:
-                chain[id(link)] = link
-                link = link.__cause__ or link.__context__
-            refused = [d for d in list(self.unacknowledged) if d._failure is not None and id(d._failure.__cause__) in chain]
+            refused = [d for d in list(self.unacknowledged) if d._failure is not None and d._failure.__cause__ is error]
             self.unacknowledged.difference_update(refused)
 
     def close(self, timeout: float) -> int:
