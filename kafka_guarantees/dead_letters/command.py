@@ -131,7 +131,15 @@ def replay(
             end_earlier(kafka)
         contents = Contents.of(reader)
         wanted = [entry.place for entry in chosen.of(contents.entries.values())] if places is None else places
-        good = sort_out(reader, contents, wanted, outcome, without_headers=without_headers, present_time=present_time)
+        good = sort_out(
+            reader,
+            contents,
+            wanted,
+            outcome,
+            named=places is not None,
+            without_headers=without_headers,
+            present_time=present_time,
+        )
         try:
             if kafka is not None:
                 Replay(kafka, reader, contents, outcome, _print_sent).run(good)

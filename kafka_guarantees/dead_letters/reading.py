@@ -19,7 +19,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 from kafka_guarantees._dead_letters import DeadLetter, marked_by, origin_of
 from kafka_guarantees._settings import check, creation_failure
 from kafka_guarantees._settings.merge import side_of
-from kafka_guarantees._settings.properties import BOTH
+from kafka_guarantees._settings.properties import BOTH, canonical
 from kafka_guarantees.errors import describe, kafka_error
 
 if TYPE_CHECKING:
@@ -207,7 +207,7 @@ class _Way:
 
 def reaching(config: Mapping[str, str]) -> dict[str, str | int]:
     """What of a configuration reaches the cluster. The rest may contradict itself in a client of another kind."""
-    return {name: value for name, value in config.items() if side_of(name) == BOTH}
+    return {name: value for name, value in config.items() if side_of(canonical(name)) == BOTH}
 
 
 def _consumer(config: Mapping[str, str], isolation: str, hear: Callable[[KafkaError], None] | None = None) -> Consumer:
@@ -288,7 +288,7 @@ class Contents:
 
     Attributes:
         entries: dead letters by place.
-        replayed: places that have a marker, and those of other letters of the same messages.
+        replayed: places that have a marker.
         others: how many records are neither.
         upto: partition -> offset up to which it was read.
         hidden: partition -> how many offsets an open transaction hides behind that.
@@ -325,8 +325,6 @@ class Contents:
         for places in messages.values():
             if len(places) > 1:
                 self._copies |= dict.fromkeys(places, places)
-                if not self.replayed.isdisjoint(places):
-                    self.replayed.update(places)
 
     def read_markers(self, partition: int) -> None:
         """Read on, for markers only: to be called inside a transaction, when no other replay can write any."""
@@ -350,8 +348,8 @@ class Contents:
 
     def _take_marker(self, message: Message) -> bool:
         offset = marked_by(message)
-        if offset is not None and (place := (message.partition() or 0, offset)) not in self.replayed:
-            self.replayed.update(self.copies(place))
+        if offset is not None:
+            self.replayed.add((message.partition() or 0, offset))
         return offset is not None
 
     def complaints(self) -> list[str]:

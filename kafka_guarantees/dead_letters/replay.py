@@ -4,19 +4,20 @@ What happens to a portion of one partition::
 
     fetched -> transaction begun -> markers read to the end -> those that have none produced, with a marker each -> committed
 
-* A message may have several letters: one of them is sent, and all get a marker. Where one has a marker, all count as replayed.
+* A message may have several letters: one of them is sent, and all that are there get a marker.
 * The transactional.id belongs to the dead letter topic. Whoever begins a transaction has ended that of any other replay, so
   that after its beginning nobody else can write a marker; if somebody does later, this transaction cannot commit.
 * Therefore the markers are read inside the transaction, and whatever aborted it, or left it in doubt, it can be done again:
   the markers say what is still to be done. This also holds for a replay that was killed.
 * A record that the brokers refuse is found by halving the portion, and left.
-* The brokers may take a portion more slowly than a transaction may last: after one that was aborted they are smaller.
+* The brokers may take a portion more slowly than a transaction may last: one that was aborted is halved as well.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ PORTION = 500  # records in a transaction
 PORTION_SIZE = 16_000_000  # bytes in a transaction that has more than one
 TRIES = 3  # transactions in a row that may be aborted for a reason that is neither a record's nor the size
 NOT_OURS = ("log_level", "socket.timeout.ms")  # may contradict a transaction; a service of another guarantee may have them
+LATE = "another dead letter of the same message was replayed before it came: name its place, if it is to be sent as well"
 MESSAGE_SIZE = 50_000_000  # bytes: the brokers decide, not the client
 
 
@@ -85,13 +87,18 @@ def sort_out(
     places: Sequence[Place],
     outcome: Outcome,
     *,
+    named: bool = False,
     without_headers: bool = False,
     present_time: bool = False,
 ) -> list[Entry]:
-    """Those of these places that can be sent, one of each message. What became of the others is put into ``outcome``."""
+    """Those of these places that can be sent, one of each message. What became of the others is put into ``outcome``.
+
+    One whose message was replayed already, with an earlier letter, is sent only if its place was ``named``: it may be a repeat,
+    or the letter of another message, as in a topic that was made anew and filled with the old ones.
+    """
     good: dict[tuple[object, ...], Entry] = {}
     refused: list[tuple[Entry, str]] = []
-    partitions: dict[str, int] = {}
+    partitions_of = cache(reader.partitions_of)
     for place in dict.fromkeys(places):
         entry = contents.entries.get(place)
         if entry is None:
@@ -101,12 +108,11 @@ def sort_out(
         elif entry.message in good:
             outcome.copies.append(place)
         else:
-            topic = entry.letter.topic
-            if topic not in partitions:
-                partitions[topic] = reader.partitions_of(topic)
-            refusal = _refusal(entry.letter, reader.topic, partitions[topic], without_headers=without_headers)
+            late = not (named or contents.replayed.isdisjoint(contents.copies(place)))
+            letter, partitions = entry.letter, partitions_of(entry.letter.topic)
+            refusal = LATE if late else _refusal(letter, reader.topic, partitions, without_headers=without_headers)
             if refusal is None and not present_time:
-                refusal = _age_refusal(entry.letter, reader)
+                refusal = _age_refusal(letter, reader)
             if refusal is None:
                 good[entry.message] = entry
             else:
@@ -192,14 +198,14 @@ class Replay:
                 self._transaction(portion)
             except (DeliveryError, TransactionAborted, DeliveryUnknown) as error:
                 refused = error if isinstance(error, DeliveryError) else error.__cause__
-                if isinstance(refused, DeliveryError):
-                    work.extendleft(self._narrowed(portion, refused))
-                    continue
-                if isinstance(error, DeliveryUnknown):
+                if not isinstance(refused, DeliveryError) and isinstance(error, DeliveryUnknown):
                     self._doubtful |= {entry.place for entry in portion}
-                elif len(portion) > 1:
-                    rest = [entry for each in work for entry in each]
-                    work = deque(_portions([*portion, *rest], sum(map(_size, portion)) // 2))
+                elif len(portion) > 1:  # one of them is refused; or together they take longer than a transaction may
+                    half = len(portion) // 2
+                    work.extendleft([portion[half:], portion[:half]])
+                    continue
+                elif isinstance(refused, DeliveryError):
+                    self._outcome.left.append((portion[0].place, str(refused)))
                     continue
                 tries += 1
                 if tries == TRIES:
@@ -207,14 +213,6 @@ class Replay:
                 work.appendleft(portion)
             else:
                 tries = 0
-
-    def _narrowed(self, portion: list[Entry], refused: DeliveryError) -> list[list[Entry]]:
-        """What to try instead of a portion that has a record that cannot be written, the last one first."""
-        if len(portion) == 1:
-            self._outcome.left.append((portion[0].place, str(refused)))
-            return []
-        half = len(portion) // 2
-        return [portion[half:], portion[:half]]
 
     def _readable(self, portion: list[Entry]) -> list[Entry]:
         """Those of which markers can tell whether they were sent. The others are left."""
@@ -248,7 +246,8 @@ class Replay:
                 if place not in marked and self._hides(place) is None:
                     _produce(tx, record)
                     for copy in self._contents.copies(place):
-                        _produce(tx, marker(self._reader.topic, *copy))
+                        if copy not in self._contents.replayed:
+                            _produce(tx, marker(self._reader.topic, *copy))
         sent = []
         for entry in self._readable(portion):
             if entry.place in marked and entry.place not in self._doubtful:
@@ -286,21 +285,16 @@ def _produce(tx: Transaction, record: Record) -> None:
     )
 
 
-def _size(entry: Entry) -> int:
-    return max(1, entry.size)  # so that half of two is less than both
-
-
-def _portions(chosen: Sequence[Entry], most: int | None = None) -> Iterator[list[Entry]]:
-    """Each of one partition, in order, and bounded: if it is more than one letter, by so many bytes, or PORTION_SIZE."""
-    most = PORTION_SIZE if most is None else most
+def _portions(chosen: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """Each of one partition, in order, and bounded."""
     in_order = sorted(chosen, key=lambda entry: entry.place)
     for _, entries in groupby(in_order, key=lambda entry: entry.place[0]):
         portion: list[Entry] = []
         size = 0
         for entry in entries:
-            if portion and (len(portion) == PORTION or size + _size(entry) > most):
+            if portion and (len(portion) == PORTION or size + entry.size > PORTION_SIZE):
                 yield portion
                 portion, size = [], 0
             portion.append(entry)
-            size += _size(entry)
+            size += entry.size
         yield portion
