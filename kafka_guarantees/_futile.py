@@ -26,6 +26,18 @@ FUTILE = (
 
 def may_pass(error: BaseException) -> bool:
     """Whether another attempt has a use. What the system or a network says may pass, as a certificate that is just renewed."""
-    if isinstance(error, SerializationError) and error.__cause__ is not None:
-        error = error.__cause__  # of a rule of a schema, for example, which wanted a key of a KMS
+    if isinstance(error, SerializationError):
+        return _of_elsewhere(error)
     return isinstance(error, OSError) or not isinstance(error, FUTILE)
+
+
+def _of_elsewhere(error: SerializationError) -> bool:
+    """Whether it was not the bytes: the network is among its causes, or a rule of a schema failed, as one that asks a KMS."""
+    cause, seen = error.__cause__, {id(error)}
+    while cause is not None and id(cause) not in seen:
+        kinds = {kind.__name__ for kind in type(cause).__mro__}  # of a package that need not be there
+        if isinstance(cause, OSError) or ("RuleError" in kinds and "RuleConditionError" not in kinds):
+            return True
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return False
