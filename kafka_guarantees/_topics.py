@@ -82,7 +82,7 @@ def _refuse_blacklisted(settings: Settings, topics: Sequence[str]) -> None:
                 "topic.blacklist",
                 shown_raw("topic.blacklist", blacklist),
                 f"it takes in topic {topic!r} of this run, which would wait for it for ever",
-                "leave that out of one of the two",
+                "leave that out of one of the two; what Kafka itself writes cannot be read here",
             )
 
 
@@ -93,10 +93,13 @@ def _includes(topic: str, name: str) -> bool:
     return _matches(topic, name)  # where it is not known, who is assigned the topic hears of it
 
 
+_ANOTHER = re.compile(r"\[:|\(\?|\\[A-Za-z0-9]")  # classes of POSIX; what Python has besides, as \d
+
+
 def _matches(pattern: str, name: str) -> bool:
     """Whether a pattern of librdkafka is for a topic, as far as Python knows it."""
-    if "[:" in pattern:
-        return False  # a class of POSIX, which Python takes for something else
+    if _ANOTHER.search(pattern):
+        return False  # which Python takes for something else
     with suppress(re.error):
         return re.search(pattern, name) is not None
     return False
@@ -152,7 +155,7 @@ class Topics:
 
     def match_nothing(self) -> bool:
         """Whether there are only patterns, and no topic for any of them: then nobody joins the group."""
-        if not all(topic.startswith("^") and "[:" not in topic for topic in self.names):
+        if not all(topic.startswith("^") and not _ANOTHER.search(topic) for topic in self.names):
             return False  # or Python does not know the pattern
         try:
             known = self._client.raw.list_topics(timeout=1).topics

@@ -612,7 +612,7 @@ class ExactlyOnce:
                 if not transaction._committed:  # whatever the reason: its messages must not be passed over
                     consumer.unplace(partitions)
                 transaction._check_used()
-                if failure is not None and transaction._committed:  # else it is met again
+                if failure is not None and transaction._committed and not self._lifecycle.stopping:  # else it is met again
                     raise failure
                 self._producer.prepare()  # what the last one left open is ended before its messages are asked for again
 

@@ -297,7 +297,7 @@ BAD = {
         "the brokers",
         "group.coordinator.rebalance.protocols",
         cluster(group_min_session_timeout_ms="6000"),
-        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+        {AMO: "warning", ALO: "warning", EXO: "warning"},
         {"group_protocol": "consumer"},
     ),
     "KIP-848 is off": Bad(
@@ -371,7 +371,7 @@ def test_no_row_of_the_tables_is_untested() -> None:
 @pytest.mark.parametrize(
     ("protocol", "seen"),
     [
-        ("consumer", cluster(group_coordinator_rebalance_protocols="classic,consumer,streams")),
+        ("consumer", cluster(group_coordinator_rebalance_protocols="classic,consumer", group_min_session_timeout_ms="6000")),
         ("consumer", cluster(group_min_session_timeout_ms="6000", group_consumer_session_timeout_ms="45000")),
         ("consumer", cluster()),
         ("classic", CLASSIC_ONLY),

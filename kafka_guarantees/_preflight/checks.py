@@ -167,11 +167,12 @@ def _protocol(case: Case) -> Iterator[Finding]:
         return
     config = case.seen.config
     offered = config.text(PROTOCOLS)
-    if config.text(OF_CLASSIC) is not None and config.text(OF_KIP_848) is None:  # what is hidden was not told of either
-        offered = "not there: the brokers are older than KIP-848"
+    level: Level = "unsafe"
+    if offered is None and config.text(OF_CLASSIC) is not None and config.text(OF_KIP_848) is None:
+        offered, level = "not there: the brokers are older than KIP-848", "warning"  # or do not tell of some settings
     if offered is not None and "consumer" not in offered.replace(",", " ").split():
         yield Finding(
-            "unsafe",
+            level,
             "the brokers",
             PROTOCOLS,
             offered,
