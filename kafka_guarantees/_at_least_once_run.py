@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from ._serialization import Reading
     from ._settings import Settings
     from .dedup.contract import Entry
-    from .records import Record
+    from .records import Delivery, Record
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -89,7 +89,7 @@ class Run:
         recognition: Recognition,
         apart: Apart | None,
         producer: Callable[[], PlainProducer | None],
-        send: Callable[[Record], object],
+        send: Callable[[Record], Delivery],
     ) -> None:
         self._settings = settings
         self._lifecycle = lifecycle

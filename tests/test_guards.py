@@ -454,7 +454,7 @@ def test_an_inbox_is_not_used_for_what_was_given_away(tmp_path: Path, times: int
             counts=Counter(),
             acknowledged=lambda: None,
             failures=SimpleNamespace(given_away=lambda *_: None),  # type: ignore[arg-type] # likewise
-            send=lambda _record: None,
+            send=lambda _record: None,  # type: ignore[arg-type,return-value] # likewise
         )
         batch: Any = SimpleNamespace()
         assert portions.transact(batch, [message], [entry], handle) == (handled, None)

@@ -304,7 +304,7 @@ def portions(inbox: SqliteInbox, acknowledged: Callable[[], None] = lambda: None
         counts=Counter(),
         acknowledged=acknowledged,
         failures=failures,
-        send=kept.append,
+        send=kept.append,  # type: ignore[arg-type] # the reports are not looked at
     )
 
 

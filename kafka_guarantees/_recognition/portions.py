@@ -19,7 +19,6 @@ from confluent_kafka import KafkaException, TopicPartition
 from .._failures import Failed, GaveUp, Left
 from .._offsets import next_offsets
 from ..errors import BrokerError, KafkaGuaranteesError, MessageIdReused, PartitionFenced, StoreUnavailable
-from ..records import Delivery
 from .claims import TIDY_EVERY, Work, tidy
 from .message_ids import reused_id
 from .patience import patiently
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from .._lifecycle import Lifecycle
     from .._settings import Settings
     from ..dedup.contract import Entry, Inbox
-    from ..records import Record
+    from ..records import Delivery, Record
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -85,7 +84,7 @@ class Portions:
         counts: Counter[str],
         acknowledged: Callable[[], None],
         failures: Failures,
-        send: Callable[[Record], object],
+        send: Callable[[Record], Delivery],
     ) -> None:
         self._settings = settings
         self._lifecycle = lifecycle
@@ -192,12 +191,12 @@ class Portions:
     def set_aside(self, batch: Batch, message: Message, entry: Entry, outcome: GaveUp) -> int:
         """Send a message to the dead letter topic, and move its offset. Its id is not noted, so that it can be sent again."""
         letter = self._failures.letter(message, outcome)
-        sent: object = None
+        sent: Delivery | None = None
 
         def send(fresh: Sequence[Message], _connection: object) -> tuple[int, None]:
             nonlocal sent
             # not again where the database was away at the end: one that has not failed is acknowledged, or still waited for
-            if fresh and not (isinstance(sent, Delivery) and sent._failure is None):
+            if fresh and (sent is None or sent._failure is not None):
                 sent = self._send(letter)
             return len(fresh), None
 
