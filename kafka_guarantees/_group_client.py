@@ -30,7 +30,7 @@ log = logging.getLogger("kafka_guarantees")
 T = TypeVar("T")
 
 CLOSING = 10.0  # seconds that leaving the group may take
-GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no broker
+GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no answer
 SERVING = 0.01  # seconds that each poll for that waits
 SAFE = "Nothing was committed that was not handled."  # what is to be said of whatever fails here, and in what builds on it
 
@@ -122,14 +122,21 @@ class GroupClient(Handle):
             self.let_go()
 
     def _give_back(self, given_up: Callable[[], bool]) -> None:
-        """Have the partitions revoked by a poll, and not inside of ``raw.close()``.
+        """Have the partitions revoked by a poll, and the group told, before ``raw.close()``.
 
-        There librdkafka 2.16.0 may end the group before the revocation is answered, and then never answers: confluent-kafka
-        waits for that with the GIL, so that the whole process stands still (seen after max.poll.interval.ms had passed).
+        Inside of it librdkafka 2.16.0 may end the group before the revocation is answered, and then never answers:
+        confluent-kafka waits for that with the GIL, so that the whole process stands still (seen after max.poll.interval.ms
+        had passed). And if it comes while partitions of a classic cooperative member are being let go of, no LeaveGroup is
+        sent: the group would not give them to anybody before the session ends (seen at one of 660 stops on a busy machine).
         """
         self._caller.call(self.raw.unsubscribe, given_up, "leaving the group")
         until = time.monotonic() + GIVING_BACK
         with suppress(KafkaException):
             self.raw.poll(0)
-            while self._assignment.owned and time.monotonic() < until:
+            while self._still_a_member() and time.monotonic() < until:
                 self.raw.poll(SERVING)
+
+    def _still_a_member(self) -> bool:
+        """Whether there is something to give back, or a group to leave. librdkafka forgets its member id when it says so."""
+        classic_cooperative = self.incremental and not self.kip_848
+        return bool(self._assignment.owned or (classic_cooperative and self.raw.memberid()))

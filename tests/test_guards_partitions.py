@@ -48,6 +48,7 @@ class Raw:
         self.metadata = metadata(1)
         self.committed_at: dict[Partition, int] = {}
         self.log: list[tuple[str, list[Partition]]] = []
+        self.member_ids: list[str] = []  # that it has one after the other, and then none
         self.heard: dict[str, Callable[..., None]] = {}
 
     def subscribe(self, _topics: list[str], **heard: Callable[..., None]) -> None:
@@ -71,6 +72,9 @@ class Raw:
 
     def consumer_group_metadata(self) -> bytes:
         return self.metadata
+
+    def memberid(self) -> str:
+        return self.member_ids.pop(0) if self.member_ids else ""
 
     def committed(self, places: list[TopicPartition], _within: float) -> list[TopicPartition]:
         self._note("committed", places)

@@ -278,6 +278,37 @@ def test_a_revocation_that_does_not_come_is_not_waited_for(member: GroupConsumer
     assert raw.times("close") == 1
 
 
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        ({"partition_assignment_strategy": "cooperative-sticky"}, True),
+        ({"partition_assignment_strategy": "range"}, False),  # librdkafka says so after it was told to close
+        ({"group_protocol": "consumer"}, False),  # so it does here, and such a member keeps its id
+    ],
+)
+def test_the_group_is_told_before_the_consumer_is_closed(
+    made: Callable[..., GroupConsumer], config: dict[str, str], *, asked: bool
+) -> None:
+    """Closed while it lets partitions go, librdkafka sends no LeaveGroup: nobody has them until the session ends."""
+    member = made(**config)
+    raw = member.raw
+    raw.comes, raw.member_ids = [raw.rebalance("revoke", T0, T1)], ["me"] * 3
+    left: list[bool] = []
+    raw.close = lambda: left.append(not raw.member_ids)
+    member.close()
+    assert left == [asked]
+
+
+def test_a_group_that_is_not_told_is_not_waited_for(made: Callable[..., GroupConsumer]) -> None:
+    """It has a moment for that, too."""
+    member = made(partition_assignment_strategy="cooperative-sticky")
+    raw, began = member.raw, time.monotonic()
+    raw.comes, raw.memberid = [raw.rebalance("revoke", T0, T1)], lambda: "me"
+    member.close()
+    assert time.monotonic() - began < DEADLINE / 2
+    assert raw.times("close") == 1
+
+
 @pytest.mark.parametrize("why", ["its time is up", "the client stops"])
 def test_a_member_does_not_wait_for_ever_to_leave(
     member: GroupConsumer, monkeypatch: pytest.MonkeyPatch, why: str, caplog: pytest.LogCaptureFixture
