@@ -341,6 +341,8 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
     ("guarantee", "setting", "value", "says"),
     [
         (AMO, "acks", 7, "0, 1 or all"),
+        (AMO, "acks", "all", "a leader that steps down"),
+        (AMO, "acks", "-1", "AtLeastOnce"),
         (ALO, "acks", 7, "0, 1 or all"),
         (ALO, "acks", 0, "AtMostOnce"),
         (EOS, "transactional.id", " ", "StatefulSet ordinal"),
@@ -461,6 +463,12 @@ def test_acks_1_switches_idempotence_off_and_says_so() -> None:
     assert "! acks" in str(explained)
 
 
+def test_at_most_once_with_acks_1_may_write_twice_and_says_so() -> None:
+    """P06: with acks=all each leader that steps down may do that (reproduced), and librdkafka's retries=0 does not count it."""
+    with pytest.warns(DurabilityWarning, match="may be there twice"):
+        resolve(AMO, minimal(AMO, acks="1"))
+
+
 def test_the_warning_points_at_the_users_line() -> None:
     """A constructor calls resolve(), and the warning is at the constructor's caller."""
 
@@ -574,7 +582,7 @@ def test_what_is_weaker() -> None:
         "enable.sasl.oauthbearer.unsecure.jwt",
     }
     assert {g: {w.setting for w in WEAKENINGS if g in w.guarantees} for g in Guarantee} == {
-        AMO: always,
+        AMO: always | {"acks"},
         ALO: always | {"acks", "enable.idempotence", "isolation.level", "check.crcs"},
         EOS: always | {"check.crcs", "transaction.timeout.ms"},
     }

@@ -178,6 +178,15 @@ REFUSALS = (
         "rdkafka_assignor.c",
     ),
     Refusal(
+        AMO,
+        "acks",
+        _is("all"),
+        "a leader that steps down before all replicas have a record answers that it is not the leader; librdkafka takes that for"
+        " not written and sends the record to the next leader, with retries=0 too: it is there twice",
+        "leave it out, or use AtLeastOnce: its producer is idempotent",
+        "P06",
+    ),
+    Refusal(
         ALO,
         "acks",
         _is(0),
@@ -333,6 +342,14 @@ BROKERS_WITH_KIP_848 = (
 )
 
 WEAKENINGS = (
+    Weakening(
+        AMO,
+        "acks",
+        _is(1),
+        "a record whose broker leaves the cluster's metadata before it has answered is sent again, with retries=0 too, and may be"
+        " there twice",
+        "P06",
+    ),
     Weakening(
         ALO,
         "acks",
