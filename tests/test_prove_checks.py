@@ -339,6 +339,18 @@ def test_duplicate_is_found_in_both_topics(guarantee: str) -> None:
     assert "10000 of the output topic" in made.found("duplicate")[0]
 
 
+@pytest.mark.parametrize(("when", "whose", "excused"), [(1, 0, True), (0, 0, False), (11, 0, False), (1, 1, False)])
+def test_what_librdkafka_sends_again_as_a_broker_leaves_is_no_duplicate(when: int, whose: int, excused: bool) -> None:  # noqa: FBT001 - a table
+    """P06: at-most-once with acks=1, shortly before, by the client that has seen it; and no output of it is one."""
+    made = clean(AMO)
+    sent = next(event for event in made.events if event.what == "send" and event.type == INVOKE)
+    life = sent.life + whose
+    made.events.append(Event(sent.at - 1 + when * 1_000_000_000, sent.who, life, "broker left", INFO))
+    made.append(sent.id or "", 0)
+    made.sink.append(next(seen for seen in made.sink if seen.id.startswith(f"{sent.id}/"))._replace(offset=10_000))
+    assert bool(made.found("duplicate")) is not excused
+
+
 def test_duplicate_is_allowed_at_least_once_and_in_what_was_aborted() -> None:
     """At-least-once repeats; an aborted output is read by nobody."""
     made = clean(ALO)

@@ -181,8 +181,8 @@ REFUSALS = (
         AMO,
         "acks",
         _is("all"),
-        "a leader that steps down before all replicas have a record answers that it is not the leader; librdkafka takes that for"
-        " not written and sends the record to the next leader, with retries=0 too: it is there twice",
+        "a leader that steps down before all replicas have a record answers that it is not the leader; librdkafka takes that"
+        " for not written and sends the record to the next leader, with retries=0 too: it is there twice",
         "leave it out, or use AtLeastOnce: its producer is idempotent",
         "P06",
     ),
@@ -346,8 +346,8 @@ WEAKENINGS = (
         AMO,
         "acks",
         _is(1),
-        "a record whose broker leaves the cluster's metadata before it has answered is sent again, with retries=0 too, and may be"
-        " there twice",
+        "a record whose broker leaves the cluster's metadata before it has answered is sent again, with retries=0 too, and may"
+        " be there twice",
         "P06",
     ),
     Weakening(

@@ -35,6 +35,7 @@ class Event(NamedTuple):
                   ``fail`` as it raises
     attempt       ``fail``: a transaction that this attempt was part of is certainly aborted
     log           ``info``: a warning of the library, word for word, for whoever reads the history
+    broker left   ``info``: librdkafka found a broker gone from the cluster's metadata, and with it the answers that it owed
     broken        ``info``: the library did not do what its documentation says, and the worker has seen it
     ============  ===========================================================================================================
 

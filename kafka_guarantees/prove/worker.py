@@ -115,6 +115,29 @@ class _ToHistory(logging.Handler):
         self._life.history.note("log", INFO, detail=record.getMessage()[:500])
 
 
+class _Departures(logging.Handler):
+    """Notes brokers that leave the cluster's metadata, in a client that has ``debug=broker``: see ``duplicate``."""
+
+    def __init__(self, life: Life) -> None:
+        super().__init__(logging.DEBUG)
+        self._life = life
+
+    def emit(self, record: logging.LogRecord) -> None:
+        said = record.getMessage()
+        if "Decommissioning this broker" in said and "in state UP" in said and "/bootstrap:" not in said:
+            self._life.history.note("broker left", INFO, detail=said[:300])
+
+
+def _listen(life: Life) -> None:
+    """Have what the library and librdkafka say in the history, as far as somebody needs it there."""
+    logging.getLogger("kafka_guarantees").addHandler(_ToHistory(life))
+    if "debug" in life.job.config:
+        librdkafka = logging.getLogger("kafka_guarantees.librdkafka")
+        librdkafka.setLevel(logging.DEBUG)
+        logging.getLogger().handlers[0].setLevel(logging.INFO)  # else all of it would be in the log of the worker
+        librdkafka.addHandler(_Departures(life))
+
+
 def main() -> None:
     """Serve the job on stdin.
 
@@ -126,7 +149,7 @@ def main() -> None:
     _die_with_the_driver()
     life = Life(job)
     threading.Thread(target=_obey, args=(life,), daemon=True).start()
-    logging.getLogger("kafka_guarantees").addHandler(_ToHistory(life))
+    _listen(life)
     life.history.note("life", INVOKE, detail=f"pid {os.getpid()}, {kafka_guarantees.__file__}")
     try:
         serve(life)

@@ -67,6 +67,7 @@ class Story:
         steps: group -> what its handlers did, in the order of time.
         aborted: attempt -> how it is known that its transaction, where it has one, was aborted, a few words.
         lives: when each began.
+        left: when a broker left the cluster's metadata, as a life saw it.
         source: place -> record of the input topic, committed, in the order of places.
         copies: id -> its places in the input topic, committed.
         outputs: place of a message -> its outputs, committed, in the order of places.
@@ -81,6 +82,7 @@ class Story:
     steps: Mapping[str, Sequence[Step]]
     aborted: Mapping[str, str]
     lives: Mapping[Life, int]
+    left: Mapping[Life, Sequence[int]]
     source: Mapping[Place, Seen]
     copies: Mapping[str, Sequence[Place]]
     outputs: Mapping[Place, Sequence[Seen]]
@@ -118,6 +120,7 @@ def tell(evidence: Evidence) -> Story:
     """
     senders, handlers = _Senders(), _Handlers()
     lives: dict[Life, int] = {}
+    left: dict[Life, list[int]] = {}
     for event in evidence.events:
         if event.what == "handle":
             handlers.note(event)
@@ -129,6 +132,8 @@ def tell(evidence: Evidence) -> Story:
             handlers.aborted[event.attempt] = "its transaction was aborted"
         elif event.what == "life" and event.type == INVOKE:
             lives[event.who, event.life] = event.at
+        elif event.what == "broker left":
+            left.setdefault((event.who, event.life), []).append(event.at)
     source = {where(seen): seen for seen in sorted(evidence.source.committed, key=where)}
     return Story(
         evidence=evidence,
@@ -139,6 +144,7 @@ def tell(evidence: Evidence) -> Story:
         steps=handlers.steps,
         aborted=handlers.aborted,
         lives=lives,
+        left=left,
         source=source,
         copies=_copies(source.values()),
         outputs=_outputs(evidence.sink.committed),
