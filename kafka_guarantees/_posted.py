@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
 
-from .errors import delivery_failure
+from .errors import concluded, delivery_failure
 from .records import report_lost
 
 if TYPE_CHECKING:
@@ -60,4 +60,6 @@ class Posted:
             failure = delivery_failure(error, message.topic() or "?", message.partition())
             failure.__cause__ = KafkaException(error)
             self.fail(failure)
+        elif message.offset() is None:
+            self.fail(concluded(message.topic() or "?", message.partition()))
         self._known.append(None)  # last: an exception out of a signal handler leaves it unknown

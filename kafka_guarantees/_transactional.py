@@ -576,8 +576,12 @@ class TransactionalProducer(Handle):
         raise broker_failure(error, "init_transactions", self._safe, transactional_id=name) from exc
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        """Only errors come here (delivery.report.only.error): inside a transaction a success means nothing yet (X19)."""
-        if error is None or error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+        """Of each record. A success means nothing yet (X19), but without an offset it may be none: see ``concluded`` (P13)."""
+        if error is None:
+            if message.offset() is None:
+                self.poison(None)
+            return
+        if error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
             return
         # without its partition: whatever was written of it is aborted, as if it was never sent
         self.poison(delivery_failure(error, message.topic() or "?") if futile(error) else None)

@@ -332,6 +332,20 @@ def delivery_failure(error: KafkaError, topic: str, partition: int | None = None
     )
 
 
+def concluded(topic: str, partition: int | None) -> DeliveryUnknown:
+    """The error for a record that counts as acknowledged, and no broker has said where it is.
+
+    Of an idempotent producer librdkafka 2.16 concludes that from the success of a later one. But a broker that has nothing of
+    this producer in the partition takes any sequence number: where it first said that it is not the leader yet, and then is,
+    the earlier record is not there (P13, confluent-kafka-go 921).
+    """
+    return DeliveryUnknown(
+        f"a record for topic {topic!r} partition {partition} may or may not have been written: a later one was acknowledged, "
+        "and no broker has said where this one is. Sending it again may make a duplicate: keep its message id, so that a "
+        "reader can tell."
+    )
+
+
 def broker_failure(error: KafkaError, doing: str, safe: str, **names: str | Collection[str] | None) -> KafkaGuaranteesError:
     """The error for a request other than a produce.
 

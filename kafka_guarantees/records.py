@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
 from confluent_kafka import KafkaException
 
-from .errors import DeliveryUnknown, delivery_failure
+from .errors import DeliveryUnknown, concluded, delivery_failure
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -256,7 +256,7 @@ class Delivery:
     Attributes:
         topic: where the record went.
         partition: its partition, once acknowledged.
-        offset: its offset, once acknowledged; ``None`` where the broker had it already from an earlier try (P13).
+        offset: its offset, once acknowledged.
         done: True once the outcome is known.
     """
 
@@ -321,15 +321,19 @@ class Delivery:
 
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         """For librdkafka: it is its own delivery callback, so that none is made for each record. Never raises (P12)."""
-        if error is None:
-            self.partition = message.partition()
-            self.offset = message.offset()
-            self.done = True
-            self._producer.unacknowledged.discard(self)  # last: an exception out of a signal handler leaves it there
-        else:
+        if error is not None:
             failure = delivery_failure(error, self.topic, message.partition())
             failure.__cause__ = KafkaException(error)
             self._fail(failure)
+            return
+        offset = message.offset()
+        if offset is None:
+            self._fail(concluded(self.topic, message.partition()))
+            return
+        self.partition = message.partition()
+        self.offset = offset
+        self.done = True
+        self._producer.unacknowledged.discard(self)  # last: an exception out of a signal handler leaves it there
 
     def _fail(self, failure: KafkaGuaranteesError) -> None:
         self._failure = failure

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from kafka_guarantees import (
     AtLeastOnce,
@@ -35,8 +35,6 @@ from .conftest import committed, fill, read_all, values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from confluent_kafka import Message
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
@@ -113,7 +111,7 @@ class Reports:
 
     def wait(self, posted: Posted, _give_up: Callable[[], bool]) -> int:
         while posted.unknown:
-            posted.report(None, None)  # type: ignore[arg-type] # of a success nothing is looked at
+            posted.report(None, Message(topic="t", partition=0, offset=1))
         return 0
 
 
@@ -236,7 +234,7 @@ def test_nothing_is_sent_for_a_membership_that_has_ended(scene: Scene) -> None:
     posted.sent = 1
     scene.handled((T0, 10), posted=posted)
     scene.group.member = Membership(3, "me, again")
-    posted.report(None, None)  # type: ignore[arg-type] # as above
+    posted.report(None, Message(topic="t", partition=0, offset=1))
     scene.trail.idle()
     scene.trail.settle()
     assert scene.group.sent == []
@@ -250,7 +248,7 @@ def test_offsets_wait_for_the_records_of_their_portion_only(scene: Scene) -> Non
     scene.handled((T0, 20), posted=second)
     assert scene.group.sent == []
     for _ in range(2):
-        second.report(None, None)  # type: ignore[arg-type] # as above
+        second.report(None, Message(topic="t", partition=0, offset=1))
     for offset in range(30, 30 + 10 * BEHIND, 10):
         scene.handled((T0, offset))
     assert scene.group.sent == []
@@ -295,7 +293,7 @@ def test_nothing_is_committed_of_what_was_lost(scene: Scene) -> None:
     scene.handled((T0, 10), (T1, 5), posted=posted)
     scene.trail.lost({T0})
     scene.trail.follow(scene.group.member)
-    posted.report(None, None)  # type: ignore[arg-type] # as above
+    posted.report(None, Message(topic="t", partition=0, offset=1))
     scene.trail.settle()
     assert scene.group.committed == {T1: 5}
 

@@ -1060,7 +1060,7 @@ def test_a_record_that_fails_while_it_is_waited_for_ends_the_run(scene: Scene) -
 
     def fail(posted: Posted) -> None:
         posted.fail(DeliveryError("too large"))
-        posted.report(None, cast("Any", None))
+        posted.report(None, Message(topic="t", partition=0, offset=1))
         scene.failures.append("too large")
 
     waiting(scene, fail)

@@ -112,7 +112,7 @@ OTHER: dict[str, object] = {
 
 def contradiction(guarantee: Guarantee, setting: str) -> object:
     if setting == "delivery.report.only.error":
-        return guarantee is ALO
+        return guarantee is not AMO
     if setting == "enable.idempotence":
         return guarantee is AMO
     return OTHER[setting]
@@ -220,7 +220,7 @@ WHOLE = {
             "transaction.timeout.ms": 15_000,
             "delivery.timeout.ms": 15_000,
             "socket.timeout.ms": 10_000,
-            "delivery.report.only.error": True,
+            "delivery.report.only.error": False,
             "log.connection.close": "true",
             "log_level": 6,
             "linger.ms": 20,

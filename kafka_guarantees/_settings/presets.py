@@ -230,7 +230,7 @@ PRESETS = (
         "P16",
     ),
     Preset(
-        AMO + EOS,
+        AMO,
         "delivery.report.only.error",
         True,  # noqa: FBT003 - a value in a table
         Kind.LOCKED,
@@ -249,6 +249,17 @@ PRESETS = (
         "offsets wait for the success of each record",
         "P01",
         "no success would ever be reported, and no offset committed",
+        "leave it out",
+    ),
+    Preset(
+        EOS,
+        "delivery.report.only.error",
+        False,  # noqa: FBT003 - a value in a table
+        Kind.LOCKED,
+        PRODUCER,
+        "librdkafka may count a record as written that no broker has: its report names no offset",
+        "P13, confluent-kafka-go 921",
+        "a transaction could be committed without a record of it",
         "leave it out",
     ),
     Preset(
