@@ -142,8 +142,6 @@ class PlainProducer(Handle):
                     self.send(Record(topic, value, key, headers=headers), delivery, timeout)
                 else:
                     self._unserved += 1
-                    if self._unserved >= SERVE_EVERY:
-                        self.serve()
             else:
                 record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
                 self.send(record, delivery, timeout)
@@ -158,6 +156,8 @@ class PlainProducer(Handle):
             if not self._lifecycle.in_hand:  # a handler may swallow it, but then its message is not finished
                 self.unacknowledged.discard(delivery)
             raise
+        if self._unserved >= SERVE_EVERY:  # behind all that: what a signal handler raises here says nothing of the record
+            self.serve()
         return delivery
 
     def post(self, record: Record) -> None:
@@ -522,7 +522,9 @@ def raise_failures(failures: list[KafkaGuaranteesError], left: int, safe: str) -
     """Raise for records that were not acknowledged, with their number; nothing where all were."""
     if failures:
         more = f" And {len(failures) - 1} more records failed." if len(failures) > 1 else ""
-        unknown = any(isinstance(failure, DeliveryUnknown) for failure in failures)
+        if left:
+            more += f" {left} others were not acknowledged in time: they may or may not have been written."
+        unknown = left or any(isinstance(failure, DeliveryUnknown) for failure in failures)
         kind = DeliveryUnknown if unknown else DeliveryError
         raise kind(f"{failures[0]}{more} {safe}") from failures[0]
     if left:

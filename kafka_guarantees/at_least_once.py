@@ -478,7 +478,8 @@ class AtLeastOnce:
 
         Raises:
             DeliveryError, DeliveryUnknown: an *earlier* record failed and nobody looked. This one was not sent.
-            BrokerError: no broker lets this client in, which is looked at with the first record. This one was not sent.
+            BrokerError: no broker lets this client in, which is looked at with the first record: this one was not sent. Or the
+                producer cannot go on, which is seen behind it: it may have been.
             TypeError, ValueError: it is not a record.
             Exception: whatever a serializer raises. Nothing was sent.
             ForkedClientError: made by another process.

@@ -36,7 +36,7 @@ from kafka_guarantees._lifecycle import Lifecycle, _in_child, _replaced, _restor
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._pace import Pace
 from kafka_guarantees._posted import Posted
-from kafka_guarantees._producer import PlainProducer, _note_refused, _serve_once, first_producer
+from kafka_guarantees._producer import SERVE_EVERY, PlainProducer, _note_refused, _serve_once, first_producer, raise_failures
 from kafka_guarantees._recognition.claims import Work
 from kafka_guarantees._recognition.message_ids import Problem
 from kafka_guarantees._threads import Flag
@@ -720,6 +720,29 @@ def test_a_record_is_noted_before_it_is_sent(plain: PlainProducer) -> None:
     assert plain.deliver("t", b"1", None, None, None, None).offset == 7
     plain.raw = raw
     assert not plain.unacknowledged
+
+
+def test_what_a_signal_handler_raises_says_nothing_of_the_record(plain: PlainProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is in the queue, though callbacks are served behind it: nobody may call it refused, or forget that it is there."""
+
+    def interrupted(*_: object) -> None:
+        raise ValueError("of a signal handler")
+
+    monkeypatch.setattr(plain, "serve", interrupted)
+    plain._unserved = SERVE_EVERY
+    with pytest.raises(ValueError, match="of a signal handler"):
+        plain.deliver("t", b"1", None, None, None, None)
+    (queued,) = plain.unacknowledged
+    assert not queued.done
+
+
+@pytest.mark.parametrize(("left", "kind"), [(0, DeliveryError), (3, DeliveryUnknown)])
+def test_what_is_not_known_is_said_beside_what_failed(left: int, kind: type[Exception]) -> None:
+    """DeliveryError means of all that they were not written."""
+    with pytest.raises(kind) as told:
+        raise_failures([DeliveryError("too large"), DeliveryError("again")], left, "The rest is safe.")
+    assert type(told.value) is kind
+    assert ("3 others were not acknowledged" in str(told.value)) is bool(left)
 
 
 def test_a_portion_whose_record_was_not_taken_is_one(plain: PlainProducer) -> None:
