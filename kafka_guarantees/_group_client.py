@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import Consumer, KafkaException
 
 from ._client import Caller, Handle
+from ._offsets import membership
 from .errors import BrokerError
 
 if TYPE_CHECKING:
@@ -129,11 +130,25 @@ class GroupClient(Handle):
         had passed). And if it comes while partitions of a classic cooperative member are being let go of, no LeaveGroup is
         sent: the group would not give them to anybody before the session ends (seen at one of 660 stops on a busy machine).
         """
+        if self.kip_848 and self.joined:
+            self._be_let_in(given_up)
         self._caller.call(self.raw.unsubscribe, given_up, "leaving the group")
         until = time.monotonic() + GIVING_BACK
         with suppress(KafkaException):
             self.raw.poll(0)
             while self._still_a_member() and time.monotonic() < until:
+                self.raw.poll(SERVING)
+
+    def _be_let_in(self, given_up: Callable[[], bool]) -> None:
+        """Wait a moment for the answer to the first heartbeat: before it librdkafka 2.16.0 does not say that it leaves.
+
+        The group would have the member all the same, and give it partitions that nobody reads.
+        """
+        until = time.monotonic() + GIVING_BACK
+        with suppress(KafkaException, ValueError):  # the latter: metadata of another librdkafka
+            while membership(self.raw.consumer_group_metadata()).generation <= 0:
+                if time.monotonic() > until or given_up():
+                    return
                 self.raw.poll(SERVING)
 
     def _still_a_member(self) -> bool:

@@ -299,6 +299,32 @@ def test_the_group_is_told_before_the_consumer_is_closed(
     assert left == [asked]
 
 
+@pytest.mark.parametrize(("protocol", "waits"), [("consumer", True), ("classic", False)])
+def test_a_member_that_is_about_to_be_let_in_waits_for_that(
+    made: Callable[..., GroupConsumer], protocol: str, *, waits: bool
+) -> None:
+    """KIP-848: librdkafka does not leave a group that has not answered yet, which then has a member that reads nothing."""
+    member = made(group_protocol=protocol)
+    raw = member.raw
+    raw.metadata = metadata(0)
+    raw.comes = [lambda: None, lambda: setattr(raw, "metadata", metadata(1)), raw.rebalance("revoke", T0, T1)]
+    unsubscribed: list[bytes] = []
+    raw.unsubscribe = lambda: unsubscribed.append(raw.metadata)
+    member.close()
+    assert unsubscribed == [metadata(1 if waits else 0)]
+
+
+@pytest.mark.parametrize("generation", [0, -1])
+def test_a_member_that_is_never_let_in_leaves_all_the_same(made: Callable[..., GroupConsumer], generation: int) -> None:
+    """It waits a moment."""
+    member = made(group_protocol="consumer")
+    raw, began = member.raw, time.monotonic()
+    raw.metadata = metadata(generation)
+    member.close()
+    assert time.monotonic() - began < DEADLINE / 2
+    assert raw.times("unsubscribe") == raw.times("close") == 1
+
+
 def test_a_group_that_is_not_told_is_not_waited_for(made: Callable[..., GroupConsumer]) -> None:
     """It has a moment for that, too."""
     member = made(partition_assignment_strategy="cooperative-sticky")
