@@ -507,7 +507,13 @@ class TransactionalProducer(Handle):
         state = TransactionState()
         callbacks = self._callbacks.of(self._settings.callbacks)
         self._watch = watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
-        delivered = self._callbacks.shim("on_delivery", self._delivered)
+        not_delivered = self._callbacks.shim("on_delivery", self._not_delivered)
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            """Of each record: nothing is done for those that are there. A success means nothing yet (X19)."""
+            if error is not None or message.offset() is None:
+                not_delivered(error, message)
+
         callbacks |= {"logger": watch, "error_cb": watch.error, "on_delivery": delivered}
         self.make(Producer, {**self._settings.producer, **callbacks})
         self._known.clear()
@@ -575,13 +581,10 @@ class TransactionalProducer(Handle):
         name = self._settings.transactional_id
         raise broker_failure(error, "init_transactions", self._safe, transactional_id=name) from exc
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        """Of each record. A success means nothing yet (X19), but without an offset it may be none: see ``concluded`` (P13)."""
+    def _not_delivered(self, error: KafkaError | None, message: Message) -> None:
+        """A record was not written, or nobody has said where: see ``concluded`` (P13)."""
         if error is None:
-            if message.offset() is None:
-                self.poison(None)
-            return
-        if error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
-            return
-        # without its partition: whatever was written of it is aborted, as if it was never sent
-        self.poison(delivery_failure(error, message.topic() or "?") if futile(error) else None)
+            self.poison(None)
+        elif error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            # without its partition: whatever was written of it is aborted, as if it was never sent
+            self.poison(delivery_failure(error, message.topic() or "?") if futile(error) else None)
