@@ -123,8 +123,21 @@ class Places:
         for place in committed:
             if place.error is not None:
                 raise KafkaException(place.error)
+        committed = [self._without_what_others_said(place) for place in committed]
         self.note(place for place in committed if place.offset >= 0)
         return committed if self.stored is None else self._stored_or(committed, self.stored, ask)
+
+    def _without_what_others_said(self, place: TopicPartition) -> TopicPartition:
+        """The place with its metadata if these are ours: librdkafka 2.16 reads beyond the end of what other clients commit.
+
+        What comes of that is no text at times; and it is not to be committed.
+        """
+        try:
+            said = place.metadata or ""
+        except UnicodeDecodeError:
+            said = "?"
+        ours = not said or _BEGAN.fullmatch(said) or (self.stored is not None and said == self.stored.mark)
+        return place if ours else TopicPartition(place.topic, place.partition, place.offset, leader_epoch=_epoch(place))
 
     def kept_by_group(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:
         """What the group has committed of those of which nothing is stored: it counts there, and may expire. Raises so, too."""
@@ -250,8 +263,12 @@ def _saying(metadata: str | None, place: TopicPartition) -> TopicPartition:
     """The same place with this metadata, if there is any."""
     if not metadata:
         return place
+    return TopicPartition(place.topic, place.partition, place.offset, metadata, leader_epoch=_epoch(place))
+
+
+def _epoch(place: TopicPartition) -> int:
     epoch: int | None = place.leader_epoch
-    return TopicPartition(place.topic, place.partition, place.offset, metadata, leader_epoch=-1 if epoch is None else epoch)
+    return -1 if epoch is None else epoch
 
 
 def _metadata(topic: str, ask: Ask) -> Any:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
 MARK = "by an inbox"
+BEGAN = "kafka-guarantees began with 3 partitions at 1700000000"
 
 
 class Brokers:
@@ -218,6 +219,22 @@ def test_an_offset_that_may_be_our_own_is_not_told(mark: str, offset: int, caplo
     places.stored = Stored(lambda _partitions: {("t", 0): 40}, MARK)
     places.committed([("t", 0)], brokers.ask)
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(("said", "kept"), [("of a Java service\x7f", ""), (None, ""), (BEGAN, BEGAN)])
+def test_what_others_have_said_beside_an_offset_is_not_kept(said: str | None, kept: str) -> None:
+    """For librdkafka 2.16 reads beyond its end: what comes is no text at times, and would be committed again."""
+
+    class Said:
+        topic, partition, offset, leader_epoch, error = "t", 0, 42, 7, None
+
+        @property
+        def metadata(self) -> str:
+            return b"\xff".decode() if said is None else said
+
+    places, raw = Places("g", "earliest"), SimpleNamespace(committed=lambda _places, _within: [Said()])
+    [place] = places.committed([("t", 0)], lambda question: question(raw, 1.0))
+    assert (place.offset, place.leader_epoch, place.metadata or "") == (42, 7, kept)
 
 
 def test_what_is_stored_beside_the_effects_counts_more() -> None:
