@@ -51,6 +51,7 @@ HUNG = 10.0  # seconds after which a call that was to wait for CALL counts as on
 STOPPING = 1.0  # the same, while the client is to stop and has waited for a while already
 CALLER = "kafka-guarantees-offsets"  # name of a thread
 UNANSWERED = 60.0  # seconds, or twice as long as a transaction may last, that a new producer waits for its id
+UNREADABLE = frozenset({KafkaError.UNKNOWN, KafkaError._BAD_MSG})  # answers to a commit that may have been done
 TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
 
@@ -63,10 +64,10 @@ class InDoubt(Exception):
 
 
 # A connection that failed while it was up may still carry a request of ours; one that never came up cannot, nor can that to an
-# address of bootstrap.servers, which is let go as soon as the brokers have said who they are (debug=broker tells of it).
-_HARMLESS = re.compile(
-    r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE|APIVERSION_QUERY|AUTH_\w+)\b|/bootstrap: Decommissioning this"
-)
+# address of bootstrap.servers, which is let go as soon as the brokers have said who they are (debug=broker tells of it). One
+# that logs in may have been up: it does so again (KIP-368). And what is said of one behind its handshake, librdkafka leaves out
+# where it would say it again of one that is up.
+_HARMLESS = re.compile(r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE)\b|/bootstrap: Decommissioning this")
 _REFUSED = re.compile(r'ADDPARTS .*Failed to add partition "([^"]+)" .*Topic authorization failed')
 _DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
 
@@ -75,7 +76,7 @@ class _Watch:
     """Reads from librdkafka's log and errors whether a request may have gone astray (X01 b).
 
     error_cb alone does not hear of ordinary disconnects. librdkafka leaves out a line that is identical to the last one of
-    the same broker within 30 s: the first one has made the producer dirty already.
+    the same broker within 30 s, whatever the state of the connection was: the first one must have made the producer dirty.
     """
 
     def __init__(self, state: TransactionState, logger: logging.Logger, error_cb: Callable[[KafkaError], None]) -> None:
@@ -441,23 +442,26 @@ class TransactionalProducer(Handle):
     def _give_up(self, verdict: Verdict, error: KafkaError, doing: str, exc: KafkaException) -> NoReturn:
         why = f"{doing}: {describe(error)}"
         open_states = (State.IN_TRANSACTION, State.MUST_ABORT, State.COMMITTING)
-        if verdict is Verdict.ABORT and self._state.state in open_states:
+        committing = self._state.state is State.COMMITTING
+        if verdict is Verdict.ABORT and self._state.state in open_states and not (committing and error.code() in UNREADABLE):
             self._state.on(Event.FAILED, time.monotonic())
             raise AbortNeeded(why) from exc
         self._lose()
+        fate = "Nobody knows whether the last one was committed: look for its records before you send them again."
         if error.code() in FENCED:
             self._timed_out += 1
         if verdict is Verdict.RENEW and self._timed_out >= TIMED_OUT:
             raise FencedError(
                 f"{self._timed_out} transactions in a row were longer than transaction.timeout.ms "
                 f"({self._settings.transaction_timeout:.0f} s), or another instance uses transactional.id "
-                f"{self._settings.transactional_id!r} ({why}). Nothing of them is visible. Make batches smaller or the timeout "
-                "longer, and give each instance its own id."
+                f"{self._settings.transactional_id!r} ({why}). {fate if committing else 'Nothing of them is visible.'} Make "
+                "batches smaller or the timeout longer, and give each instance its own id."
             ) from exc
         if verdict is Verdict.FENCED:
             raise FencedError(
-                f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). The open "
-                "transaction of this one was aborted and nothing of it is visible. Stop this instance, or give each its own id."
+                f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). "
+                f"{fate if committing else 'The open transaction of this one was aborted and nothing of it is visible.'} Stop "
+                "this instance, or give each its own id."
             ) from exc
         if error.code() in NOT_SENT and verdict is Verdict.REFUSED:
             raise BrokerError(

@@ -95,7 +95,8 @@ class TransactionAborted(KafkaGuaranteesError):
 class FencedError(KafkaGuaranteesError):
     """Another instance uses this ``transactional.id`` or ``group.instance.id``: this one must stop.
 
-    A transaction that it had open was aborted; nothing was committed that was not handled.
+    A transaction that it had open was aborted; nothing was committed that was not handled. Where it was being committed, nobody
+    knows whether it was, and the text says so: a run finds that out by its offsets.
     """
 
 

@@ -249,6 +249,23 @@ def test_an_address_that_has_served_is_no_disturbance(producer: TransactionalPro
     assert (producer.raw is not first) is anew
 
 
+@pytest.mark.parametrize(
+    ("state", "anew"),
+    [("APIVERSION_QUERY", True), ("AUTH_REQ", True), ("UP", True), ("CONNECT", False), ("SSL_HANDSHAKE", False)],
+)
+def test_a_connection_that_was_cut_may_have_carried_something(
+    producer: TransactionalProducer, state: str, *, anew: bool
+) -> None:
+    """X01: it logs in again while requests are under way. And librdkafka says the same of one that is up only once in 30 s."""
+    producer.begin()
+    producer.commit()
+    first = producer.raw
+    line = f"[thrd:a:1/1]: a:1/1: Disconnected: connection closed by peer: receive 0 after POLLIN (after 5ms in state {state})"
+    first.fails["poll"] = [lambda: first.config["logger"].log(4, "%s [%s] %s", "FAIL", "rdkafka#producer-1", line)]
+    producer.begin()
+    assert (producer.raw is not first) is anew
+
+
 def test_a_disturbance_is_heard_of_before_the_next_offsets_are_sent(producer: TransactionalProducer) -> None:
     """X13: a first copy of the request may still come, behind those of the next transaction."""
     producer.begin()
@@ -256,6 +273,26 @@ def test_a_disturbance_is_heard_of_before_the_next_offsets_are_sent(producer: Tr
     line = "[thrd:127.0.0.1:1/1]: 127.0.0.1:1/1: Disconnected (after 5ms in state UP)"
     raw.fails["poll"] = [lambda: raw.config["logger"].log(4, "%s [%s] %s", "FAIL", "rdkafka#producer-1", line)]
     assert not producer.undisturbed()
+
+
+@pytest.mark.parametrize(("committing", "said"), [(True, "Nobody knows"), (False, "nothing of it is visible")])
+def test_who_is_fenced_while_it_commits_does_not_know(producer: TransactionalProducer, said: str, *, committing: bool) -> None:
+    """X06, X09: the commit may have been done, and the answer lost; then librdkafka asked again, behind another instance."""
+    producer.begin()
+    producer.raw.fails[COMMIT if committing else ABORT] = [FENCED]
+    with pytest.raises(FencedError, match=said):
+        producer.commit() if committing else producer.abort()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(KafkaError.UNKNOWN, InDoubt), (KafkaError._BAD_MSG, InDoubt), (48, AbortNeeded)])
+def test_an_answer_to_a_commit_that_says_nothing_is_no_abort(
+    producer: TransactionalProducer, code: int, kind: type[Exception]
+) -> None:
+    """X09: librdkafka wants to abort after each error that it does not know. The brokers may have committed."""
+    producer.begin()
+    producer.raw.fails[COMMIT] = [KafkaException(KafkaError(code, "for the test", txn_requires_abort=True))]
+    with pytest.raises(kind):
+        producer.commit()
 
 
 @pytest.mark.parametrize("call", [COMMIT, ABORT])
