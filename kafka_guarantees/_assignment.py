@@ -5,7 +5,7 @@ Rules.
 
       waiting     owned, and not fetched: nobody knows from where     until that is known; it is asked when it is ``due``
       fetched     owned, and not waiting
-      unplaced    fetched, but from the wrong place                   before the next message: ``put_right``
+      unplaced    fetched, but perhaps from the wrong place           before the next message: ``put_right``
       resting     fetched, but paused: it was given back              until its time has come; then it is unplaced
 
 * Whoever changes something here tells librdkafka the same; the time is an argument.

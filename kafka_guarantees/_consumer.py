@@ -25,7 +25,7 @@ from ._collector import collector_rests
 from ._events import Events
 from ._group_client import SAFE, GroupClient
 from ._offset_expiry import Refresh
-from ._offsets import Membership, Partition, membership, named, next_offsets
+from ._offsets import Membership, Partition, membership, named, next_offsets, with_epoch
 from ._positions import Positions
 from ._topics import Topics, own_dead_letters
 from .errors import NO_TOPIC, REBALANCED, FencedError, broker_failure, describe, kafka_error, unreleased
@@ -544,6 +544,7 @@ class GroupConsumer:
                 return  # revoked in the next moment: confluent-kafka accepts them
             places = self._positions.assigned(new)
             (raw.incremental_assign if self._client.incremental else raw.assign)(places)
+            self.unplace(with_epoch(places))
         except BaseException as problem:  # noqa: BLE001 - raised after the C call
             self._keep(problem)
 

@@ -131,6 +131,14 @@ def membership(metadata: bytes) -> Membership:
         ) from exc
 
 
+def with_epoch(places: Iterable[TopicPartition]) -> set[Partition]:
+    """The partitions of those places of which it is known under which leader what is before them was written (KIP-320).
+
+    Only where they are sought does librdkafka 2.16 compare that with the log: not as they are assigned (its issue 5158).
+    """
+    return {(place.topic, place.partition) for place in places if place.leader_epoch is not None}
+
+
 def where(message: Message) -> str:
     """Topic, partition and offset of a message, for a sentence."""
     return f"topic {message.topic()!r} partition {message.partition()} offset {message.offset()}"

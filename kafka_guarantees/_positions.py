@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException, TopicPartition
 
 from ._client import Rarely
 from ._group_client import SAFE
-from ._offsets import named
+from ._offsets import named, with_epoch
 from .errors import BrokerError, StoreUnavailable, broker_failure, describe, kafka_error, stops
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class Positions:
             self._client.raw.assign(places)
             self._assignment.put_right()
         self._assignment.begin(due, unknown, time.monotonic() + LEADERLESS)
+        self._assignment.unplace(with_epoch(places))
         return others
 
     def _without_place(self, asked: set[Partition], places: Iterable[TopicPartition]) -> set[Partition]:

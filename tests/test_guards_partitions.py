@@ -335,6 +335,25 @@ def test_a_partition_that_was_given_away_does_not_rest_when_it_comes_back(member
 # -- where to go on ------------------------------------------------------------------------------------------------------
 
 
+def test_an_offset_with_its_epoch_is_sought_once(member: GroupConsumer) -> None:
+    """C22: librdkafka compares them with the log then, and only then. Others have nothing that could be compared."""
+    t2, t3 = ("t", 2), ("t", 3)
+    epochs = {t2: 7, t3: -1}
+
+    def committed(places: list[TopicPartition], _within: float) -> list[TopicPartition]:
+        known = [(place.topic, place.partition) for place in places]
+        return [TopicPartition(*place, 5, leader_epoch=epochs[place]) for place in known]
+
+    member.raw.committed = committed
+    member.raw.comes = [member.raw.rebalance("assign", t2, t3), at(t2, 5), at(t3, 5)]
+    batch = member.fetch(10)
+    assert member.raw.last("seek") == [t2]
+    assert batch is None or batch.partitions == {t3}
+    member.raw.comes = [at(t2, 5)]
+    assert member.fetch(10) is not None
+    assert member.raw.times("seek") == 1
+
+
 def test_nothing_is_on_its_way_to_the_group_while_it_is_asked_where_to_go_on(made: Callable[..., GroupConsumer]) -> None:
     """X13, C03: it would name a place before that, and what was handled would come again."""
     flights: Any = SimpleNamespace(failed=False, unfinished=False, wait=lambda: None)
