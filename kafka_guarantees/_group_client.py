@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 CLOSING = 10.0  # seconds that leaving the group may take
 GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no answer
+LET_IN = 0.5  # seconds that a member that is about to be let in waits for it, before it leaves
 SERVING = 0.01  # seconds that each poll for that waits
 SAFE = "Nothing was committed that was not handled."  # what is to be said of whatever fails here, and in what builds on it
 
@@ -98,9 +99,12 @@ class GroupClient(Handle):
     def close(self) -> None:
         """Leave the group, and let the consumer go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
         try:
-            self.leave()
+            self._be_let_in()
         finally:
-            self._caller.end()
+            try:
+                self.leave()
+            finally:
+                self._caller.end()
 
     def leave(self, level: int = logging.WARNING) -> None:
         """The same; a new member takes over. ``level``: of the line that says that this was not heard."""
@@ -130,8 +134,6 @@ class GroupClient(Handle):
         had passed). And if it comes while partitions of a classic cooperative member are being let go of, no LeaveGroup is
         sent: the group would not give them to anybody before the session ends (seen at one of 660 stops on a busy machine).
         """
-        if self.kip_848 and self.joined:
-            self._be_let_in(given_up)
         self._caller.call(self.raw.unsubscribe, given_up, "leaving the group")
         until = time.monotonic() + GIVING_BACK
         with suppress(KafkaException):
@@ -139,19 +141,21 @@ class GroupClient(Handle):
             while self._still_a_member() and time.monotonic() < until:
                 self.raw.poll(SERVING)
 
-    def _be_let_in(self, given_up: Callable[[], bool]) -> None:
+    def _be_let_in(self) -> None:
         """Wait a moment for the answer to the first heartbeat: before it librdkafka 2.16.0 does not say that it leaves.
 
         The group would have the member all the same, and give it partitions that nobody reads.
         """
-        until = time.monotonic() + GIVING_BACK
+        if self.raw is None or not self.kip_848 or not self.joined or self.gone_silent:
+            return
+        self.leaving, until = True, time.monotonic() + LET_IN
         with suppress(KafkaException, ValueError):  # the latter: metadata of another librdkafka
             while membership(self.raw.consumer_group_metadata()).generation <= 0:
-                if time.monotonic() > until or given_up():
+                if time.monotonic() > until or self._given_up():
                     return
                 self.raw.poll(SERVING)
 
     def _still_a_member(self) -> bool:
-        """Whether there is something to give back, or a group to leave. librdkafka forgets its member id when it says so."""
+        """Whether there is something to give back, or a group to leave: librdkafka forgets its member id as it does."""
         classic_cooperative = self.incremental and not self.kip_848
         return bool(self._assignment.owned or (classic_cooperative and self.raw.memberid()))

@@ -114,7 +114,7 @@ class PlainProducer(Handle):
         """Queue a record. Its failure, now or later, is in the delivery; only TypeError and ValueError are raised."""
         return self.deliver(record.topic, record.value, record.key, record.headers, record.partition, record.timestamp)
 
-    def deliver(  # noqa: C901, PLR0917 - it is called for each record, and calls and names cost time
+    def deliver(  # noqa: PLR0917 - it is called for each record, and calls and names cost time
         self,
         topic: str,
         value: Payload,
@@ -139,12 +139,10 @@ class PlainProducer(Handle):
                     else:
                         raw.produce(topic, value, key, -1, delivery)
                 except BufferError:
-                    self.send(Record(topic, value, key, headers=headers), delivery, timeout)
-                else:
-                    self._unserved += 1
+                    self._queue(Record(topic, value, key, headers=headers), delivery, timeout)
             else:
                 record = Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp)
-                self.send(record, delivery, timeout)
+                self._queue(record, delivery, timeout)
         except (DeliveryError, DeliveryUnknown) as exc:
             delivery._fail(exc)
         except KafkaException as exc:
@@ -156,6 +154,7 @@ class PlainProducer(Handle):
             if not self._lifecycle.in_hand:  # a handler may swallow it, but then its message is not finished
                 self.unacknowledged.discard(delivery)
             raise
+        self._unserved += 1
         if self._unserved >= SERVE_EVERY:  # behind all that: what a signal handler raises here says nothing of the record
             self.serve()
         return delivery
@@ -232,11 +231,17 @@ class PlainProducer(Handle):
         """Have a record that was not taken among the failures."""
         self._posted.fail(failure)
 
-    def send(self, record: Record, callback: DeliveryCallback | None = None, timeout: float | None = None) -> None:
-        """Queue a record, within ``timeout`` seconds. Raises where librdkafka does not take it; later only ``callback`` hears.
+    def send(self, record: Record, timeout: float | None = None) -> None:
+        """Queue a record that nobody hears of again, within ``timeout`` seconds. Raises where librdkafka does not take it.
 
-        Without a callback it raises as well where an earlier record was refused for want of an ACL: this one would be, too.
+        And where an earlier record was refused for want of an ACL: this one would be, too.
         """
+        self._queue(record, None, timeout)
+        self._unserved += 1
+        if self._unserved >= SERVE_EVERY:
+            self.serve()
+
+    def _queue(self, record: Record, callback: DeliveryCallback | None, timeout: float | None) -> None:
         if self._refused:
             self.raise_refused()
         try:
@@ -244,9 +249,6 @@ class PlainProducer(Handle):
             enqueue(self._open_raw(), record, callback, patient, self._known, serve=self._callbacks.serve)
         except KafkaException as exc:
             raise self._not_taken(exc, record.topic) from exc
-        self._unserved += 1
-        if self._unserved >= SERVE_EVERY:
-            self.serve()
 
     def _open_raw(self) -> Producer:
         raw: Producer | None = self.raw
@@ -523,7 +525,7 @@ def raise_failures(failures: list[KafkaGuaranteesError], left: int, safe: str) -
     if failures:
         more = f" And {len(failures) - 1} more records failed." if len(failures) > 1 else ""
         if left:
-            more += f" {left} others were not acknowledged in time: they may or may not have been written."
+            more += f" Of {left} more it is not known whether they were written: there was no answer in time."
         unknown = left or any(isinstance(failure, DeliveryUnknown) for failure in failures)
         kind = DeliveryUnknown if unknown else DeliveryError
         raise kind(f"{failures[0]}{more} {safe}") from failures[0]

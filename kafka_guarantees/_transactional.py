@@ -67,7 +67,10 @@ class InDoubt(Exception):
 # address of bootstrap.servers, which is let go as soon as the brokers have said who they are (debug=broker tells of it). One
 # that logs in may have been up: it does so again (KIP-368). And what is said of one behind its handshake, librdkafka leaves out
 # where it would say it again of one that is up.
-_HARMLESS = re.compile(r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE)\b|/bootstrap: Decommissioning this")
+_HARMLESS = re.compile(
+    r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE)\b"
+    r"|/bootstrap: (Decommissioning|.*in state (APIVERSION_QUERY|AUTH_))"
+)
 _REFUSED = re.compile(r'ADDPARTS .*Failed to add partition "([^"]+)" .*Topic authorization failed')
 _DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
 
@@ -443,6 +446,7 @@ class TransactionalProducer(Handle):
         why = f"{doing}: {describe(error)}"
         open_states = (State.IN_TRANSACTION, State.MUST_ABORT, State.COMMITTING)
         committing = self._state.state is State.COMMITTING
+        in_doubt = committing or (doing == "init_transactions" and self.renewals > 0)
         if verdict is Verdict.ABORT and self._state.state in open_states and not (committing and error.code() in UNREADABLE):
             self._state.on(Event.FAILED, time.monotonic())
             raise AbortNeeded(why) from exc
@@ -454,13 +458,13 @@ class TransactionalProducer(Handle):
             raise FencedError(
                 f"{self._timed_out} transactions in a row were longer than transaction.timeout.ms "
                 f"({self._settings.transaction_timeout:.0f} s), or another instance uses transactional.id "
-                f"{self._settings.transactional_id!r} ({why}). {fate if committing else 'Nothing of them is visible.'} Make "
+                f"{self._settings.transactional_id!r} ({why}). {fate if in_doubt else 'Nothing of them is visible.'} Make "
                 "batches smaller or the timeout longer, and give each instance its own id."
             ) from exc
         if verdict is Verdict.FENCED:
             raise FencedError(
                 f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). "
-                f"{fate if committing else 'The open transaction of this one was aborted and nothing of it is visible.'} Stop "
+                f"{fate if in_doubt else 'The open transaction of this one was aborted and nothing of it is visible.'} Stop "
                 "this instance, or give each its own id."
             ) from exc
         if error.code() in NOT_SENT and verdict is Verdict.REFUSED:

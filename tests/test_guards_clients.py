@@ -722,7 +722,10 @@ def test_a_record_is_noted_before_it_is_sent(plain: PlainProducer) -> None:
     assert not plain.unacknowledged
 
 
-def test_what_a_signal_handler_raises_says_nothing_of_the_record(plain: PlainProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("value", "timestamp"), [(b"1", None), (b"1", 5), (bytearray(b"1"), None)])
+def test_what_a_signal_handler_raises_says_nothing_of_the_record(
+    plain: PlainProducer, monkeypatch: pytest.MonkeyPatch, value: bytes, timestamp: int | None
+) -> None:
     """It is in the queue, though callbacks are served behind it: nobody may call it refused, or forget that it is there."""
 
     def interrupted(*_: object) -> None:
@@ -731,7 +734,7 @@ def test_what_a_signal_handler_raises_says_nothing_of_the_record(plain: PlainPro
     monkeypatch.setattr(plain, "serve", interrupted)
     plain._unserved = SERVE_EVERY
     with pytest.raises(ValueError, match="of a signal handler"):
-        plain.deliver("t", b"1", None, None, None, None)
+        plain.deliver("t", value, None, None, None, timestamp)
     (queued,) = plain.unacknowledged
     assert not queued.done
 
@@ -742,7 +745,7 @@ def test_what_is_not_known_is_said_beside_what_failed(left: int, kind: type[Exce
     with pytest.raises(kind) as told:
         raise_failures([DeliveryError("too large"), DeliveryError("again")], left, "The rest is safe.")
     assert type(told.value) is kind
-    assert ("3 others were not acknowledged" in str(told.value)) is bool(left)
+    assert ("Of 3 more it is not known" in str(told.value)) is bool(left)
 
 
 def test_a_portion_whose_record_was_not_taken_is_one(plain: PlainProducer) -> None:

@@ -25,7 +25,7 @@ from kafka_guarantees.prove.evidence import FAIL, GROUPS, INFO, INVOKE, OK, Even
 from kafka_guarantees.prove.history import History
 from kafka_guarantees.prove.life import CRASHED, Job
 from kafka_guarantees.prove.run import CALM, Plan, _promises, _Run
-from kafka_guarantees.prove.worker import _listen
+from kafka_guarantees.prove.worker import _config, _listen
 
 from . import test_prove_checks
 from .test_prove_checks import ALO, AMO, EOS, EVERY, MS, PARTITIONS, at, clean, judge, outputs_of, work_on
@@ -574,19 +574,25 @@ def test_the_status_is_0_only_where_the_proof_held(  # noqa: PLR0917 - pytest gi
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("debug", [True, False])
-def test_brokers_that_leave_with_answers_owed_are_noted(monkeypatch: pytest.MonkeyPatch, debug: bool) -> None:  # noqa: FBT001 - two rows
+@pytest.mark.parametrize(
+    ("guarantee", "config", "heard"), [(AMO, {"acks": 1}, 1), (AMO, {"acks": "1"}, 1), (AMO, {}, 0), (ALO, {"acks": 1}, 0)]
+)
+def test_brokers_that_leave_with_answers_owed_are_noted(
+    monkeypatch: pytest.MonkeyPatch, guarantee: str, config: dict[str, Any], heard: int
+) -> None:
     """P06: of one that was not connected, or of a bootstrap address, no request is under way. As librdkafka says it."""
     librdkafka = logging.Logger("librdkafka", logging.INFO)  # noqa: LOG001 - one that no other test has
     monkeypatch.setattr("kafka_guarantees.prove.worker.logging.getLogger", lambda *_: librdkafka)
     noted: list[tuple[str, str]] = []
     history = SimpleNamespace(note=lambda what, _type, detail: noted.append((what, detail)))
     librdkafka.addHandler(logging.NullHandler())
-    _listen(cast("Any", SimpleNamespace(history=history, job=SimpleNamespace(config={"debug": "broker"} if debug else {}))))
+    job: Any = SimpleNamespace(guarantee=guarantee, config=config)
+    _listen(cast("Any", SimpleNamespace(history=history, job=job)))
+    assert ("debug" in _config(job)) is bool(heard)
     for where, state in (("a:1/0", "UP"), ("a:1/0", "TRY_CONNECT"), ("a:1/bootstrap", "UP")):
         librdkafka.debug(
             "FAIL [p] [thrd:%s]: %s: Decommissioning this broker (after 5ms in state %s) (_DESTROY_BROKER)", where, where, state
         )
     librdkafka.debug("CONNECT [p] [thrd:a:1/0]: a:1/0: Connected (#1)")
-    assert [what for what, _ in noted] == ["broker left"] * debug
+    assert [what for what, _ in noted] == ["broker left"] * heard
     assert all("a:1/0" in said for _, said in noted)

@@ -314,6 +314,18 @@ def test_a_member_that_is_about_to_be_let_in_waits_for_that(
     assert unsubscribed == [metadata(1 if waits else 0)]
 
 
+def test_who_joins_anew_does_not_wait_to_be_let_in_before(made: Callable[..., GroupConsumer]) -> None:
+    """It was put out of the group, or never let in: another member takes over, and each moment is one without messages."""
+    member = made(group_protocol="consumer")
+    old = member.raw
+    old.metadata = metadata(0)
+    old.comes = [lambda: setattr(old, "metadata", metadata(1)), old.rebalance("revoke", T0, T1)]
+    unsubscribed: list[bytes] = []
+    old.unsubscribe = lambda: unsubscribed.append(old.metadata)
+    member.rejoin("for the test")
+    assert unsubscribed == [metadata(0)]
+
+
 @pytest.mark.parametrize("generation", [0, -1])
 def test_a_member_that_is_never_let_in_leaves_all_the_same(made: Callable[..., GroupConsumer], generation: int) -> None:
     """It waits a moment."""

@@ -250,17 +250,29 @@ def test_an_address_that_has_served_is_no_disturbance(producer: TransactionalPro
 
 
 @pytest.mark.parametrize(
-    ("state", "anew"),
-    [("APIVERSION_QUERY", True), ("AUTH_REQ", True), ("UP", True), ("CONNECT", False), ("SSL_HANDSHAKE", False)],
+    ("broker", "state", "anew"),
+    [
+        ("1", "APIVERSION_QUERY", True),
+        ("1", "AUTH_REQ", True),
+        ("1", "UP", True),
+        ("1", "CONNECT", False),
+        ("1", "SSL_HANDSHAKE", False),
+        ("bootstrap", "APIVERSION_QUERY", False),
+        ("bootstrap", "AUTH_REQ", False),
+        ("bootstrap", "UP", True),
+    ],
 )
 def test_a_connection_that_was_cut_may_have_carried_something(
-    producer: TransactionalProducer, state: str, *, anew: bool
+    producer: TransactionalProducer, broker: str, state: str, *, anew: bool
 ) -> None:
     """X01: it logs in again while requests are under way. And librdkafka says the same of one that is up only once in 30 s."""
     producer.begin()
     producer.commit()
     first = producer.raw
-    line = f"[thrd:a:1/1]: a:1/1: Disconnected: connection closed by peer: receive 0 after POLLIN (after 5ms in state {state})"
+    name = f"a:1/{broker}"
+    line = (
+        f"[thrd:{name}]: {name}: Disconnected: connection closed by peer: receive 0 after POLLIN (after 5ms in state {state})"
+    )
     first.fails["poll"] = [lambda: first.config["logger"].log(4, "%s [%s] %s", "FAIL", "rdkafka#producer-1", line)]
     producer.begin()
     assert (producer.raw is not first) is anew
@@ -282,6 +294,23 @@ def test_who_is_fenced_while_it_commits_does_not_know(producer: TransactionalPro
     producer.raw.fails[COMMIT if committing else ABORT] = [FENCED]
     with pytest.raises(FencedError, match=said):
         producer.commit() if committing else producer.abort()
+
+
+def test_who_is_fenced_as_it_takes_over_does_not_know_of_the_last_commit(producer: TransactionalProducer) -> None:
+    """X09: that was in doubt, and the new producer is the one that would have found out."""
+    producer.begin()
+    producer.raw.fails[COMMIT] = [KafkaException(KafkaError(KafkaError._BAD_MSG, "for the test", txn_requires_abort=True))]
+    with pytest.raises(InDoubt):
+        producer.commit()
+    making = producer._make
+
+    def make() -> None:
+        making()
+        producer.raw.fails[INIT] = [FENCED]
+
+    producer._make = make  # type: ignore[method-assign]
+    with pytest.raises(FencedError, match="Nobody knows whether the last one was committed"):
+        producer.abort()
 
 
 @pytest.mark.parametrize(("code", "kind"), [(KafkaError.UNKNOWN, InDoubt), (KafkaError._BAD_MSG, InDoubt), (48, AbortNeeded)])

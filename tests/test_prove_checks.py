@@ -346,9 +346,12 @@ def test_what_librdkafka_sends_again_as_a_broker_leaves_is_no_duplicate(when: in
     sent = next(event for event in made.events if event.what == "send" and event.type == INVOKE)
     life = sent.life + whose
     made.events.append(Event(sent.at - 1 + when * 1_000_000_000, sent.who, life, "broker left", INFO))
-    made.append(sent.id or "", 0)
-    made.sink.append(next(seen for seen in made.sink if seen.id.startswith(f"{sent.id}/"))._replace(offset=10_000))
+    again = made.append(sent.id or "", 0)
+    output = next(seen for seen in made.sink if seen.id.startswith(f"{sent.id}/"))
+    made.sink.append(output._replace(offset=10_000, origin=again))
     assert bool(made.found("duplicate")) is not excused
+    made.sink.append(output._replace(offset=10_001))
+    assert output.id in made.found("duplicate")[-1], "each copy has its outputs once"
 
 
 def test_duplicate_is_allowed_at_least_once_and_in_what_was_aborted() -> None:

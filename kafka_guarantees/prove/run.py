@@ -48,7 +48,7 @@ LOOK = 0.2  # seconds between two looks at everybody
 CALM = 4.0  # seconds that are calm, if at most once is to be proven
 LINGER = 100  # milliseconds that every other worker lets records wait: so that some are in its queue when it is killed
 OTHER_SENDER: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("at-most-once", "sender"): {"acks": 1, "debug": "broker"},  # its answers can be lost; and it notes which broker leaves
+    ("at-most-once", "sender"): {"acks": 1},  # its answers can be lost
     ("at-least-once", "sender"): {"delivery.timeout.ms": 6000},  # it gives records up
 }
 MIXED = {"transformer": "classic", "consumer": "cooperative"}

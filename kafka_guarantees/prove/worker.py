@@ -86,7 +86,7 @@ def _client(life: Life) -> Any:
     start: dict[str, Any] = {} if life.job.role == "sender" else {"start": "earliest"}
     if life.job.guarantee != "at-most-once":
         start["retry"] = life.dice.choice([None, TWICE])
-    return CLASSES[life.job.guarantee]({**life.job.config, **callbacks}, **start)
+    return CLASSES[life.job.guarantee]({**_config(life.job), **callbacks}, **start)
 
 
 def _raise(_number: int, _frame: FrameType | None) -> None:
@@ -115,8 +115,19 @@ class _ToHistory(logging.Handler):
         self._life.history.note("log", INFO, detail=record.getMessage()[:500])
 
 
+def _owed_answers(job: Job) -> bool:
+    """Whether brokers owe this client answers to what it must not send again."""
+    return job.guarantee == "at-most-once" and str(job.config.get("acks", 0)) == "1"
+
+
+def _config(job: Job) -> dict[str, Any]:
+    """With what ``_Departures`` needs to hear."""
+    debug = ",".join(filter(None, (job.config.get("debug"), "broker")))
+    return {**job.config, "debug": debug} if _owed_answers(job) else dict(job.config)
+
+
 class _Departures(logging.Handler):
-    """Notes brokers that leave the cluster's metadata, in a client that has ``debug=broker``: see ``duplicate``."""
+    """Notes brokers that leave the cluster's metadata before they have answered: see ``duplicate``."""
 
     def __init__(self, life: Life) -> None:
         super().__init__(logging.DEBUG)
@@ -131,7 +142,7 @@ class _Departures(logging.Handler):
 def _listen(life: Life) -> None:
     """Have what the library and librdkafka say in the history, as far as somebody needs it there."""
     logging.getLogger("kafka_guarantees").addHandler(_ToHistory(life))
-    if "debug" in life.job.config:
+    if _owed_answers(life.job):
         librdkafka = logging.getLogger("kafka_guarantees.librdkafka")
         librdkafka.setLevel(logging.DEBUG)
         logging.getLogger().handlers[0].setLevel(logging.INFO)  # else all of it would be in the log of the worker

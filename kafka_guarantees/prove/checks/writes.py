@@ -40,14 +40,16 @@ def duplicate(story: Story) -> Found:
     M01, P08, X01, X09: written again after an outcome that nobody knew, or consumed again after it was committed. Not asked of
     at-least-once, which allows it, nor of what a broker of ``acks=1`` owed an answer for as it left (P06, see ``_owed``).
     """
-    sink: dict[str, list[Place]] = {}
+    sink: dict[tuple[str, Place | None], list[Place]] = {}
     for seen in story.evidence.sink.committed:
-        sink.setdefault(seen.id, []).append(where(seen))
+        copied = _owed(story, named(seen.id)[0])  # then each copy of the message has outputs of its own
+        sink.setdefault((seen.id, seen.origin if copied else None), []).append(where(seen))
+    found = [("input", id_, places) for id_, places in story.copies.items() if not _owed(story, id_)]
+    found += [("output", id_, places) for (id_, _origin), places in sink.items()]
     anomalies = [
         f"{id_} is at {few([spot(place) for place in sorted(set(places))])} of the {topic} topic"
-        for topic, copies in (("input", story.copies), ("output", sink))
-        for id_, places in copies.items()
-        if len(set(places)) > 1 and not _owed(story, id_.partition("/")[0])  # an output is named after its message
+        for topic, id_, places in found
+        if len(set(places)) > 1
     ]
     return Found(len(story.source) + len(story.evidence.sink.committed), anomalies)
 
