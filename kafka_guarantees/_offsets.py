@@ -131,6 +131,19 @@ def membership(metadata: bytes) -> Membership:
         ) from exc
 
 
+def saying(metadata: str | None, place: TopicPartition) -> TopicPartition:
+    """The same place with this metadata, if there is any."""
+    if not metadata:
+        return place
+    return TopicPartition(place.topic, place.partition, place.offset, metadata, leader_epoch=epoch_of(place))
+
+
+def epoch_of(place: TopicPartition) -> int:
+    """The leader's epoch as librdkafka takes it; -1: unknown."""
+    epoch: int | None = place.leader_epoch
+    return -1 if epoch is None else epoch
+
+
 def with_epoch(places: Iterable[TopicPartition]) -> set[Partition]:
     """The partitions of those places of which it is known under which leader what is before them was written (KIP-320).
 

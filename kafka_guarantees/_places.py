@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, g
 
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
 
-from ._offsets import named
+from ._offsets import epoch_of, named, saying
 from .errors import NO_TOPIC, OffsetBeyondEnd, OffsetsLost
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Places:
         except UnicodeDecodeError:
             said = "?"
         ours = not said or _BEGAN.fullmatch(said) or (self.stored is not None and said == self.stored.mark)
-        return place if ours else TopicPartition(place.topic, place.partition, place.offset, leader_epoch=_epoch(place))
+        return place if ours else TopicPartition(place.topic, place.partition, place.offset, leader_epoch=epoch_of(place))
 
     def kept_by_group(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:
         """What the group has committed of those of which nothing is stored: it counts there, and may expire. Raises so, too."""
@@ -149,7 +149,9 @@ class Places:
     def _stored_or(self, committed: list[TopicPartition], stored: Stored, ask: Ask) -> list[TopicPartition]:
         """The offsets that are stored beside the effects, and the group's where nothing was ever stored."""
         offsets = stored.offsets((place.topic, place.partition) for place in committed)
-        found = [TopicPartition(*place, offset) for place, offset in offsets.items()]
+        # the epoch is not stored; the group has it with the same offset, where a run has ended in order
+        epochs = {(place.topic, place.partition, place.offset): epoch_of(place) for place in committed}
+        found = [TopicPartition(*p, offset, leader_epoch=epochs.get((*p, offset), -1)) for p, offset in offsets.items()]
         ends = _edges(found, OFFSET_END, ask)
         for place, end in zip(found, ends, strict=True):
             if end is not None and place.offset > end:
@@ -227,9 +229,7 @@ class Places:
         if not self._begun:
             return places
         self._begun = {partition: said for partition, said in self._begun.items() if _began_lately(said)}
-        return [
-            place if place.metadata else _saying(self._begun.get((place.topic, place.partition)), place) for place in places
-        ]
+        return [place if place.metadata else saying(self._begun.get((place.topic, place.partition)), place) for place in places]
 
     def _began_with(self, topic: str, ask: Ask) -> int:
         """How many partitions a topic had when the group began to read it; 0: it has read it before.
@@ -250,25 +250,13 @@ def _marked(start: TopicPartition, count: int) -> TopicPartition:
     """
     if not count:
         return start
-    return _saying(f"kafka-guarantees began with {count} partitions at {time.time():.0f}", start)
+    return saying(f"kafka-guarantees began with {count} partitions at {time.time():.0f}", start)
 
 
 def _began_lately(metadata: str | None) -> int:
     """With how many partitions a group began, where that was a moment ago; 0: nobody knows of any."""
     mark = _BEGAN.fullmatch(metadata or "")
     return int(mark[1]) if mark is not None and abs(time.time() - int(mark[2])) < TOGETHER else 0
-
-
-def _saying(metadata: str | None, place: TopicPartition) -> TopicPartition:
-    """The same place with this metadata, if there is any."""
-    if not metadata:
-        return place
-    return TopicPartition(place.topic, place.partition, place.offset, metadata, leader_epoch=_epoch(place))
-
-
-def _epoch(place: TopicPartition) -> int:
-    epoch: int | None = place.leader_epoch
-    return -1 if epoch is None else epoch
 
 
 def _metadata(topic: str, ask: Ask) -> Any:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, OffsetsLost
+from kafka_guarantees.dedup import SqliteInbox
 from kafka_guarantees.testing.local_kafka import LocalKafka
 
 from .conftest import fill
@@ -44,6 +47,8 @@ def restored() -> Iterator[LocalKafka]:
                 with client(kind, kafka, f"{kind.__name__}-{name}", protocol) as reader:
                     reader.run(["t"], read.append, until_idle=0.5)
                 assert len(read) == 100
+        with inbox(kafka) as (book, reader):
+            reader.run(["t"], book, until_idle=0.5)
         kafka.kill(0)
         shutil.rmtree(partition)
         shutil.copytree(saved, partition)
@@ -52,6 +57,22 @@ def restored() -> Iterator[LocalKafka]:
         kafka.restart(0)
         fill(kafka.bootstrap, "t", [b"%d" % number for number in range(1000, 1100)])
         yield kafka
+
+
+@contextmanager
+def inbox(kafka: LocalKafka) -> Iterator[tuple[Any, AtLeastOnce]]:
+    """A handler that counts in a database, and the client whose offsets are in it."""
+
+    def book(_message: Message, connection: sqlite3.Connection) -> None:
+        connection.execute("UPDATE effects SET number = number + 1")
+
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": "inbox"}
+    path = kafka.data_dir / "effects.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS effects (number)")
+        connection.execute("INSERT INTO effects SELECT 0 WHERE NOT EXISTS (SELECT * FROM effects)")
+    with SqliteInbox(path) as books, AtLeastOnce(config, inbox=books, message_id=None, preflight="off") as reader:
+        yield book, reader
 
 
 def client(kind: type[Any], kafka: LocalKafka, group: str, protocol: dict[str, str]) -> Any:
@@ -70,3 +91,11 @@ def test_a_log_that_was_cut_and_has_grown_since_is_noticed(restored: LocalKafka,
     with reader, pytest.raises(OffsetsLost, match="truncation detected at offset 100"):
         reader.run(["t"], read.append, until_idle=2)
     assert read == []
+
+
+def test_an_inbox_notices_it_where_the_group_has_come_as_far(restored: LocalKafka) -> None:
+    """It stores no epoch: the group's is compared, which is that of the same offset where the last run has ended in order."""
+    with inbox(restored) as (book, reader), pytest.raises(OffsetsLost, match="truncation detected at offset 100"):
+        reader.run(["t"], book, until_idle=2)
+    with closing(sqlite3.connect(restored.data_dir / "effects.db")) as connection:
+        assert connection.execute("SELECT number FROM effects").fetchone() == (100,)

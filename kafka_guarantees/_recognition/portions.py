@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException, TopicPartition
 
 from .._failures import Failed, GaveUp, Left
-from .._offsets import next_offsets
+from .._offsets import next_offsets, saying
 from ..errors import BrokerError, KafkaGuaranteesError, MessageIdReused, PartitionFenced, StoreUnavailable
 from .claims import TIDY_EVERY, Work, tidy
 from .message_ids import reused_id
@@ -259,7 +259,7 @@ class Portions:
                 self._consumer.raw.committed(self._shown, ARRIVING)
 
     def _marked(self, finished: Sequence[Message]) -> list[TopicPartition]:
-        return [TopicPartition(p.topic, p.partition, p.offset, self._mark) for p in next_offsets(finished).values()]
+        return [saying(self._mark, place) for place in next_offsets(finished).values()]
 
     def tidy(self) -> None:
         """Remove expired ids, a few at a time."""
