@@ -45,7 +45,7 @@ class Assignment:
         self._not_before: dict[Partition, float] = {}  # when some of those that wait are asked for again
         self._resting: dict[Partition, float] = {}  # until when
         self._ends: dict[Partition, int] = {}  # where librdkafka saw the end of a partition, when it came to it
-        self._reached: dict[Partition, int] = {}  # up to where messages were handed out
+        self.reached: dict[Partition, int] = {}  # up to where messages were handed out, until it goes on elsewhere
         self._rejoining_until = 0.0  # when there should be partitions again, after all were given away for a moment
 
     # -- rebalances ---------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ class Assignment:
             self._resting,
             self.unplaced,
             self._ends,
-            self._reached,
+            self.reached,
         ):
             partitions.clear()
 
@@ -160,15 +160,15 @@ class Assignment:
 
     def reach(self, offsets: Mapping[Partition, int]) -> None:
         """The messages before these offsets were handed out."""
-        self._reached.update(offsets)
+        self.reached.update(offsets)
 
     def at_end(self, now: float) -> bool:
         """Whether every partition was read to its end: none of them rests or is unplaced, and no others are waited for."""
         if self.unplaced or self._resting or now < self._rejoining_until:
             return False
-        return all(self._reached.get(partition, 0) <= self._ends.get(partition, -1) for partition in self.owned)
+        return all(self.reached.get(partition, 0) <= self._ends.get(partition, -1) for partition in self.owned)
 
     def _forget_ends(self, partitions: Iterable[Partition]) -> None:
         for partition in partitions:
             self._ends.pop(partition, None)
-            self._reached.pop(partition, None)
+            self.reached.pop(partition, None)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 from confluent_kafka import TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from confluent_kafka import Message
 
@@ -58,12 +58,16 @@ def _epoch(message: _Consumed) -> int:
     return -1 if epoch is None else epoch
 
 
-def not_before(messages: Sequence[Message], marks: dict[Partition, int]) -> Sequence[Message]:
-    """The messages that are not below the mark of their partition (M09)."""
+def not_before(messages: Sequence[Message], marks: Mapping[Partition, int], topic: str | None = None) -> Sequence[Message]:
+    """The messages that are not below the mark of their partition (M09). ``topic``: see ``next_offsets``."""
     if not marks:
         return messages
     consumed = cast("Sequence[_Consumed]", messages)
-    first = {(m.topic(), m.partition()): m.offset() for m in reversed(consumed)}
+    if topic is None:
+        first = {(m.topic(), m.partition()): m.offset() for m in reversed(consumed)}
+    else:
+        runs = [(number, next(run)) for number, run in groupby(consumed, _PARTITION)]
+        first = {(topic, number): m.offset() for number, m in reversed(runs)}
     if all(offset >= marks.get(partition, 0) for partition, offset in first.items()):
         return messages
     late = [m for m in consumed if m.offset() >= marks.get((m.topic(), m.partition()), 0)]

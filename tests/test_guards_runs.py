@@ -796,6 +796,45 @@ def test_nothing_is_kept_of_a_batch_while_the_next_is_fetched(member: GroupConsu
     assert begun == [1, 0, 1]
 
 
+class Flights:
+    """Nothing is in flight."""
+
+    failed = unfinished = False
+
+    def wait(self) -> None:
+        """It is over."""
+
+    def settle(self) -> dict[Partition, TopicPartition]:
+        return {}
+
+
+@pytest.mark.parametrize("transactional", [True, False])
+def test_what_comes_again_though_nobody_sought_it_is_in_no_other_transaction(
+    made: Callable[..., GroupConsumer], caplog: pytest.LogCaptureFixture, *, transactional: bool
+) -> None:
+    """M09: librdkafka gives a portion twice where a rebalance stops its partition in the moment in which it is given."""
+    member = made(in_flight=Flights() if transactional else None)
+    polls(member, at(T0, 5), at(T1, 7), at(T0, 5), at(T0, 6))
+    batches = member.batches(Pace(1, 60), None, Reading(None, None))
+    seen = [next(batches).messages[0].offset() for _ in range(3)]
+    assert seen == ([5, 7, 6] if transactional else [5, 7, 5])
+    assert ("1 messages are left out" in caplog.text) is transactional
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_is_given_back_comes_again(made: Callable[..., GroupConsumer], *, at_once: bool) -> None:
+    """While it is in hand, or behind it: it was not handled, or its transaction was aborted."""
+    member = made(in_flight=Flights())
+    polls(member, at(T0, 5), None, at(T0, 5))
+    batches = member.batches(Pace(1, 60), None, Reading(None, None))
+    batch = next(batches)
+    if at_once:
+        member.rewind(batch.messages)
+    else:
+        member.unplace(batch.partitions)
+    assert next(batches).messages[0].offset() == 5
+
+
 @pytest.mark.parametrize("why", ["a stop", "a rebalance"])
 def test_more_messages_are_not_waited_for(member: GroupConsumer, why: str) -> None:
     """C03: the group waits for this member, or its client for the end; ``max_wait`` may be minutes."""
