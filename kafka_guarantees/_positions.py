@@ -115,7 +115,7 @@ class Positions:
             places += self._places.of(others, ask, commit)
             unknown = self._without_place(due | others, places)
             self._client.raw.assign(places)
-            self._assignment.put_right()
+            self._assignment.put_right(others | due)
         self._assignment.begin(due, unknown, time.monotonic() + LEADERLESS)
         self._assignment.unplace(with_epoch(places))
         return others

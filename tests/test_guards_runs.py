@@ -821,6 +821,29 @@ def test_what_comes_again_though_nobody_sought_it_is_in_no_other_transaction(
     assert ("1 messages are left out" in caplog.text) is transactional
 
 
+def test_what_is_assigned_anew_with_others_comes_again(made: Callable[..., GroupConsumer]) -> None:
+    """C13: the eager protocol knows only the whole. Its place counts from then on, whatever fails of the others behind it."""
+    member, asked = made(in_flight=Flights()), [0]
+    raw = member.raw
+
+    def committed(places: list[TopicPartition], _within: float) -> list[TopicPartition]:
+        numbers = {place.partition for place in places}
+        asked[0] += numbers == {1}
+        if numbers == {1} and asked[0] == 1:
+            raise NO_ANSWER
+        return [TopicPartition("t", n, 0 if n == 2 else 5, leader_epoch=7 if n == 1 else -1) for n in sorted(numbers)]
+
+    raw.committed = committed
+    polls(member, at(T0, 5), None, at(T0, 5), at(T0, 6))
+    batches = member.batches(Pace(1, 60), None, Reading(None, None))
+    batch = next(batches)
+    member._assignment.owned.add(T2)  # it was assigned without a leader, and has one now
+    member._assignment.wait({T2})
+    member.unplace(batch.partitions)  # its transaction was aborted
+    assert next(batches).messages[0].offset() == 5
+    assert asked[0] > 0
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_what_is_given_back_comes_again(made: Callable[..., GroupConsumer], *, at_once: bool) -> None:
     """While it is in hand, or behind it: it was not handled, or its transaction was aborted."""
