@@ -488,7 +488,7 @@ def test_the_next_batch_is_handled_while_a_commit_is_unanswered(
                 time.sleep(0.01)
         runner.join(30)
     assert began[30] - began[0] < 1.5
-    assert seen[30] == 0
+    assert seen[30] <= 10, "the first commit may have arrived, after a second; no other is sent before its answer"
     assert seen[40] >= 10
     assert committed(kafka.bootstrap, group, topic) == [50]
 
