@@ -167,6 +167,10 @@ class Held:
         """Send it to the broker after all; whoever waits for the answer gets it."""
         self._link.to_broker(self._frame)
 
+    def answer(self, content: bytes) -> None:
+        """Answer it in place of the broker, which does not get it: with this, behind the correlation id."""
+        self._link.to_client(self._frame[4:8] + content)
+
     def release(self) -> int:
         """Send it to the broker after all. Returns the error code of the answer, where this is EndTxn."""
         return int(struct.unpack_from(">ih", self._link.ask(self._frame), 4)[1])
@@ -266,13 +270,16 @@ class _Link:
             if frame[:4] == self._wanted:
                 self._answer = frame
                 self._answered.set()
-            with suppress(OSError):
-                self._client.sendall(struct.pack(">i", len(frame)) + frame.replace(self._proxy.theirs, self._proxy.ours))
+            self.to_client(frame.replace(self._proxy.theirs, self._proxy.ours))
         self.cut()
 
     def to_broker(self, frame: bytes) -> None:
         with suppress(OSError):
             self._broker.sendall(struct.pack(">i", len(frame)) + frame)
+
+    def to_client(self, frame: bytes) -> None:
+        with suppress(OSError):
+            self._client.sendall(struct.pack(">i", len(frame)) + frame)
 
     def ask(self, frame: bytes) -> bytes:
         self._wanted = frame[4:8]  # the correlation id
