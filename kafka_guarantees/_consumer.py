@@ -31,7 +31,7 @@ from ._topics import Topics, own_dead_letters
 from .errors import NO_TOPIC, REBALANCED, FencedError, broker_failure, describe, kafka_error, unreleased
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
     from ._lifecycle import Lifecycle
@@ -170,7 +170,9 @@ class GroupConsumer:
             if self.gone_silent:
                 return
             if batch is not None and self._in_flight is not None:
-                self._leave_out_repeats(batch)
+                # librdkafka 2.16 gives a portion once more, though nobody sought it, where the group stops its partition, which
+                # stays, in the moment in which that is given out: it goes on where it has noted that the client is
+                batch.messages = self.without_repeats(batch, self._assignment.reached)
             if batch is not None and batch.messages:
                 if until_idle is not None or self._in_flight is not None:
                     # before it is handled: what is fetched again of it goes on elsewhere, and that is not reached
@@ -186,17 +188,14 @@ class GroupConsumer:
                 elif time.monotonic() - last >= until_idle:
                     return
 
-    def _leave_out_repeats(self, batch: Batch) -> None:
-        """Leave out what librdkafka 2.16 gives once more, though nobody sought it.
-
-        It stops partitions that stay, too, while the group assigns them anew, and goes on where it has noted that the client
-        is. Where that comes while messages are given out, it has not noted those.
-        """
-        messages = not_before(batch.messages, self._assignment.reached, batch.topic)
-        if len(messages) < len(batch.messages):
-            left_out = len(batch.messages) - len(messages)
+    @staticmethod
+    def without_repeats(batch: Batch, marks: Mapping[Partition, int]) -> Sequence[Message]:
+        """The messages of a batch that are not below these marks, and a log line where others are left out (M09)."""
+        rest = not_before(batch.messages, marks, batch.topic)
+        if len(rest) < len(batch.messages):
+            left_out = len(batch.messages) - len(rest)
             log.warning("%d messages are left out: this client has had them in hand before (M09)", left_out)
-            batch.messages = messages
+        return rest
 
     def _drained(self) -> bool:
         """Whether every partition was read to its end, as librdkafka reports it: silence alone may be a slow broker."""

@@ -48,14 +48,14 @@ def next_offsets(messages: Iterable[Message], topic: str | None = None) -> dict[
         else:
             last[topic, number] = deque(run, 1)[0]
     return {
-        partition: TopicPartition(*partition, message.offset() + 1, leader_epoch=_epoch(message))
+        partition: TopicPartition(*partition, message.offset() + 1, leader_epoch=_epoch(message.leader_epoch()))
         for partition, message in last.items()
     }
 
 
-def _epoch(message: _Consumed) -> int:
-    epoch = message.leader_epoch()
-    return -1 if epoch is None else epoch
+def _epoch(known: int | None) -> int:
+    """As librdkafka takes it; -1: unknown."""
+    return -1 if known is None else known
 
 
 def not_before(messages: Sequence[Message], marks: Mapping[Partition, int], topic: str | None = None) -> Sequence[Message]:
@@ -143,9 +143,8 @@ def saying(metadata: str | None, place: TopicPartition) -> TopicPartition:
 
 
 def epoch_of(place: TopicPartition) -> int:
-    """The leader's epoch as librdkafka takes it; -1: unknown."""
-    epoch: int | None = place.leader_epoch
-    return -1 if epoch is None else epoch
+    """The leader's epoch of what is before a place, as librdkafka takes it; -1: unknown."""
+    return _epoch(place.leader_epoch)
 
 
 def with_epoch(places: Iterable[TopicPartition]) -> set[Partition]:

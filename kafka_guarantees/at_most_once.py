@@ -30,7 +30,7 @@ from ._apart import apart_of, ended_after
 from ._consumer import GroupConsumer, sent_twice
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
-from ._offsets import fields, next_offsets, not_before
+from ._offsets import fields, next_offsets
 from ._pace import Pace
 from ._places import Places
 from ._preflight import Preflight
@@ -260,11 +260,7 @@ class AtMostOnce:
         for batch in consumer.batches(pace, until_idle, self._reading):
             if self._apart is not None:
                 self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
-            rest = not_before(batch.messages, self._handled)
-            if len(rest) < len(batch.messages):
-                log.warning(
-                    "%d messages are left out: this client has had them in hand before (M09)", len(batch.messages) - len(rest)
-                )
+            rest = consumer.without_repeats(batch, self._handled)
             while rest and not self._lifecycle.stopping and not self._stray:
                 if time.monotonic() - batch.taken > pace.late:
                     consumer.rewind(rest)

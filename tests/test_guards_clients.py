@@ -31,6 +31,7 @@ from kafka_guarantees import (
 from kafka_guarantees._apart import Apart, _finished, apart_of
 from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._batch import Batch
+from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._enqueue import QueueFull, checked_headers, enqueue
 from kafka_guarantees._lifecycle import Lifecycle, _in_child, _replaced, _restore
 from kafka_guarantees._offsets import Membership
@@ -255,6 +256,8 @@ def test_a_client_is_closed_while_nobody_makes_its_producer(make: type[Any]) -> 
 
 class Taken:
     """Stands for the member of a group, with one batch."""
+
+    without_repeats = staticmethod(GroupConsumer.without_repeats)
 
     def __init__(self, *, taken: float) -> None:
         self.batch = SimpleNamespace(messages=list(MESSAGES), taken=taken, fetched=taken, topic="t")

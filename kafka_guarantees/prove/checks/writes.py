@@ -8,13 +8,13 @@ from ..evidence import FAIL, INVOKE, OK
 from .law import Found, check
 from .story import NUMBERS, by, few, named, spot, where
 
-UNANSWERED = 10_000_000_000  # nanoseconds before a broker leaves: what was sent in them may be without its answer then
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from ..evidence import Seen
     from .story import Life, Place, Story
+
+UNANSWERED = 10_000_000_000  # nanoseconds before a broker leaves: what was sent in them may be without its answer then
 
 
 @check("lost write")
