@@ -27,6 +27,7 @@ from ._recognition.patience import patiently
 from ._recognition.portions import Portions
 from ._trail import AGAIN, Portion, Trail
 from .errors import BrokerError, PartitionFenced, StoreUnavailable
+from .records import RecordRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +56,7 @@ T = TypeVar("T")
 
 COMMIT_EVERY = 1.0  # seconds of handling between two commits inside a batch
 NOTHING = Work(())  # is in hand of a batch that comes again
-_NOT_PAST = "Nothing was committed past the messages it came from."
+NOT_PAST = "Nothing was committed past the messages it came from."
 
 
 class Run:
@@ -201,20 +202,29 @@ class Run:
 
     # -- after the handling: the end of a portion -----------------------------------------------------------------------
 
-    def finish(self, batch: Batch, work: Work, handled: int, *, to_the_end: bool = False) -> Work:
+    def finish(
+        self, batch: Batch, work: Work, handled: int, handle: Handling | None = None, *, to_the_end: bool = False
+    ) -> Work:
         """Wait for what was produced, then commit what was handled. Returns what is left: nothing, where it comes again.
 
         Where that is all of a batch, handled ``to_the_end`` and soon, its commit trails behind: see ``Trail``.
 
         Raises:
             DeliveryError, DeliveryUnknown: nothing was committed.
+            RecordRefused: nor now, and what was not may be more than these.
         """
         behind = to_the_end and handled == len(work.fresh) and work.problem is None and self._soon(batch)
         producer, posted = self._producer(), None
         if behind and self._claims is None and (producer is None or not (producer.unacknowledged or producer.failed)):
             posted = None if producer is None else producer.portion()
         else:
-            self.acknowledged()
+            try:
+                self.acknowledged()
+            except RecordRefused as refused:
+                if handle is None or not self._failures.closely:
+                    raise
+                if handled:  # else it is of the message that has failed
+                    return self._refused(batch, work, handled, refused, handle)
         finished = work.finished(handled)
         if not finished:
             self.trail.settle()
@@ -253,7 +263,12 @@ class Run:
         return NOTHING
 
     def acknowledged(self) -> None:
-        """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01)."""
+        """Wait until everything produced is acknowledged. Nothing is committed past a record that is not (P01).
+
+        Raises:
+            DeliveryError, DeliveryUnknown: see the class.
+            RecordRefused: brokers refused what a handler returned, and nothing else has failed. There is a dead letter topic.
+        """
         self._lifecycle.handled()
         producer = self._producer()
         if producer is not None:
@@ -265,12 +280,14 @@ class Run:
         producer = self._producer()
         if producer is not None:
             forget = not self._lifecycle.in_other_hands
+            if not left and forget and self._failures.topic is not None and (refused := producer.refused()) is not None:
+                raise RecordRefused(refused)
             # not those that were asked for: they are of no message of a run, and had been let go of outside of it
-            raise_failures(producer.failures(forget=forget, asked=False), left, _NOT_PAST)
+            raise_failures(producer.failures(forget=forget, asked=False), left, NOT_PAST)
 
     def _soon(self, batch: Batch) -> bool:
         """Whether a batch was handled so fast that waiting for its commit would count. A client that stops waits for all."""
-        return time.monotonic() - batch.taken < COMMIT_EVERY and not self._lifecycle.stopping
+        return time.monotonic() - batch.taken < COMMIT_EVERY and not (self._lifecycle.stopping or self._failures.closely)
 
     def _complete(self, batch: Batch, claims: Claims, handled: int, finished: Sequence[Message]) -> bool:
         """Complete the ids of what was handled. False: they are not, and what was handled is handled again (D17)."""
@@ -336,24 +353,38 @@ class Run:
             if len(messages) > 1 and self._failures.narrows(outcome):
                 return self._one_by_one(batch, work, handle, len(messages))
             return self._set_aside(batch, work, outcome._replace(size=len(messages)))
-        return self.finish(batch, work, len(messages))
+        return self.finish(batch, work, len(messages), handle)
+
+    def _refused(self, batch: Batch, work: Work, size: int, refused: RecordRefused, handle: Handling) -> Work:
+        """Brokers refused a record of these: of which message is found out. Returns what is left, as ``again`` does."""
+        self._failures.look_closely(refused.failure)
+        if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            self._failures.given_away(work.fresh[:size], batch, refused)
+            return self.give_back(batch)
+        return self._one_by_one(batch, work, handle, size)
 
     def _one_by_one(self, batch: Batch, work: Work, handle: Handling, size: int) -> Work:
         """Find out which messages of a batch fail, and try again, or set aside, only these. Returns what is left in hand."""
         others = len(work.fresh) - size
+        self._forget_refused()
         while len(work.fresh) > others:
             handled, failed = self._each(batch, work.fresh[: len(work.fresh) - others], handle)
             if failed is None and not handled:
                 return self.give_back(batch)
             if handled:
-                work = self.finish(batch, work, handled)
+                try:
+                    work = self.finish(batch, work, handled)
+                except RecordRefused as refused:
+                    if not self._failures.closely:
+                        raise
+                    work = self._set_aside(batch, work, GaveUp(refused, 1))
             if failed is not None and work.messages:
                 work = self.again(batch, work, Failed(1, failed.error), handle)
         return work
 
     def _each(self, batch: Batch, messages: Sequence[Message], handle: Handling) -> tuple[int, Failed | None]:
         """Handle messages in calls of their own until the portion is full, up to one that fails. Returns how many they are."""
-        until = time.monotonic() + COMMIT_EVERY
+        until = time.monotonic() + (0 if self._failures.closely else COMMIT_EVERY)
         for number, message in enumerate(messages):
             if not self._failures.in_hand(self.consumer, batch, self._renew):
                 return number, None
@@ -401,11 +432,20 @@ class Run:
 
         Its id is free then: a repeat of it in this batch, which was left out, is claimed anew.
         """
+        self._forget_refused()
         self._send(self._failures.letter(work.fresh[0], outcome))
         if self._claims is None or not self._claims.set_aside():
             return self.finish(batch, work, 1)
         self.finish(batch, work.first(), 1)
         return self.give_back(batch)
+
+    def _forget_refused(self) -> None:
+        """What attempts that failed have sent is in nobody's way: their messages are handled again, or set aside."""
+        try:
+            self.acknowledged()
+        except RecordRefused:
+            if not self._failures.closely:
+                raise
 
     def _waiting(self, batch: Batch) -> Callable[[float], None]:
         return self._failures.waiting(self.consumer, batch, self._renew)

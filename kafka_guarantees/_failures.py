@@ -23,7 +23,7 @@ from ._futile import may_pass
 from ._offsets import fields, where
 from ._pace import PROMPT
 from ._settings import Guarantee
-from .errors import HandlerError
+from .errors import HandlerError, of_record
 from .records import NotRecords, RecordRefused
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._lifecycle import Lifecycle
     from ._serialization import Reading
     from ._settings import Settings
+    from .errors import KafkaGuaranteesError
     from .records import Record
 
 log = logging.getLogger("kafka_guarantees")
@@ -50,6 +51,7 @@ RETRY = Retrying(
     retry=retry_if_exception(may_pass),
 )
 
+CLOSELY = 60.0  # seconds
 SLICE = 0.5  # seconds between two looks whether the message is still ours
 
 
@@ -127,6 +129,7 @@ class Failures:
         room = 1024 * int(str(settings.producer.get("queue.buffering.max.kbytes", 1_048_576)))
         self._largest = min(room, int(str(settings.producer.get("message.max.bytes", 1_000_000))))  # bytes of a record
         self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
+        self._closely_until = -math.inf
 
     @property
     def topics(self) -> list[str]:
@@ -176,6 +179,21 @@ class Failures:
             raise tries.interrupt
         # else the result is that of retry_error_callback, which does not finish a message
         return result if tries.done else tries.gave_up()
+
+    @property
+    def closely(self) -> bool:
+        """Whether the end of each portion is waited for before the next one, so that what the brokers refuse is in hand."""
+        return time.monotonic() < self._closely_until
+
+    def look_closely(self, failure: KafkaGuaranteesError) -> None:
+        """Find the message whose record the brokers refuse: a run begins anew with what is not committed, and goes on so."""
+        if not self.closely:
+            log.warning("what is not committed is handled again, to find the message of a record that is refused: %s", failure)
+        self._closely_until = time.monotonic() + CLOSELY
+
+    def blames(self, failure: KafkaGuaranteesError) -> bool:
+        """Whether a record was not written for what it is, and its message can be set aside for that."""
+        return self.topic is not None and of_record(failure)
 
     def narrows(self, failed: GaveUp) -> bool:
         """Whether there is a use in finding out which messages of a batch fail."""

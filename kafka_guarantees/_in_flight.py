@@ -248,12 +248,11 @@ class InFlight:
         self._lifecycle.check()  # whoever closed the client meanwhile has ended its transactions in his own way
         again: set[Partition] = set()
         while self._flights:
-            flight = self._flights[0]
+            flight = self._flights.popleft()
+            self._free.append(flight.producer)
             if flight.failure is not None:
                 _aborted(flight, flight.failure, log.info if again else log.warning)
                 again.update(flight.partitions)
-            self._flights.popleft()
-            self._free.append(flight.producer)
         return again
 
     def end(self) -> None:
@@ -322,4 +321,4 @@ def _aborted(flight: Flight, error: BaseException, say: Callable[..., None]) -> 
     say("a transaction of %d messages is aborted, and they are fetched again: %s", flight.size, error)
     failure = flight.producer.failure
     if failure is not None:
-        raise failure from error  # it would fail again
+        raise failure  # it would fail again

@@ -33,6 +33,7 @@ from .errors import (
     delivery_failure,
     describe,
     kafka_error,
+    of_record,
 )
 from .records import LOST, Delivery, Record
 
@@ -397,6 +398,17 @@ class PlainProducer(Handle):
                     self._asked.pop(delivery, None)
                 self._forgotten.clear()
         return found + not_written
+
+    def refused(self) -> KafkaGuaranteesError | None:
+        """Why brokers refused what was posted, where nothing else has failed: it counts as looked at then."""
+        failures = self.not_written[:]
+        if (
+            not any(of_record(failure) for failure in failures)
+            or self.failures(forget=False, posted=False, asked=False) != failures
+        ):
+            return None
+        del self.not_written[: len(failures)]
+        return next(failure for failure in failures if of_record(failure))
 
     def forget_asked(self) -> None:
         """Log failures that somebody has waited for in vain, and keep some for flush(): the next record is not to pay."""

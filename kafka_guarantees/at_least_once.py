@@ -37,7 +37,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._apart import apart_of, ended_after
-from ._at_least_once_run import COMMIT_EVERY, Run
+from ._at_least_once_run import COMMIT_EVERY, NOT_PAST, Run
 from ._consumer import GroupConsumer
 from ._enqueue import QueueFull
 from ._failures import RETRY, Failed, Failures
@@ -93,8 +93,8 @@ class AtLeastOnce:
             looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
             attempts within three seconds, and only one after a mistake of the program, as a TypeError or ValueError is. None:
             one attempt.
-        dead_letter: topic for messages that cannot be handled, or read. They are finished once their copy there is
-            acknowledged. None: such a message ends the run.
+        dead_letter: topic for messages that cannot be handled, or read, or whose records are refused for what they are. They
+            are finished once their copy there is acknowledged. None: such a message ends the run.
         keep_alive: handlers have a thread of their own, and may take longer than ``max.poll.interval.ms``.
         key_deserializer, value_deserializer: of confluent-kafka, or any function of bytes and a SerializationContext; handlers
             see what they return. ``None`` is left alone.
@@ -305,12 +305,20 @@ class AtLeastOnce:
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
-        with self._consuming(topics) as run:
-            for batch in run.consumer.batches(pace, until_idle, self._reading):
-                if run.portions is None:
-                    self._work_off(run, batch, handle, pace)
-                else:
-                    self._transact(run, run.portions, batch, handle, pace)
+        while True:
+            try:
+                with self._consuming(topics) as run:
+                    for batch in run.consumer.batches(pace, until_idle, self._reading):
+                        if run.portions is None:
+                            self._work_off(run, batch, handle, pace)
+                        else:
+                            self._transact(run, run.portions, batch, handle, pace)
+            except RecordRefused as refused:
+                if self._lifecycle.stopping:
+                    raise_failures([refused.failure], 0, NOT_PAST)
+                self._failures.look_closely(refused.failure)
+            else:
+                return
 
     @staticmethod
     def _work_off(run: Run, batch: Batch, handle: Handling, pace: Pace) -> None:
@@ -321,7 +329,7 @@ class AtLeastOnce:
                 began = time.monotonic()
                 done, failed = handle(work.fresh)
                 pace.took(done, time.monotonic() - began)
-                work = run.finish(batch, work, done, to_the_end=failed is None)
+                work = run.finish(batch, work, done, handle, to_the_end=failed is None)
                 if failed is not None and work.messages:
                     work = run.again(batch, work, failed, handle)
                 if work.messages and run.must_poll(batch, pace):

@@ -184,6 +184,17 @@ REFUSED = {
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: "",
 }
 
+# Of these, what is said of a record, or of a request of several; not of a topic, or of who writes to it.
+OF_RECORD = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_MSG_SIZE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.INVALID_TIMESTAMP,
+    }
+)
+
 # This try was not made, and another may succeed. One before it may have been written, too.
 UNSENT = {
     KafkaError._QUEUE_FULL: "Send fewer at a time.",
@@ -297,9 +308,17 @@ def stops(error: KafkaError) -> bool:
 
 def of_topic(failure: Exception) -> bool:
     """Whether a record failed for what its topic lacks, and no message is to blame: the next ones would fail alike."""
+    return _code(failure) in {*MISSING_ACL, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
+
+
+def of_record(failure: Exception) -> bool:
+    """Whether brokers refused a record for what it is, or another one of its request: a message is to blame."""
+    return _code(failure) in OF_RECORD
+
+
+def _code(failure: Exception) -> int | None:
     cause = failure.__cause__
-    codes = (*MISSING_ACL, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART)
-    return isinstance(cause, KafkaException) and kafka_error(cause).code() in codes
+    return kafka_error(cause).code() if isinstance(cause, KafkaException) else None
 
 
 def futile(error: KafkaError) -> bool:

@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, chain
 from operator import length_hint
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from ._apart import apart_of, ended_after
 from ._client import Abandoned
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from ._preflight import AtStart, PreflightReport
     from ._serialization import Deserializer, Serializer
     from ._settings import Explanation
+    from .errors import KafkaGuaranteesError
     from .records import BatchHandler, Handler
 
 log = logging.getLogger("kafka_guarantees")
@@ -79,11 +80,11 @@ class _Refused(Exception):
     """A record cannot be produced, as it could not the next time.
 
     Args:
-        number: of it, counted from 1.
+        number: of it, counted from 1; None: one of them, as the brokers said.
         error: treated as if the handler had raised it.
     """
 
-    def __init__(self, number: int, error: Exception) -> None:
+    def __init__(self, number: int | None, error: Exception) -> None:
         super().__init__(number, error)
         self.number = number
         self.error = error
@@ -109,7 +110,13 @@ class Outputs(NamedTuple):
 
     def before(self, number: int) -> Outputs:
         """What comes of the calls before the one that produced this record, counted from 1."""
-        calls = bisect_left(self.ends, number)
+        return self._first(bisect_left(self.ends, number))
+
+    def half(self) -> Outputs:
+        """What comes of the first half of the calls: of none, where there was one."""
+        return self._first(len(self.ends) // 2)
+
+    def _first(self, calls: int) -> Outputs:
         return Outputs(self.records[: self.ends[calls - 1] if calls else 0], self.ends[:calls], self.size)
 
 
@@ -130,8 +137,8 @@ class ExactlyOnce:
             looked at; its ``sleep`` is replaced: meanwhile the group is served, and ``stop()`` is heard. By default five
             attempts within three seconds, and only one after a mistake of the program, as a TypeError or ValueError is. None:
             one attempt.
-        dead_letter: topic for messages that cannot be handled, or read: the copy there becomes visible together with the
-            offset. None: such a message ends the run.
+        dead_letter: topic for messages that cannot be handled, or read, or whose records are refused for what they are: the
+            copy there becomes visible together with the offset. None: such a message ends the run.
         keep_alive: handlers have a thread of their own, and may take longer than ``max.poll.interval.ms``.
         key_deserializer, value_deserializer: of confluent-kafka, or any function of bytes and a SerializationContext; handlers
             see what they return. ``None`` is left alone.
@@ -286,6 +293,18 @@ class ExactlyOnce:
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
+        while True:
+            try:
+                self._run_on(topics, handle, pace, until_idle)
+            except DeliveryError as failure:
+                # what is looked at closely is in hand when it is refused: this is a dead letter
+                if self._lifecycle.stopping or self._failures.closely or not self._failures.blames(failure):
+                    raise
+                self._failures.look_closely(failure)
+            else:
+                return
+
+    def _run_on(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         with self._stopped(), self._consuming(topics) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch)
@@ -330,10 +349,13 @@ class ExactlyOnce:
             try:
                 sent = self._transact(consumer, batch, messages, outputs)
             except _Refused as refused:
+                if refused.number is None and len(outputs.ends) > 1:
+                    outputs, failed = outputs.half(), None  # the other one is handled again
+                    continue
                 if outputs.size == 1:
                     self._most = 1  # what was handled behind it is handled again
                 failed = Failed(outputs.size, refused.error)
-                outputs = outputs.before(refused.number)
+                outputs = outputs.half() if refused.number is None else outputs.before(refused.number)
             else:
                 return (outputs.handled, failed) if sent else (0, None)
 
@@ -362,7 +384,7 @@ class ExactlyOnce:
             failure = producer.failure
             producer.abort()
             if failure is not None:
-                raise failure from exc  # it would fail again
+                self._refuse(failure)
             return False
         except _Refused:
             producer.abort()
@@ -375,7 +397,19 @@ class ExactlyOnce:
         offsets, metadata = next_offsets(messages, batch.topic), batch.metadata
         finish = partial(self._finish, batch=batch, offsets=self._places.marked(offsets.values()), metadata=metadata)
         self._in_flight.take_off(offsets, len(messages), finish)
+        if self._failures.closely:
+            try:
+                return self._settled(consumer)
+            except DeliveryError as failure:
+                self._refuse(failure)
         return True
+
+    def _refuse(self, failure: KafkaGuaranteesError) -> NoReturn:
+        """Raise for a record that would be refused again: by the brokers, of what is in hand."""
+        if self._failures.closely and self._failures.blames(failure):
+            self._failures.look_closely(failure)
+            raise _Refused(None, RecordRefused(failure)) from failure
+        raise failure
 
     def _shrink(self, producer: TransactionalProducer, size: int) -> None:
         """Take fewer messages at a time, where the brokers take what they produce more slowly than a transaction may last."""

@@ -215,7 +215,7 @@ class NotRecords(TypeError):
 
 
 class RecordRefused(Exception):
-    """A record of the handler is refused before it is sent, as it would be each time.
+    """A record of the handler is refused, before it is sent or by the brokers, as it would be each time.
 
     Args:
         failure: what is raised for it, where it ends the run.

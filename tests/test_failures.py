@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -1265,6 +1266,100 @@ def test_a_record_that_no_topic_takes_is_the_fault_of_its_message(
     assert origin is not None
     assert (origin.offset, wrong in f"{origin.error_type} {origin.error}") == (7, True)
     assert world.offsets(topic) == [20]
+
+
+BY_BROKERS: dict[str, tuple[dict[str, Any], Callable[[str, Message], Record], str]] = {
+    "too large": ({"max.message.bytes": 1000}, lambda target, _message: Record(target, os.urandom(2000)), "MSG_SIZE_TOO_LARGE"),
+    "no key": (
+        {"cleanup.policy": "compact"},
+        lambda target, message: Record(target, message.value()),
+        "INVALID_RECORD",
+    ),
+}
+
+
+def bad_ones(target: str, refused: str, bad: Iterable[int] = (7, 30)) -> Callable[[Any], Any]:
+    """A handler of one message, or of several, some of whose records the brokers refuse."""
+    made = BY_BROKERS[refused][1]
+
+    def one(message: Message) -> Record:
+        good = Record(target, message.value(), message.key())
+        return made(target, message) if number_of(message) in bad else good
+
+    return lambda given, *_connection: [one(message) for message in (given if isinstance(given, list) else [given])]
+
+
+@side_by_side(KINDS, list(BY_BROKERS), HOW)
+def test_a_record_that_only_brokers_refuse_is_the_fault_of_its_message(world: World, kind: str, refused: str, how: str) -> None:
+    """X21: its message is found among those that were on their way, and set aside; whatever ``retry`` says."""
+    config, _, code = BY_BROKERS[refused]
+    topic, target, dead = world.given(40, 2), world.topic(config=config), world.topic()
+    client = world.client(kind, retry=Retrying(stop=stop_after_attempt(2)), dead_letter=dead)
+    getattr(client, how)([topic], bad_ones(target, refused), **OPTIONS)
+    others = [number for number in range(40) if number not in (7, 30)]
+    found = world.outputs(target)
+    assert (found if kind == "exactly-once" else sorted(set(found))) == others
+    origins = [origin for letter in world.read(dead) if (origin := origin_of(letter)) is not None]
+    assert sorted((origin.partition, origin.offset) for origin in origins) == [(0, 15), (1, 3)]
+    assert all(code in origin.error for origin in origins)
+    assert world.offsets(topic, 2) == [20, 20]
+
+
+@side_by_side(TWO, HOW)
+def test_such_a_message_may_be_anywhere(world: World, kind: str, how: str) -> None:
+    """In the first batch or a later one, next to another, or the last one."""
+    topic, target, dead = world.given(300, 3), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    bad = [0, 1, 3, 100, 101, 297, 299]
+    client = world.client(kind, dead_letter=dead)
+    getattr(client, how)([topic], bad_ones(target, "too large", bad), **OPTIONS, max_batch=40)
+    assert sorted(number_of(letter) for letter in world.read(dead)) == bad
+    assert sorted(set(world.outputs(target))) == [number for number in range(300) if number not in bad]
+    assert world.offsets(topic, 3) == [100] * 3
+
+
+@side_by_side(KINDS, HOW)
+def test_a_message_may_fail_behind_such_a_record(world: World, kind: str, how: str) -> None:
+    """It is set aside for what its handler raised, once; and the record is nobody else's fault."""
+    topic, target, dead = world.given(), world.topic(config={"max.message.bytes": 1000}), world.topic()
+
+    def handler(given: Any, *_connection: object) -> Iterator[Record]:
+        for message in given if how == "run_batches" else [given]:
+            if number_of(message) == 7:
+                yield Record(target, os.urandom(2000))
+                raise Broken("seven")
+            yield Record(target, message.value())
+
+    getattr(world.client(kind, retry=QUICK, dead_letter=dead), how)([topic], handler, **OPTIONS)
+    (letter,) = world.read(dead)
+    assert number_of(letter) == 7
+    assert sorted(set(world.outputs(target))) == [number for number in range(20) if number != 7]
+    assert world.offsets(topic) == [20]
+
+
+@side_by_side(KINDS, HOW)
+def test_without_a_dead_letter_topic_such_a_record_ends_the_run(world: World, kind: str, how: str) -> None:
+    """Nothing is committed past its message."""
+    topic, target = world.given(), world.topic(config={"max.message.bytes": 1000})
+    with pytest.raises((DeliveryError, DeliveryUnknown), match="MSG_SIZE_TOO_LARGE"):
+        getattr(world.client(kind), how)([topic], bad_ones(target, "too large", [7]), **OPTIONS)
+    assert world.offsets(topic)[0] <= 7
+
+
+@side_by_side(["at-least-once", *REMEMBER])
+def test_no_message_is_set_aside_for_what_another_thread_may_have_produced(world: World, kind: str) -> None:
+    """P01: of what ``produce`` sent and nobody looked at, nobody knows which message it is of, if of any."""
+    topic, target, dead = world.given(), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    client = world.client(kind, dead_letter=dead)
+
+    def handler(message: Message, *_connection: object) -> Record:
+        if number_of(message) == 7:
+            client.produce(target, os.urandom(2000))
+        return Record(target, message.value())
+
+    with pytest.raises(DeliveryUnknown, match="MSG_SIZE_TOO_LARGE"):
+        client.run([topic], handler, **OPTIONS)
+    assert world.offsets(topic)[0] <= 7
+    assert not world.read(dead)
 
 
 @side_by_side(TWO, list(REFUSED))

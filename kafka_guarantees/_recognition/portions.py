@@ -19,6 +19,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from .._failures import Failed, GaveUp, Left
 from .._offsets import next_offsets, saying
 from ..errors import BrokerError, KafkaGuaranteesError, MessageIdReused, PartitionFenced, StoreUnavailable
+from ..records import RecordRefused
 from .claims import TIDY_EVERY, Work, tidy
 from .message_ids import reused_id
 from .patience import patiently
@@ -119,6 +120,8 @@ class Portions:
             try:
                 finished = patiently(transaction, self._consumer, batch, self._stopping)
             except _RolledBack as error:
+                with suppress(RecordRefused):  # of what comes again
+                    self._acknowledged()
                 failed = error.failed
                 messages, entries = messages[: error.place], entries[: error.place]
             except (PartitionFenced, StoreUnavailable) as error:
@@ -227,7 +230,11 @@ class Portions:
                     together = 1 if failed.size == 1 else len(work.finished(handled + failed.size)) - len(finished)
                     rolled_back = _RolledBack(len(finished), Failed(together, failed.error))
                     raise failed.error  # noqa: TRY301 - an inbox tells by it whether its connection was lost
-                self._acknowledged()
+                try:
+                    self._acknowledged()
+                except RecordRefused as refused:
+                    rolled_back = _RolledBack(0, Failed(len(finished), refused))
+                    raise
                 transaction.finish(handled)
                 ending = True
         except Exception as error:
