@@ -223,8 +223,7 @@ class Run:
             except RecordRefused as refused:
                 if handle is None or not self._failures.closely:
                     raise
-                if handled:  # else it is of the message that has failed
-                    return self._refused(batch, work, handled, refused, handle)
+                return self._refused(batch, work, handled, refused, handle)
         finished = work.finished(handled)
         if not finished:
             self.trail.settle()

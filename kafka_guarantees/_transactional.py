@@ -3,7 +3,7 @@
 Rules. Those of ``_transaction_state.py``, which decides what is legal and what each error means, and:
 * The records are flushed before the offsets are sent: else that request races with the partitions being added (MEASURED).
 * Whatever made a producer doubtful, its successor with the same id first ends what it had open (X01, X09).
-* No call waits longer than CALL at a time, so that a stop is noticed.
+* No call is waited for when the client is to stop, and has waited for a while.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 CALL = 0.5  # seconds that a transactional call waits at a time
+END = 5.0  # seconds likewise of a commit or an abort: a second call may be given what the first one was to return
 HUNG = 10.0  # seconds after which a call that was to wait for CALL counts as one that never returns
 STOPPING = 1.0  # the same, while the client is to stop and has waited for a while already
 CALLER = "kafka-guarantees-offsets"  # name of a thread
 UNANSWERED = 60.0  # seconds, or twice as long as a transaction may last, that a new producer waits for its id
-UNREADABLE = frozenset({KafkaError.UNKNOWN, KafkaError._BAD_MSG})  # answers to a commit that may have been done
 TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
 
@@ -263,8 +263,9 @@ class TransactionalProducer(Handle):
     def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
         """Make the offsets part of the transaction. A repeated call has the same arguments (X11).
 
-        librdkafka does not keep to the timeout of this call, but waits for socket.timeout.ms. Once the transaction's time is up
-        it is left alone: the coordinator aborts it then, if no new producer has.
+        librdkafka does not keep to the timeout of this call. It only tries no more after that, and does not take an answer that
+        comes later: so the call has all of the transaction's time. Once that is up it is left alone: the coordinator aborts it
+        then, if no new producer has.
 
         Raises:
             AbortNeeded, InDoubt, FencedError, AuthorizationError: see the class.
@@ -273,7 +274,8 @@ class TransactionalProducer(Handle):
         self._inputs = {offset.topic for offset in offsets}
 
         def send() -> None:
-            self.raw.send_offsets_to_transaction(offsets, metadata, CALL)
+            left = self._state.began + self._settings.transaction_timeout - time.monotonic()
+            self.raw.send_offsets_to_transaction(offsets, metadata, max(CALL, left))
 
         self._call(doing, lambda: self._left_alone(doing, send, lambda: not self._patient(0)))
 
@@ -292,7 +294,10 @@ class TransactionalProducer(Handle):
         if self._state.state is State.MUST_ABORT:
             raise AbortNeeded(str(self._failure or "a record could not be written")) from self._failure
         self._state.on(Event.COMMIT, time.monotonic())
-        self._end("committing the transaction", lambda: self.raw.commit_transaction(CALL))
+        try:
+            self._end("committing the transaction", lambda: self.raw.commit_transaction(END))
+        except Abandoned as exc:
+            raise InDoubt(str(exc)) from exc
         if self._state.state is State.LOST:
             raise InDoubt("the client was closed while the transaction was committed")
         self._state.on(Event.COMMITTED, time.monotonic())
@@ -321,7 +326,7 @@ class TransactionalProducer(Handle):
         if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             self._state.on(Event.ABORT, time.monotonic())
             try:
-                self._end("aborting the transaction", lambda: self.raw.abort_transaction(CALL))
+                self._end("aborting the transaction", lambda: self.raw.abort_transaction(END))
                 self._aborted()
             except (AbortNeeded, InDoubt) as exc:
                 log.warning("%s: a new producer takes over", exc)
@@ -447,7 +452,9 @@ class TransactionalProducer(Handle):
         open_states = (State.IN_TRANSACTION, State.MUST_ABORT, State.COMMITTING)
         committing = self._state.state is State.COMMITTING
         in_doubt = committing or (doing == "init_transactions" and self.renewals > 0)
-        if verdict is Verdict.ABORT and self._state.state in open_states and not (committing and error.code() in UNREADABLE):
+        # of librdkafka's own errors only they know whether the request was sent: it goes out again after a cut connection, and
+        # what ends it may be that its broker's name is not found the second time
+        if verdict is Verdict.ABORT and self._state.state in open_states and not (committing and error.code() < 0):
             self._state.on(Event.FAILED, time.monotonic())
             raise AbortNeeded(why) from exc
         self._lose()

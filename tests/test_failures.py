@@ -1345,8 +1345,8 @@ def test_without_a_dead_letter_topic_such_a_record_ends_the_run(world: World, ki
     assert world.offsets(topic)[0] <= 7
 
 
-@side_by_side(["at-least-once", *REMEMBER])
-def test_no_message_is_set_aside_for_what_another_thread_may_have_produced(world: World, kind: str) -> None:
+@side_by_side(["at-least-once", *REMEMBER], [False, True])
+def test_no_message_is_set_aside_for_what_another_thread_may_have_produced(world: World, kind: str, both: bool) -> None:  # noqa: FBT001
     """P01: of what ``produce`` sent and nobody looked at, nobody knows which message it is of, if of any."""
     topic, target, dead = world.given(), world.topic(config={"max.message.bytes": 1000}), world.topic()
     client = world.client(kind, dead_letter=dead)
@@ -1354,6 +1354,7 @@ def test_no_message_is_set_aside_for_what_another_thread_may_have_produced(world
     def handler(message: Message, *_connection: object) -> Record:
         if number_of(message) == 7:
             client.produce(target, os.urandom(2000))
+            return Record(target, os.urandom(2000) if both else b"7")
         return Record(target, message.value())
 
     with pytest.raises(DeliveryUnknown, match="MSG_SIZE_TOO_LARGE"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from contextlib import suppress
@@ -27,6 +28,7 @@ from kafka_guarantees.prove.proxy import API, Proxy
 from kafka_guarantees.transaction import Consumed
 
 from .conftest import fill, read_all, values
+from .kafka_wire import Proxy as Relay
 from .world import in_thread, retriable, until, without_collector
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
+    from .kafka_wire import Held
     from .world import World
 
 pytestmark = pytest.mark.broker
@@ -285,6 +288,59 @@ def test_a_commit_in_doubt_is_said_also_where_the_brokers_stay_away(
             assert ended() is None
     assert "Nothing was" not in str(raised.value)
     assert here.output() == [b"first", b"second"]
+
+
+# -- answers that take their time ----------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_where_each_answer_takes_longer_than_half_a_second(world: Callable[..., World]) -> None:
+    """An answer to AddOffsetsToTxn that comes after the time of the call librdkafka does not take, and asks again."""
+    here = world()
+    written = here.fill(3)
+    handled: list[bytes | None] = []
+
+    def handler(message: Message) -> Record:
+        handled.append(message.value())
+        return Record(here.sink, message.value())
+
+    with Proxy(here.bootstrap) as proxy, proxy.delay(0.3):
+        with here.client(bootstrap_servers=proxy.bootstrap, transaction_timeout_ms=20_000, transactions_in_flight=1) as kafka:
+            here.run(kafka, handler)
+        asked = proxy.requests(lambda _: True)
+    assert handled == here.output() == written
+    assert asked["AddOffsetsToTxn"] <= 3
+
+
+def test_a_coordinator_that_loads_for_a_while_aborts_nothing(world: Callable[..., World]) -> None:
+    """As after each failover: offsets are sent again for as long as the transaction may last."""
+    here = world()
+    written = here.fill(3)
+    handled: list[bytes | None] = []
+    name = here.source.encode()
+    loading = b"\0" + struct.pack(">i", 0) + b"\2" + bytes([len(name) + 1]) + name
+    loading += b"\2" + struct.pack(">ih", 0, KafkaError.COORDINATOR_LOAD_IN_PROGRESS) + b"\0\0\0"
+    began: list[float] = []
+
+    def handler(message: Message) -> Record:
+        handled.append(message.value())
+        return Record(here.sink, message.value())
+
+    with Relay(here.bootstrap) as proxy:
+
+        def refuse(held: Held) -> None:
+            began.append(time.monotonic())
+            if began[-1] < began[0] + 2:
+                proxy.hold_next(API["TxnOffsetCommit"], refuse)
+                held.answer(loading)
+            else:
+                held.send()
+
+        proxy.hold_next(API["TxnOffsetCommit"], refuse)
+        with here.client(bootstrap_servers=proxy.bootstrap, transactions_in_flight=1) as kafka:
+            kafka.run([here.source], handler, until_idle=1)
+    assert len(began) > 2
+    assert handled == here.output() == written
+    assert here.committed() == [3]
 
 
 # -- after a stop --------------------------------------------------------------------------------------------------------
