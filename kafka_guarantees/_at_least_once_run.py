@@ -266,7 +266,7 @@ class Run:
 
         Raises:
             DeliveryError, DeliveryUnknown: see the class.
-            RecordRefused: brokers refused what a handler returned, and nothing else has failed. There is a dead letter topic.
+            RecordRefused: brokers refused what a handler returned. There is a dead letter topic.
         """
         self._lifecycle.handled()
         producer = self._producer()

@@ -28,6 +28,7 @@ from ._offset_expiry import Refresh
 from ._offsets import Membership, Partition, membership, named, next_offsets, not_before, with_epoch
 from ._positions import Positions
 from ._topics import Topics, own_dead_letters
+from ._vanished import Vanished
 from .errors import NO_TOPIC, REBALANCED, FencedError, broker_failure, describe, kafka_error, unreleased
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class GroupConsumer:
         self._events = Events(settings, self._assignment, self._topics, places)
         self._positions = Positions(settings, self._client, self._assignment, places)
         self._refresh = Refresh(places, settings.session_timeout / 2)
+        self._vanished = Vanished(places)
         try:
             self._topics.require(topics)
             self._topics.require(also, written=True)
@@ -281,6 +283,9 @@ class GroupConsumer:
         if self._assignment.owned and self._refresh.due and not self.gone_silent:
             self._settle_all()
             self._refresh.commit(self._assignment.fetched, self.membership, self._positions.asked, self._commit_places)
+        if self._vanished.due and not self.gone_silent:
+            quiet = self._assignment.fetched & self._assignment.awake
+            self.unplace(self._vanished.look(self.raw, quiet, self._positions.asked))
         return not self.gone_silent
 
     def _without_moved(self, messages: list[Message]) -> list[Message]:

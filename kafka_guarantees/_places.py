@@ -139,6 +139,12 @@ class Places:
         ours = not said or _BEGAN.fullmatch(said) or (self.stored is not None and said == self.stored.mark)
         return place if ours else TopicPartition(place.topic, place.partition, place.offset, leader_epoch=epoch_of(place))
 
+    def vanished(self, partitions: Iterable[Partition], ask: Ask) -> set[Partition]:
+        """Those of which the group had an offset, and has none any more."""
+        wanted = [TopicPartition(*partition) for partition in partitions if partition in self._seen]
+        found: list[TopicPartition] = ask(lambda raw, within: raw.committed(wanted, within)) if wanted else []
+        return {(place.topic, place.partition) for place in found if place.error is None and place.offset < 0}
+
     def kept_by_group(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:
         """What the group has committed of those of which nothing is stored: it counts there, and may expire. Raises so, too."""
         wanted = set(partitions)

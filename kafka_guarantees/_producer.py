@@ -400,15 +400,12 @@ class PlainProducer(Handle):
         return found + not_written
 
     def refused(self) -> KafkaGuaranteesError | None:
-        """Why brokers refused what was posted, where nothing else has failed: it counts as looked at then."""
+        """Why brokers refused a record that was posted, if they did: what was not written of these counts as looked at then."""
         failures = self.not_written[:]
-        if (
-            not any(of_record(failure) for failure in failures)
-            or self.failures(forget=False, posted=False, asked=False) != failures
-        ):
-            return None
-        del self.not_written[: len(failures)]
-        return next(failure for failure in failures if of_record(failure))
+        refused = next((failure for failure in failures if of_record(failure)), None)
+        if refused is not None:
+            del self.not_written[: len(failures)]
+        return refused
 
     def forget_asked(self) -> None:
         """Log failures that somebody has waited for in vain, and keep some for flush(): the next record is not to pay."""

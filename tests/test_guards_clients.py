@@ -417,6 +417,9 @@ class Flushes:
         self.asked.append(("failures", (forget, asked)))
         return []
 
+    def refused(self) -> None:
+        pass
+
     def send_lingering(self) -> None:
         self.asked.append(("send_lingering", None))
 
@@ -429,6 +432,7 @@ class Runs:
         self.lifecycle = Lifecycle("test")
         failures = SimpleNamespace(
             topic=topic,
+            closely=False,
             given_away=lambda messages, _batch: self.given_away.append(len(messages)),
             letter=lambda message, _outcome: Record("letters", message.value()),
             in_hand=lambda *_: True,
