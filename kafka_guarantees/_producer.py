@@ -71,7 +71,7 @@ class PlainProducer(Handle):
         self._callbacks = Callbacks()
         super().__init__()
         self._refused: deque[KafkaGuaranteesError] = deque(maxlen=1)  # of a record that nobody else hears of
-        refused = self._callbacks.shim("on_delivery", partial(_note_refused, self._refused))
+        refused = self._callbacks.shim("on_delivery", partial(_note_lost, self._refused, Rarely()))
         self.make(Producer, {**settings.producer, **self._callbacks.of(settings.callbacks), "on_delivery": refused})
         self._lifecycle = lifecycle
         self.patience = settings.delivery_timeout
@@ -490,10 +490,18 @@ def _lose(waiting: Iterable[Delivery], posted: Iterable[Posted]) -> None:
         each.lose()
 
 
-def _note_refused(refused: deque[KafkaGuaranteesError], error: KafkaError | None, message: Message) -> None:
-    """Keep what the brokers will say of the next record, too. It must not hold the producer, which may be forgotten."""
-    if error is not None and error.code() in MISSING_ACL:
-        refused.append(delivery_failure(error, message.topic() or "?"))
+def _note_lost(refused: deque[KafkaGuaranteesError], rarely: Rarely, error: KafkaError | None, message: Message) -> None:
+    """Say that a record was lost, or keep what the brokers will say of the next one, too.
+
+    It must not hold the producer, which may be forgotten.
+    """
+    if error is None or error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # close() says how many
+        return
+    topic = message.topic() or "?"
+    if error.code() in MISSING_ACL:
+        refused.append(delivery_failure(error, topic))
+    elif rarely((topic, error.code())):
+        log.warning("a record for topic %r is lost, or may be, and is not sent again: %s", topic, describe(error))
 
 
 def _warn_unsent(raw: Producer, callbacks: Callbacks, guarantee: str) -> None:

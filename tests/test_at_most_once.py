@@ -43,6 +43,17 @@ def test_every_message_is_handled_once_when_nothing_fails(
     assert values(read_all(kafka.bootstrap, target)) == sorted(numbers(1000))
 
 
+def test_a_record_for_a_topic_that_is_missing_is_said_to_be_lost(
+    config: dict[str, Any], fresh: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """P07: nobody is told by produce(), and nothing of it is in the way of others; but a misspelt name must not be silent."""
+    missing = fresh("missing")
+    with AtMostOnce({**config, "topic.metadata.propagation.max.ms": 500}) as client:
+        client.produce(missing, b"x")
+        until(lambda: f"a record for topic {missing!r} is lost" in caplog.text, "it is logged", 20)
+        client.produce(missing, b"y")
+
+
 def test_records_do_not_linger_while_there_is_nothing_else_to_handle(
     config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
 ) -> None:

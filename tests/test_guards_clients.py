@@ -31,13 +31,14 @@ from kafka_guarantees import (
 from kafka_guarantees._apart import Apart, _finished, apart_of
 from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._batch import Batch
+from kafka_guarantees._client import Rarely
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._enqueue import QueueFull, checked_headers, enqueue
 from kafka_guarantees._lifecycle import Lifecycle, _in_child, _replaced, _restore
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._pace import Pace
 from kafka_guarantees._posted import Posted
-from kafka_guarantees._producer import SERVE_EVERY, PlainProducer, _note_refused, _serve_once, first_producer, raise_failures
+from kafka_guarantees._producer import SERVE_EVERY, PlainProducer, _note_lost, _serve_once, first_producer, raise_failures
 from kafka_guarantees._recognition.claims import Work
 from kafka_guarantees._recognition.message_ids import Problem
 from kafka_guarantees._threads import Flag
@@ -855,10 +856,16 @@ def test_an_idle_producer_that_cannot_go_on_says_so(plain: PlainProducer, caplog
     assert "the producer cannot go on" in caplog.text
 
 
-def test_what_other_errors_say_is_not_said_of_the_next_record(plain: PlainProducer) -> None:
-    """P07: at most once nobody is told of a record that was lost. A right that is missing is missing for the next, too."""
-    report = plain._callbacks.shim("on_delivery", partial(_note_refused, plain._refused))
-    report(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
+def test_what_other_errors_say_is_not_said_of_the_next_record(plain: PlainProducer, caplog: pytest.LogCaptureFixture) -> None:
+    """P07: at most once a record that was lost is logged. A right that is missing is missing for the next, too."""
+    report = plain._callbacks.shim("on_delivery", partial(_note_lost, plain._refused, Rarely()))
+    report(KafkaError(KafkaError._PURGE_QUEUE), Message(topic="t"))
+    assert not caplog.records
+    for _ in range(3):
+        report(KafkaError(KafkaError._MSG_TIMED_OUT), Message(topic="t"))
+    assert [line.getMessage() for line in caplog.records if "topic 't' is lost, or may be" in line.getMessage()] == [
+        caplog.records[0].getMessage()
+    ]
     plain.raise_refused()
     report(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), Message(topic="t"))
     with pytest.raises(DeliveryError, match="Grant WRITE on topic 't'"):
