@@ -270,8 +270,11 @@ def _metadata(topic: str, ask: Ask) -> Any:
 
 
 def _numbers(topic: str, ask: Ask) -> Sequence[int]:
-    """The partitions of a topic."""
-    return list(_metadata(topic, ask).partitions)
+    """The partitions of a topic. Raises KafkaException where the brokers cannot tell: none is not what they say then."""
+    found = _metadata(topic, ask)
+    if found.error is not None and found.error.code() not in NO_TOPIC:
+        raise KafkaException(found.error)
+    return list(found.partitions)
 
 
 def _exists(topic: str, ask: Ask) -> bool:

@@ -40,6 +40,7 @@ T = TypeVar("T")
 WITHIN = 1.0  # seconds that a question about offsets may take at first
 LONGEST = 8.0  # seconds that it may take after it got no answer several times
 PATIENT = 5  # how often that is asked while there are messages of other partitions in hand, until these wait for it
+UNKNOWN = 30.0  # seconds after which it is a warning that nobody knows where to go on
 LEADERLESS = 5.0  # seconds until is asked again for what could not be told
 
 
@@ -62,6 +63,7 @@ class Positions:
         self._longest = max(WITHIN, min(LONGEST, settings.max_poll_interval / 4))
         self._brief = 0  # how often was asked while other messages waited: each PATIENT-th question may take longer
         self._rarely = Rarely()
+        self._unknown_since = math.inf
 
     def find(self, commit: Commit, messages: Iterable[Message] = ()) -> set[Partition]:
         """Put right what is unplaced, and begin to fetch what is due.
@@ -98,10 +100,19 @@ class Positions:
             if stops(error):
                 names = {"topic": {topic for topic, _ in self._assignment.owned}, "group": self._settings.group_id}
                 raise broker_failure(error, "asking for offsets, or committing where to begin,", SAFE, **names) from exc
-            log.info("where to go on is not known yet: %s", describe(error))
+            self._unknown(describe(error))
         except (StoreUnavailable, BrokerError) as exc:
             log.warning("where to go on is not known yet: %s", exc)
+        else:
+            self._unknown_since = math.inf
         return moved
+
+    def _unknown(self, why: str) -> None:
+        """Mostly it passes in a moment. What does not, as an offset in a transaction that nobody ends, is to be heard of."""
+        now = time.monotonic()
+        self._unknown_since = min(now, self._unknown_since)
+        lasts = now - self._unknown_since > UNKNOWN and self._rarely(why)
+        (log.warning if lasts else log.info)("where to go on is not known yet: %s", why)
 
     def _fetch_waiting(self, due: set[Partition], ask: Ask, commit: Commit) -> set[Partition]:
         """Begin to fetch those of which it is known where. Returns what goes on elsewhere by that."""

@@ -53,6 +53,7 @@ class Brokers:
         self.count = 3
         self.without_leader: set[int] = set()
         self.deleted = False
+        self.error: KafkaError | None = None  # in place of what is known of the topic
         self.questions = 0
         self.commits: list[tuple[int, int]] = []
 
@@ -72,7 +73,7 @@ class Brokers:
 
     def list_topics(self, topic: str, timeout: float) -> Any:
         leaders = {number: SimpleNamespace(leader=-(number in self.without_leader)) for number in range(self.count)}
-        error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART) if self.deleted else None
+        error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART) if self.deleted else self.error
         return SimpleNamespace(topics={topic: SimpleNamespace(partitions=leaders, error=error)})
 
     def commit(self, places: Iterable[TopicPartition]) -> None:
@@ -484,3 +485,24 @@ def test_members_agree_though_one_of_them_has_handled_messages_already() -> None
     assert of(quick, brokers, 0) == {0: 90}
     brokers.commit(quick.marked([TopicPartition("t", 0, 91)]))
     assert of(Places("g", "latest"), brokers, 1) == {1: 90}
+
+
+def test_brokers_that_cannot_tell_of_a_topic_are_asked_again() -> None:
+    """M05: else it would count as one without partitions, for good, and what it holds would be read from its beginning."""
+    brokers, places = Brokers(), Places("g", "latest", once=True)
+    brokers.error = KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
+    with pytest.raises(KafkaException):
+        of(places, brokers, 0)
+    brokers.error = None
+    assert of(places, brokers, 0) == {0: 90}
+
+
+def test_what_nobody_knows_for_long_is_a_warning(
+    member: GroupConsumer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As an offset in a transaction that nobody ends: its partition stands still."""
+    caplog.set_level("INFO")
+    member._positions._unknown("UNSTABLE")
+    monkeypatch.setattr("kafka_guarantees._positions.UNKNOWN", -1.0)
+    member._positions._unknown("UNSTABLE")
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
