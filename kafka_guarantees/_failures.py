@@ -243,12 +243,14 @@ class Failures:
         if self._too_slow != place:
             self._too_slow = place
             return
-        raise HandlerError(
+        failure = HandlerError(
             f"the handler took {seconds:.1f} s from topic {place[0]!r} partition {place[1]} offset {place[2]} on, for the "
             f"second time; max.poll.interval.ms is {self._settings.max_poll_interval:.1f} s: the group gave it to others. "
             "Nothing of it was committed, so it would be handled again and again. Say keep_alive=True; or make "
             "max.poll.interval.ms longer, or max_batch smaller."
-        ) from error
+        )
+        failure.topic, failure.partition, failure.offset = place
+        raise failure from error
 
     def letter(self, message: Message, failed: GaveUp) -> Record:
         """The dead letter for a message.
@@ -350,8 +352,10 @@ def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     what = "Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
     if isinstance(error, NotRecords):
         what = "Correct the handler. What it does besides is done again for this message, outside of an inbox."
-    return HandlerError(
+    failure = HandlerError(
         f"the handler failed at {together}{where(message)}{tried} "
         f"({type(error).__name__}: {text_of(error)}). Nothing at or after that offset was committed, so the next run begins "
         f"there again. {what}"
     )
+    failure.topic, failure.partition, failure.offset = message.topic(), message.partition(), message.offset()
+    return failure

@@ -82,7 +82,14 @@ class HandlerError(KafkaGuaranteesError):
     """The handler raised (it is the ``__cause__``), or returned something that is not records.
 
     Nothing is committed past the message, so the next ``run`` begins with it again.
+
+    Attributes:
+        topic, partition, offset: of the message, or of the first of its batch.
     """
+
+    topic: str | None = None
+    partition: int | None = None
+    offset: int | None = None
 
 
 class TransactionAborted(KafkaGuaranteesError):
@@ -383,7 +390,9 @@ def broker_failure(error: KafkaError, doing: str, safe: str, **names: str | Coll
         if named and code in refusals:
             acl = _grant(operation, resource, [named] if isinstance(named, str) else named)
     if acl:
-        return AuthorizationError(f"{doing} was refused ({describe(error)}). Grant {acl}. {safe}")
+        missing = code == KafkaError.TOPIC_AUTHORIZATION_FAILED  # what may not be looked at may as well not be there
+        name = " Or correct the name: of a topic that does not exist brokers may say the same." if missing else ""
+        return AuthorizationError(f"{doing} was refused ({describe(error)}). Grant {acl}.{name} {safe}")
     kind = FencedError if code in INSTANCE else BrokerError
     advice = _NOTHING_TO_DO if code in REBALANCED else STOPS.get(code, _LOOK)
     return kind(f"{doing} failed ({describe(error)}). {safe} {advice}")

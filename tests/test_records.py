@@ -238,7 +238,9 @@ def test_records_before_a_wrong_one_were_seen() -> None:
 def test_the_error_for_a_failed_handler_names_its_message(attempts: int, said: str) -> None:
     """Topic, partition, offset, the handler's own text, how often it was tried, what is safe and what to do."""
     message = Message(topic="orders", partition=2, offset=41)
-    text = str(handler_error(message, GaveUp(KeyError("amount"), attempts)))
+    error = handler_error(message, GaveUp(KeyError("amount"), attempts))
+    assert (error.topic, error.partition, error.offset) == (message.topic(), message.partition(), message.offset())
+    text = str(error)
     assert "topic 'orders' partition 2 " + said + ": 'amount')" in text
     assert "Nothing at or after that offset was committed" in text
     assert "dead_letter=" in text

@@ -384,7 +384,7 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (ALO, "ssl.endpoint.identification.algorithm", "", "give none"),
         (ALO, "max.poll.records", 100, "max_batch"),
         (ALO, "share.acknowledgement.mode", "explicit", "share groups"),
-        (ALO, "client.id", None, "leave the setting out"),
+        (ALO, "client.id", None, "Is an environment variable missing"),
         (ALO, "client.id", b"x", "bytes"),
         (ALO, "client.id", "a\0b", "NUL"),
         (ALO, "client.id", "\ud800", "surrogate"),

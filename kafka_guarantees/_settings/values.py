@@ -98,7 +98,9 @@ def shown_name(name: str) -> str:
 
 def _text(name: str, value: object) -> str:
     if value is None:
-        raise UnsafeConfigError(name, None, "None is not a value", "leave the setting out to keep its default")
+        raise UnsafeConfigError(
+            name, None, "None is not a value", "leave the setting out to keep its default. Is an environment variable missing?"
+        )
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
