@@ -412,19 +412,26 @@ class Run:
             return work
         return self._set_aside(batch, work, outcome)
 
-    def refuse(self, batch: Batch, problem: Problem | None) -> None:
-        """The end of a batch before a message that must not be handled: it is raised, or set aside."""
+    def refuse(self, batch: Batch, problem: Problem | None, pace: Pace) -> Sequence[Message]:
+        """What is in hand ends before a message that must not be handled: it is raised, or set aside.
+
+        Returns what came after it in the batch; nothing, where that comes again.
+        """
         if problem is None:
-            return
+            return ()
         message, error = problem
         if self._failures.topic is None:
             raise error
+        done = 1
         if self.portions is not None:
-            self.portions.set_aside(batch, message, entry_of(message, self._ids), GaveUp(error, 0))
+            done = self.portions.set_aside(batch, message, entry_of(message, self._ids), GaveUp(error, 0))
         else:
             self._send(self._failures.letter(message, GaveUp(error, 0)))
             self.finish(batch, Work([message]), 1)
-        self.consumer.rewind(batch.messages)  # what came after it
+        if not done or self.must_poll(batch, pace):
+            return self.give_back(batch).messages
+        place = next(number for number, each in enumerate(batch.messages) if each is message)
+        return self.consumer.in_place(batch.messages[place + 1 :])
 
     def _set_aside(self, batch: Batch, work: Work, outcome: GaveUp) -> Work:
         """Send the next message to the dead letter topic. It is finished once that is acknowledged (L05). Returns what is left.

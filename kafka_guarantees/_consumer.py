@@ -434,6 +434,11 @@ class GroupConsumer:
         """Fetch again, after ``serve()`` or ``serve_beside()``."""
         self.raw.resume([TopicPartition(*partition) for partition in self._assignment.awake])
 
+    def in_place(self, messages: Iterable[Message]) -> list[Message]:
+        """Those of the batch in hand that do not come again: their partitions were neither given back nor given away."""
+        here = self._assignment.awake - self._assignment.unplaced
+        return [message for message in messages if (message.topic(), message.partition()) in here]
+
     def rest(self, messages: Iterable[Message], seconds: float) -> None:
         """Give messages back, and fetch their partitions again, from where the group has committed them, after some time."""
         self._positions.rest(next_offsets(messages).keys() & self._assignment.owned, seconds)

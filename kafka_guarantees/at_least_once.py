@@ -323,39 +323,42 @@ class AtLeastOnce:
     @staticmethod
     def _work_off(run: Run, batch: Batch, handle: Handling, pace: Pace) -> None:
         """Handle and finish a batch, portion by portion, to its end or until the rest is given back."""
-        with run.claimed(batch) as claimed:
-            work = claimed
-            while work.messages:
-                began = time.monotonic()
-                done, failed = handle(work.fresh)
-                pace.took(done, time.monotonic() - began)
-                work = run.finish(batch, work, done, handle, to_the_end=failed is None)
-                if failed is not None and work.messages:
-                    work = run.again(batch, work, failed, handle)
-                if work.messages and run.must_poll(batch, pace):
-                    work = run.give_back(batch)
-            run.refuse(batch, work.problem)
+        while batch.messages:
+            with run.claimed(batch) as claimed:
+                work = claimed
+                while work.messages:
+                    began = time.monotonic()
+                    done, failed = handle(work.fresh)
+                    pace.took(done, time.monotonic() - began)
+                    work = run.finish(batch, work, done, handle, to_the_end=failed is None)
+                    if failed is not None and work.messages:
+                        work = run.again(batch, work, failed, handle)
+                    if work.messages and run.must_poll(batch, pace):
+                        work = run.give_back(batch)
+                batch.messages = run.refuse(batch, work.problem, pace)
 
     @staticmethod
     def _transact(run: Run, portions: Portions, batch: Batch, handle: Handling, pace: Pace) -> None:
         """The same with an inbox: each portion is one transaction of its database."""
-        messages, entries, problem = run.entries(batch)
-        while messages:
-            began = time.monotonic()
-            done, failed = portions.transact(batch, messages, entries, handle)
-            pace.took(done, time.monotonic() - began)
-            messages, entries = messages[done:], entries[done:]
-            if failed is not None:
-                done = portions.again(batch, messages, entries, failed, handle)
+        while batch.messages:
+            messages, entries, problem = run.entries(batch)
+            while messages:
+                began = time.monotonic()
+                done, failed = portions.transact(batch, messages, entries, handle)
+                pace.took(done, time.monotonic() - began)
                 messages, entries = messages[done:], entries[done:]
-            if not done:
-                run.consumer.rest(batch.messages, FENCED_REST)
-                break
-            if messages and (run.must_poll(batch, pace) or (failed and done < failed.size)):
-                run.give_back(batch)
-                break
-        else:
-            run.refuse(batch, problem)
+                if failed is not None:
+                    done = portions.again(batch, messages, entries, failed, handle)
+                    messages, entries = messages[done:], entries[done:]
+                if not done:
+                    run.consumer.rest(batch.messages, FENCED_REST)
+                    problem = None
+                    break
+                if messages and (run.must_poll(batch, pace) or (failed and done < failed.size)):
+                    run.give_back(batch)
+                    problem = None
+                    break
+            batch.messages = run.refuse(batch, problem, pace)
         portions.tidy()
 
     def messages(
@@ -387,30 +390,31 @@ class AtLeastOnce:
     ) -> Generator[Message, None, None]:
         with self._consuming(topics, itself) as run:
             for batch in run.consumer.batches(pace, until_idle, self._reading):
-                with run.claimed(batch) as claimed:
-                    work = claimed
-                    del claimed  # it would keep its messages while the next ones are fetched
-                    while work.messages:
-                        done, began = 0, time.monotonic()
-                        until = began + COMMIT_EVERY
-                        try:
-                            for message in work.fresh[: self._reading.readable(work.fresh)]:
-                                yield message
-                                done += 1
-                                if time.monotonic() >= until or self._lifecycle.stopping:
-                                    break
-                        except GeneratorExit:
-                            if self._lifecycle.forked:
+                while batch.messages:
+                    with run.claimed(batch) as claimed:
+                        work = claimed
+                        del claimed  # it would keep its messages while the next ones are fetched
+                        while work.messages:
+                            done, began = 0, time.monotonic()
+                            until = began + COMMIT_EVERY
+                            try:
+                                for message in work.fresh[: self._reading.readable(work.fresh)]:
+                                    yield message
+                                    done += 1
+                                    if time.monotonic() >= until or self._lifecycle.stopping:
+                                        break
+                            except GeneratorExit:
+                                if self._lifecycle.forked:
+                                    raise
+                                self._lifecycle.leave(LEAVING)
+                                run.finish(batch, work, done)
                                 raise
-                            self._lifecycle.leave(LEAVING)
-                            run.finish(batch, work, done)
-                            raise
-                        pace.took(done, time.monotonic() - began)
-                        work = run.finish(batch, work, done, to_the_end=True)
-                        work = run.read_again(batch, work)
-                        if work.messages and run.must_poll(batch, pace):
-                            work = run.give_back(batch)
-                    run.refuse(batch, work.problem)
+                            pace.took(done, time.monotonic() - began)
+                            work = run.finish(batch, work, done, to_the_end=True)
+                            work = run.read_again(batch, work)
+                            if work.messages and run.must_poll(batch, pace):
+                                work = run.give_back(batch)
+                        batch.messages = run.refuse(batch, work.problem, pace)
 
     @contextmanager
     def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[Run]:
