@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -622,6 +623,39 @@ def test_a_long_batch_is_several_transactions(
     assert effects(path) == [str(n) for n in range(12)]
     assert len(counts) == 12
     assert len(set(counts)) >= 3
+
+
+def test_a_run_goes_back_to_a_backup_that_is_restored_into_its_file(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path], tmp_path: Path
+) -> None:
+    """D20: the effects behind the backup are gone with their offsets; the run that is at work makes them again."""
+    inbox, path = database
+    topic = kafka_topic()
+
+    def reach(count: int) -> None:
+        send(config, topic, [str(n) for n in range(count - 3, count)])
+        deadline = time.monotonic() + 30
+        while len(effects(path)) < count:
+            assert time.monotonic() < deadline, effects(path)
+            time.sleep(0.05)
+
+    def copy(source: Path, target: Path) -> None:
+        with closing(sqlite3.connect(source)) as one, closing(sqlite3.connect(target)) as other:
+            one.backup(other)
+
+    with AtLeastOnce(config, inbox=inbox) as kafka, ThreadPoolExecutor(1) as pool:
+        run = pool.submit(kafka.run, [topic], effect)
+        try:
+            reach(3)
+            copy(path, tmp_path / "backup.db")
+            reach(6)
+            copy(tmp_path / "backup.db", path)
+            assert len(effects(path)) == 3
+            reach(9)
+        finally:
+            kafka.stop()
+        run.result(30)
+    assert effects(path) == [str(n) for n in range(9)]
 
 
 def test_a_topic_that_was_created_again_is_refused(

@@ -1,4 +1,4 @@
-"""What an inbox decides without its database: which entries are fresh, and how far the offsets may move.
+"""What an inbox decides without its database: what is fresh, how far the offsets may move, and whether they have gone back.
 
 Rules.
 * An offset passes what was handled, what is behind it, and repeats of what was handled; it never passes anything else (D20).
@@ -165,6 +165,33 @@ def advance(batch: Batch, stored: Offsets, fresh: Sequence[int], handled: int | 
     return Advance(moved, sorted(forget))
 
 
+class Reached:
+    """How far the offsets of an inbox were, as far as is known in this process.
+
+    Entries may leave a gap, as topics have; but not one that was passed before: its effects are lost (D20).
+    """
+
+    def __init__(self) -> None:
+        self._offsets: dict[tuple[str, Source], int] = {}
+
+    def note(self, scope: str, offsets: Offsets) -> None:
+        """They are so far now, or somebody goes on there."""
+        for source, offset in offsets.items():  # less may be asked for, by who does not go on there
+            self._offsets[scope, source] = max(offset or 0, self._offsets.get((scope, source), 0))
+
+    def compare(self, scope: str, stored: Offsets) -> None:
+        """Look at what is stored when a transaction begins.
+
+        Raises:
+            PartitionFenced: an offset is less than it was. Said once: who reads on after that has been told.
+        """
+        gone_back = [source for source, offset in stored.items() if (offset or 0) < self._offsets.get((scope, source), 0)]
+        if gone_back:
+            for source in gone_back:
+                del self._offsets[scope, source]
+            raise set_back(scope, gone_back)
+
+
 # -- what went wrong ------------------------------------------------------------------------------------------------------
 
 
@@ -200,8 +227,8 @@ def set_back(scope: str, sources: Collection[Source]) -> PartitionFenced:
     """The error for an offset that is less than it was."""
     return PartitionFenced(
         f"the offset of {', '.join(map(_name, sources))} for {scope!r} in the inbox has gone back: the database has lost its "
-        "last transactions with their effects, as in a failover, or somebody has set it. Nothing was written. Go on at the "
-        "offset that is there, and what was lost is handled again."
+        "last transactions with their effects, as in a failover or where a backup was restored, or somebody has set it. "
+        "Nothing was written. Go on at the offset that is there, and what was lost is handled again."
     )
 
 

@@ -27,6 +27,7 @@ from ._connecting import connection_of, first_line, own_options, plain_cursor
 from ._pooler import pooled
 from ._progress import (
     Advance,
+    Reached,
     advance,
     batch_of,
     compare,
@@ -36,7 +37,6 @@ from ._progress import (
     fresh_of,
     pending,
     recreated,
-    set_back,
 )
 from .contract import check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE, split
@@ -216,7 +216,7 @@ class PostgresInbox:
         self._pool = pool_or_conninfo if isinstance(pool_or_conninfo, ConnectionPool) else self._open_pool(pool_or_conninfo)
         self._pid = os.getpid()
         self._with_rows: set[tuple[str, Source]] = set()  # whose offsets have a row for certain
-        self._reached: dict[tuple[str, Source], int] = {}  # how far the offsets were, as far as is known here
+        self._reached = Reached()
         self._prepared = False
         self._purged = 0  # up to which page of the ids purge() came
         self._preparing = threading.Lock()
@@ -239,7 +239,7 @@ class PostgresInbox:
         with _answers("reading offsets"), connection_of(self._pool) as connection, _read_committed(connection):
             rows = plain_cursor(connection).execute(self._statements.read, (scope, *_places(sources))).fetchall()
         offsets = self._offsets(scope, sources, rows)
-        self._note_reached(scope, offsets)
+        self._reached.note(scope, offsets)
         return offsets
 
     @contextmanager
@@ -274,7 +274,7 @@ class PostgresInbox:
                     committed.enter_context(psycopg.Transaction(connection))
                     asked = self._ask(connection, scope, batch, self._idle_limit)
                 opened = self._open(connection, scope, batch, asked)
-                self._compare(scope, opened._stored)
+                self._reached.compare(scope, opened._stored)
                 self._open_connection = connection
                 try:
                     yield opened
@@ -283,7 +283,7 @@ class PostgresInbox:
                 committing = True
                 opened._commit(committed)
             self._with_rows.update((scope, source) for source in batch.first)
-            self._note_reached(scope, opened._advance.offsets)
+            self._reached.note(scope, opened._advance.offsets)
         except psycopg.Error as exc:
             if committing and not isinstance(first := _first(exc), _FAILURES):
                 raise first from None  # of a constraint, a trigger, or what the handler has set: nothing was written
@@ -404,18 +404,6 @@ class PostgresInbox:
             found = plain_cursor(connection).execute(self._statements.fingerprints, (scope, known)).fetchall()
             compare(batch, waiting, dict(found))
         return fresh_of(batch, waiting, new)
-
-    def _note_reached(self, scope: str, offsets: Offsets) -> None:
-        for source, offset in offsets.items():  # less may be asked for, by who does not go on there
-            self._reached[scope, source] = max(offset or 0, self._reached.get((scope, source), 0))
-
-    def _compare(self, scope: str, stored: Offsets) -> None:
-        """Entries may leave a gap, as topics have; but not one that was passed before: its effects are lost."""
-        gone_back = [source for source, offset in stored.items() if (offset or 0) < self._reached.get((scope, source), 0)]
-        if gone_back:
-            for source in gone_back:
-                del self._reached[scope, source]  # said once: who reads on after that has been told
-            raise set_back(scope, gone_back)
 
     def _offsets(self, scope: str, sources: Collection[Source], rows: Iterable[tuple[Any, ...]]) -> dict[Source, int | None]:
         found = {(topic, partition): (topic_id, offset) for topic, partition, topic_id, offset, *_ in rows}

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._place import place_of, refuse, write_ahead
-from ._progress import advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
+from ._progress import Reached, advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
 from .contract import check_retention
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class SqliteInbox:
         self._pid = os.getpid()
         self._closed = False
         self._to_open = False
+        self._reached = Reached()
         self._repeats = False  # whether the last transaction met ids that were known
         self._purged = _START  # up to which id purge() came
         self._in_hands = False  # of a handler, which must not end the transaction
@@ -158,7 +159,9 @@ class SqliteInbox:
         """
         self._check()
         with self._answers("reading offsets"):
-            return _offsets(self._connection, scope, sources)
+            offsets = _offsets(self._connection, scope, sources)
+        self._reached.note(scope, offsets)
+        return offsets
 
     @contextmanager
     def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[SqliteInboxTransaction]:
@@ -169,6 +172,8 @@ class SqliteInbox:
             entries: in the order of their offsets within each partition.
 
         Raises:
+            PartitionFenced: an offset has gone back, as where a backup was restored into the file: what was written after it is
+                missing, so go on at ``start_offsets()``. Nothing was written.
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Nothing was written.
             StoreUnavailable: the file did not answer, or was locked for 5 seconds. Nothing was written.
@@ -194,12 +199,14 @@ class SqliteInbox:
                     self._connection.execute(_ROLLBACK)
                     self._connection.execute(_BEGIN)
                 opened = self._open_one_by_one(self._connection, scope, batch)
+            self._reached.compare(scope, opened._stored)
             self._in_hands, self._refused = True, False
             yield opened
             opened._end()
             self._in_hands = False
             with self._answers("committing"):
                 self._connection.execute(_COMMIT)
+            self._reached.note(scope, opened._moved)
         except BaseException as error:
             refused, self._in_hands, self._refused = self._refused, False, False
             self._roll_back()
@@ -408,6 +415,7 @@ class SqliteInboxTransaction:
         self._scope = scope
         self._batch = batch
         self._stored = stored
+        self._moved: Offsets = {}
         self._finished = False
 
     def finish(self, handled: int | None = None) -> None:
@@ -435,6 +443,7 @@ class SqliteInboxTransaction:
                 raise fenced(self._scope, [source])
         if forget:
             self.connection.executemany(_FORGET, [(self._scope, key) for key in forget])
+        self._moved = offsets
         self._finished = True
 
     def _end(self) -> None:
