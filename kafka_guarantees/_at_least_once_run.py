@@ -181,17 +181,25 @@ class Run:
             log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
             return claims.unprotected(batch.messages)
         except PartitionFenced:
-            return self.give_back(batch)  # the group went on while the store was down
+            return self.give_back(batch)  # the group went on while the store was down, or slow
         self._recognition.note(apart=self.consumer.shares)
         if held:
             self.consumer.rest(held, claims.rest_for(held))
         return work
 
     def _claim_now(self, batch: Batch, claims: Claims) -> tuple[Work, Sequence[Message]]:
-        """Claim a batch that is still ours: else its new owner would lose its claims to us."""
+        """Claim a batch that is still ours: else its new owner would lose its claims to us.
+
+        And is ours when the answer is there: it may have stood still for so long that the new owner is done with it (X02).
+        """
+        self._must_own(batch)
+        answer = claims.claim(batch.messages)
+        self._must_own(batch)
+        return answer
+
+    def _must_own(self, batch: Batch) -> None:
         if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
             raise PartitionFenced("the group gave partitions away.")
-        return claims.claim(batch.messages)
 
     def _patiently(self, call: Callable[[], T], batch: Batch) -> T:
         return patiently(call, self.consumer, batch, self._no_more)

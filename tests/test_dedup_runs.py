@@ -269,6 +269,48 @@ def test_a_batch_that_was_given_away_while_it_waited_is_not_ours_again(
             second.close()
 
 
+def test_a_claim_whose_answer_stood_still_is_not_handled_behind_its_new_owner(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
+) -> None:
+    """X02: longer than max.poll.interval.ms. The new owner has taken the claim over, and is done with it."""
+    topic, slow, quick = kafka_topic(), Handled(), Handled()
+    send(config, topic, ["a", "b"])
+    asked, answers = threading.Event(), threading.Event()
+
+    class Slow(Down):
+        def claim(self, *args: Any, **named: Any) -> Any:
+            outcomes = store.claim(*args, **named)
+            asked.set()
+            assert answers.wait(60)
+            return outcomes
+
+    def wait(reached: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 60
+        while not reached():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with (
+        ThreadPoolExecutor(2) as pool,
+        AtLeastOnce(config, dedup=Slow(store)) as first,
+        AtLeastOnce(config, dedup=store) as other,
+    ):
+        runs = [pool.submit(first.run, [topic], slow)]
+        try:
+            assert asked.wait(30)
+            runs.append(pool.submit(other.run, [topic], quick))
+            wait(lambda: len(quick) == 2 and store.calls["complete"] > 0)
+            answers.set()
+            wait(lambda: store.calls["release"] > 0 or bool(slow))
+        finally:
+            answers.set()
+            first.stop()
+            other.stop()
+        for run in runs:
+            run.result(30)
+    assert (slow, quick) == ([], ["a", "b"])
+
+
 def test_a_stop_does_not_wait_for_a_store_that_is_down(
     config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
 ) -> None:

@@ -614,6 +614,24 @@ def test_claims_are_renewed_while_a_handler_has_its_own_thread() -> None:
     assert renewed == ["membership", "claims"]
 
 
+def test_what_was_given_away_while_it_was_claimed_is_not_handled() -> None:
+    """X02: the answer of the store stood still, and the new owner is done with the batch. What is claimed is let go."""
+    done: list[str] = []
+
+    def claim(messages: Sequence[Message]) -> tuple[Work, Sequence[Message]]:
+        done.append("claim")
+        runs.group.ours = [False]
+        return Work(messages), ()
+
+    claims = SimpleNamespace(claim=claim, release=lambda: done.append("release"), tidy=int)
+    runs = Runs(claims=claims)
+    runs.run._recognition.note = lambda **_: None  # type: ignore[method-assign] # what it needs of it
+    with runs.run.claimed(runs.batch) as work:
+        assert not work.fresh
+    assert done == ["claim", "release"]
+    assert runs.group.rewound == [3]
+
+
 def test_claims_are_tidied_up_with_each_batch() -> None:
     """D18: nobody else does it."""
     done: list[str] = []
