@@ -37,6 +37,7 @@ from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis, LocalSer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from kafka_guarantees.dedup import DedupStore
 
@@ -407,6 +408,48 @@ def test_a_login_that_is_refused_is_not_waited_for() -> None:
         with pytest.raises(AuthorizationError, match=r"does not let this client in \(Authentication"):
             claims()
         claims(password="another")
+
+
+@pytest.mark.parametrize("kind", ["pool", "blocking pool", "single connection"])
+def test_a_failover_behind_a_name_that_stays_is_followed(kind: str, tmp_path: Path) -> None:
+    """D16: a master that becomes a replica keeps our connections, and refuses to write; the name leads to the other one."""
+    name, servers = tmp_path / "redis.sock", [tmp_path / "1.sock", tmp_path / "2.sock"]
+    first = LocalRedis(config={"unixsocket": servers[0], "repl-diskless-sync-delay": 0})
+    second = LocalRedis(config={"unixsocket": servers[1]})  # a server that loads says something else: this one takes its time
+    name.symlink_to(servers[0])
+    where: dict[str, Any] = {"unix_socket_path": str(name), "single_connection_client": kind == "single connection"}
+    if kind == "blocking pool":
+        pool: Any = redis.BlockingConnectionPool
+        where = {"connection_pool": pool(connection_class=redis.UnixDomainSocketConnection, path=str(name), socket_timeout=5)}
+    with first, second, closing(redis.Redis(**where, socket_timeout=5)) as client:
+        with closing(redis.Redis.from_url(first.url)) as one, closing(redis.Redis.from_url(second.url)) as other:
+            other.replicaof("127.0.0.1", str(first.port))
+            eventually(lambda: other.info("replication")["master_link_status"] == "up")
+            store = RedisDedupStore(client)
+            assert store.claim(SCOPE, items(2), token=OURS, lease=LONG) == [NEW] * 2
+            assert one.wait(1, 5000) == 1
+            other.replicaof("no", "one")
+            one.replicaof("127.0.0.1", str(second.port))
+        name.unlink()
+        name.symlink_to(servers[1])
+        with pytest.raises(StoreUnavailable, match="ReadOnlyError"):
+            store.complete(SCOPE, items(2), token=OURS)
+        assert store.complete(SCOPE, items(2), token=OURS) == [True] * 2
+
+
+def test_a_replica_of_redis_6_is_left_as_well(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the error of a script is one of its own, and only its text says why."""
+    store = RedisDedupStore(client)
+    store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+    number, text = (
+        client.client_id(),
+        "Error running script (call to f_0): @user_script:15: @user_script: 15: -READONLY You can't write",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "evalsha", lambda *_: (_ for _ in ()).throw(redis.ResponseError(text)))
+        with pytest.raises(StoreUnavailable):
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+    assert client.client_id() != number
 
 
 def test_a_client_that_decodes_is_welcome(redis_server: LocalRedis, client: redis.Redis) -> None:

@@ -257,6 +257,8 @@ class RedisDedupStore:
                     f"Redis does not let this client in ({type(exc).__name__}: {exc}). No id was written. Correct its user and "
                     "password; or its rights: EVALSHA and SCRIPT LOAD, and the commands of these scripts on its keys."
                 ) from exc
+            if _is_a(exc, "ReadOnlyError") or "READONLY" in str(exc):  # Redis 5 and 6 say it in the text of a script's error
+                _connect_anew(self._client)
             raise StoreUnavailable(
                 f"Redis did not answer, or refused ({type(exc).__name__}): whether ids were written is unknown. "
                 "The same call may be made again."
@@ -296,6 +298,20 @@ def _warn(text: str) -> None:
 def _is_a(exc: BaseException, *names: str) -> bool:
     """Whether it is of a class with one of these names, in redis-py or in valkey-py."""
     return any(kind.__name__ in names for kind in type(exc).__mro__)
+
+
+def _connect_anew(client: Client) -> None:
+    """Leave a server that has become a replica, as in a planned failover.
+
+    It keeps our connections, and the name that the client has leads to another one by now. Not those that other threads use.
+    """
+    for where in ("connection", "connection_pool"):  # the first is that of single_connection_client
+        found = getattr(client, where, None)
+        if found is not None:
+            try:
+                found.disconnect(False)  # noqa: FBT003 - Redis and Valkey name it differently
+            except TypeError:  # a BlockingConnectionPool before redis-py 7 leaves all or none
+                found.disconnect()
 
 
 def _milliseconds(seconds: float) -> int:
