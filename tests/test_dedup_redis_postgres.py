@@ -24,6 +24,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, NullConnectionPool
+from redis.cluster import RedisCluster
 
 from kafka_guarantees import dedup
 from kafka_guarantees.dedup import Item, Outcome, Source, postgres
@@ -32,6 +33,7 @@ from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
 from kafka_guarantees.dedup.redis import RedisDedupStore
 from kafka_guarantees.errors import AuthorizationError, DurabilityWarning, KafkaGuaranteesError, StoreUnavailable
+from kafka_guarantees.testing.local_kafka import _free_ports
 from kafka_guarantees.testing.pytest_plugin import _installed
 from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis, LocalServerError, ServerNotInstalled
 
@@ -393,6 +395,27 @@ def test_the_keys_of_a_scope_are_in_one_slot(client: redis.Redis) -> None:
         assert store.complete(scope, items(2), token=OURS) == [True, True], scope
 
 
+def test_a_cluster_that_is_away_is_unavailable_until_it_is_back() -> None:
+    """D16: its client has an error of its own for that. What was answered is still there afterwards."""
+    (bus,) = _free_ports(1)
+    with LocalRedis(config={"cluster-enabled": "yes", "cluster-port": bus}) as node:
+        with closing(redis.Redis.from_url(node.url)) as admin:
+            admin.cluster("addslotsrange", 0, 16383)
+            eventually(lambda: admin.cluster("info")["cluster_state"] == "ok")
+        with closing(RedisCluster(host="127.0.0.1", port=node.port, socket_timeout=5)) as client:
+            store = RedisDedupStore(client)
+            assert store.claim(SCOPE, items(2), token=OURS, lease=LONG) == [NEW] * 2
+            node.kill()
+            try:
+                for _ in range(3):
+                    with pytest.raises(StoreUnavailable, match="may be made again"):
+                        store.complete(SCOPE, items(2), token=OURS)
+            finally:
+                node.restart()
+            eventually(lambda: answers(store))
+            assert store.complete(SCOPE, items(2), token=OURS) == [True] * 2
+
+
 def test_a_login_that_is_refused_is_not_waited_for() -> None:
     """Only somebody who corrects it can help; a server that is away comes back by itself."""
 
@@ -496,7 +519,7 @@ def test_what_is_no_error_of_redis_passes(client: redis.Redis) -> None:
     """A mistake in the program is not taken for a server that is away."""
 
     class Broken:
-        script_load = config_get = staticmethod(client.config_get)
+        eval = config_get = staticmethod(client.config_get)
 
         def evalsha(self, *_: Any) -> Any:
             raise ZeroDivisionError

@@ -376,7 +376,19 @@ class ValkeyError(Exception):
     """As that of valkey-py."""
 
 
-@pytest.mark.parametrize("error", [ConnectionResetError("broken"), ValkeyError("for the test"), TimeoutError("no answer")])
+class ValkeyClusterException(Exception):
+    """Likewise; no ``ValkeyError``."""
+
+
+AWAY = [
+    ConnectionResetError("broken"),
+    ValkeyError("for the test"),
+    ValkeyClusterException("no node"),
+    TimeoutError("no answer"),
+]
+
+
+@pytest.mark.parametrize("error", AWAY)
 def test_whatever_a_client_calls_a_server_that_is_away(error: Exception) -> None:
     """D16: it is waited for, whether redis-py says so, valkey-py or the socket. Else a run ends with the first break."""
 
@@ -384,7 +396,7 @@ def test_whatever_a_client_calls_a_server_that_is_away(error: Exception) -> None
         def evalsha(self, *_: Any) -> Any:
             raise error
 
-        script_load = evalsha
+        eval = evalsha
 
         def config_get(self, _pattern: Any) -> dict[str, str]:
             return {"maxmemory-policy": "noeviction", "appendonly": "yes"}

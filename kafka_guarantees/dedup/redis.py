@@ -115,6 +115,8 @@ return ''
 """
 )
 
+# What is no error of the program. That of a cluster which cannot be reached is no RedisError.
+_OUTSIDE: Final = ("RedisError", "ValkeyError", "RedisClusterException", "ValkeyClusterException", "OSError")
 _DIGESTS: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (_CLAIM, _COMPLETE, _RELEASE)}
 _OUTCOMES: Final = {ord(str(int(outcome))): outcome for outcome in Outcome}
 
@@ -124,7 +126,7 @@ class Client(Protocol):
 
     def evalsha(self, sha: Any, numkeys: Any, /, *keys_and_args: Any) -> Any: ...
 
-    def script_load(self, script: Any, /) -> Any: ...
+    def eval(self, script: Any, numkeys: Any, /, *keys_and_args: Any) -> Any: ...
 
     def config_get(self, pattern: Any, /) -> Any: ...
 
@@ -247,15 +249,16 @@ class RedisDedupStore:
             except Exception as exc:
                 if not _is_a(exc, "NoScriptError"):
                     raise
-                self._client.script_load(script)  # the server was restarted, or another one has taken over
-                answer = self._client.evalsha(digest, len(keys), *keys, *arguments)
+                # The server was restarted, or another one has taken over. EVAL loads it there. Not SCRIPT LOAD, which a cluster
+                # gets on every master: it fails where one is away, and with redis-py before 8 for ever where all were.
+                answer = self._client.eval(script, len(keys), *keys, *arguments)
         except Exception as exc:
-            if not _is_a(exc, "RedisError", "ValkeyError", "OSError"):
+            if not _is_a(exc, *_OUTSIDE):
                 raise
             if _is_a(exc, "AuthenticationError", "NoPermissionError"):
                 raise AuthorizationError(
                     f"Redis does not let this client in ({type(exc).__name__}: {exc}). No id was written. Correct its user and "
-                    "password; or its rights: EVALSHA and SCRIPT LOAD, and the commands of these scripts on its keys."
+                    "password; or its rights: EVALSHA and EVAL, and the commands of these scripts on its keys."
                 ) from exc
             if _is_a(exc, "ReadOnlyError") or "READONLY" in str(exc):  # Redis 5 and 6 say it in the text of a script's error
                 _connect_anew(self._client)
