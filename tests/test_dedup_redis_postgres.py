@@ -433,6 +433,54 @@ def test_a_login_that_is_refused_is_not_waited_for() -> None:
         claims(password="another")
 
 
+@pytest.mark.parametrize("command", ["time", "mget", "set"])
+def test_a_right_that_a_script_lacks_is_not_waited_for(redis_server: LocalRedis, client: redis.Redis, command: str) -> None:
+    """Redis looks at the ACL of each command in it, and says so in an error of the script: nobody else can help here either."""
+    client.acl_setuser("app", enabled=True, passwords=["+pw"], categories=["+@all"], commands=[f"-{command}"], keys=["*"])
+    with closing(redis.Redis.from_url(redis_server.url, username="app", password="pw")) as limited:
+        store = RedisDedupStore(limited)
+        with pytest.raises(AuthorizationError, match=r"does not let this client in \(ResponseError: .* can't run this command"):
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+    client.acl_deluser("app")
+
+
+REFUSALS = {
+    redis.ResponseError("ACL failure in script: User app has no permissions to run the 'set' command"): AuthorizationError,
+    redis.ResponseError("The user executing the script can't access at least one of the keys"): AuthorizationError,
+    redis.ResponseError("BUSY Redis is busy running a script."): StoreUnavailable,
+    redis.ResponseError("NOREPLICAS Not enough good replicas to write."): StoreUnavailable,
+    redis.ResponseError("unknown command 'EVALSHA', with args beginning with: 'sha' 'kg:{group}:s3cr3t'"): StoreUnavailable,
+    redis.exceptions.MovedError("3999 s3cr3t:6381"): StoreUnavailable,
+    redis.ConnectionError("Error 111 connecting to s3cr3t:6379. Connection refused."): StoreUnavailable,
+    redis.ResponseError("first line\ns3cr3t"): StoreUnavailable,
+}
+
+
+@pytest.mark.parametrize("error", REFUSALS, ids=str)
+def test_what_redis_says_is_quoted_without_ids_and_addresses(
+    client: redis.Redis, error: redis.RedisError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is on call can tell a full disk from a script that hangs; and S01."""
+    store = RedisDedupStore(client)
+    store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+    monkeypatch.setattr(client, "evalsha", lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(REFUSALS[error]) as refused:
+        store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+    assert "s3cr3t" not in str(refused.value)
+    if "s3cr3t" not in str(error):
+        assert str(error) in str(refused.value)
+
+
+def test_a_redis_that_refuses_to_write_says_why() -> None:
+    """It is waited for, and the log has the server's own words."""
+    with LocalRedis() as server, closing(redis.Redis.from_url(server.url)) as client:
+        store = RedisDedupStore(client)
+        store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        client.config_set("min-replicas-to-write", "1")
+        with pytest.raises(StoreUnavailable, match="NOREPLICAS Not enough good replicas"):
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+
+
 @pytest.mark.parametrize("kind", ["pool", "blocking pool", "single connection"])
 def test_a_failover_behind_a_name_that_stays_is_followed(kind: str, tmp_path: Path) -> None:
     """D16: a master that becomes a replica keeps our connections, and refuses to write; the name leads to the other one."""

@@ -117,6 +117,8 @@ return ''
 
 # What is no error of the program. That of a cluster which cannot be reached is no RedisError.
 _OUTSIDE: Final = ("RedisError", "ValkeyError", "RedisClusterException", "ValkeyClusterException", "OSError")
+# An ACL that forbids a command, or a key, inside of a script: Redis 6 and 7.0, then newer ones and Valkey.
+_NO_RIGHT: Final = re.compile(r"executing the script can't|ACL failure")
 _DIGESTS: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (_CLAIM, _COMPLETE, _RELEASE)}
 _OUTCOMES: Final = {ord(str(int(outcome))): outcome for outcome in Outcome}
 
@@ -255,15 +257,16 @@ class RedisDedupStore:
         except Exception as exc:
             if not _is_a(exc, *_OUTSIDE):
                 raise
-            if _is_a(exc, "AuthenticationError", "NoPermissionError"):
+            said = _said(exc)
+            if _is_a(exc, "AuthenticationError", "NoPermissionError") or _NO_RIGHT.search(said):
                 raise AuthorizationError(
-                    f"Redis does not let this client in ({type(exc).__name__}: {exc}). No id was written. Correct its user and "
+                    f"Redis does not let this client in ({said}). No id was written. Correct its user and "
                     "password; or its rights: EVALSHA and EVAL, and the commands of these scripts on its keys."
                 ) from exc
-            if _is_a(exc, "ReadOnlyError") or "READONLY" in str(exc):  # Redis 5 and 6 say it in the text of a script's error
+            if _is_a(exc, "ReadOnlyError") or "READONLY" in said:  # Redis 5 and 6 say it in the text of a script's error
                 _connect_anew(self._client)
             raise StoreUnavailable(
-                f"Redis did not answer, or refused ({type(exc).__name__}): whether ids were written is unknown. "
+                f"Redis did not answer, or refused ({said}): whether ids were written is unknown. "
                 "The same call may be made again."
             ) from exc
         return answer.encode() if isinstance(answer, str) else answer  # the client may decode responses
@@ -301,6 +304,16 @@ def _warn(text: str) -> None:
 def _is_a(exc: BaseException, *names: str) -> bool:
     """Whether it is of a class with one of these names, in redis-py or in valkey-py."""
     return any(kind.__name__ in names for kind in type(exc).__mro__)
+
+
+def _said(exc: BaseException) -> str:
+    """Its class, and what the server said. Not what the client says, which has addresses and ids in it (S01)."""
+    name = type(exc).__name__
+    if not _is_a(exc, "ResponseError", "AuthenticationError") or _is_a(exc, "AskError"):
+        return name
+    line, _, _ = str(exc).partition("\n")
+    words, _, _ = line.partition(", with args")  # of a command that is unknown: there are ids among them
+    return f"{name}: {words:.300}"
 
 
 def _connect_anew(client: Client) -> None:
