@@ -752,6 +752,19 @@ def test_purge_comes_to_every_id(lite: Place) -> None:
         assert inbox.purge() > 0
 
 
+@pytest.mark.parametrize("level", ["DEFERRED", "IMMEDIATE"])
+def test_purge_leaves_no_transaction_open(lite: Place, level: str) -> None:
+    """Where a handler has set isolation_level, Python begins one before a DELETE: the file would be locked for everybody."""
+    inbox = lite.inbox()
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.connection.isolation_level = level
+    assert inbox.purge() == 0
+    lite.sql("INSERT INTO effect VALUES ('of another process')")
+    with inbox.transaction("group", entries(P0, [1])) as tx:
+        act(tx.connection, "ours")
+    assert len(lite.effects()) == 2
+
+
 def test_after_repeats_the_ids_are_told_apart_again(lite: Place) -> None:
     """In each transaction, whether its ids are inserted at once or one by one, exactly those that are new are fresh."""
     inbox = lite.inbox()

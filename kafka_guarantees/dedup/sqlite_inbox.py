@@ -181,17 +181,7 @@ class SqliteInbox:
         """
         self._check()
         batch = batch_of(entries)
-        if self._connection.in_transaction:
-            raise KafkaGuaranteesError("a transaction of this SqliteInbox is open already: it has one at a time.")
-        with self._answers("beginning a transaction"):
-            try:
-                self._connection.execute(_BEGIN)
-            except sqlite3.OperationalError as exc:
-                if getattr(exc, "sqlite_errorcode", _BUSY_SNAPSHOT) == _BUSY_SNAPSHOT:  # Python 3.10 does not say
-                    # a cursor that a handler left half read keeps a state that others have written past
-                    self._connection.close()
-                    self._to_open = True
-                raise
+        self._begin()
         try:
             opened = self._open(self._connection, scope, batch)
             if opened is None:  # some ids were known, and nobody knows which
@@ -239,15 +229,21 @@ class SqliteInbox:
         """Remove at most ``limit`` of the ids that are expired, and look at five times as many. Returns how many."""
         self._check()
         removed, examine = 0, max(1000, EXAMINED * limit)
-        with self._answers("purging"):
-            for _ in range(2):  # to the end, and once more from the beginning
-                begun, execute = self._purged, _plain(self._connection).execute
-                end = execute(_WALK, (*begun, examine - 1)).fetchone() or _END
-                gone = execute(_PURGE, (*begun, *end, self._now(), limit - removed)).fetchall()
-                removed += len(gone)
-                self._purged = max(gone) if removed == limit else _START if end == _END else end
-                if removed == limit or end != _END or begun == _START:
-                    break
+        self._begin()  # else Python does, and commits nothing, where a handler has set isolation_level
+        try:
+            with self._answers("purging"):
+                for _ in range(2):  # to the end, and once more from the beginning
+                    begun, execute = self._purged, _plain(self._connection).execute
+                    end = execute(_WALK, (*begun, examine - 1)).fetchone() or _END
+                    gone = execute(_PURGE, (*begun, *end, self._now(), limit - removed)).fetchall()
+                    removed += len(gone)
+                    self._purged = max(gone) if removed == limit else _START if end == _END else end
+                    if removed == limit or end != _END or begun == _START:
+                        break
+                self._connection.execute(_COMMIT)
+        except BaseException:
+            self._roll_back()
+            raise
         return removed
 
     def close(self) -> None:
@@ -321,6 +317,19 @@ class SqliteInbox:
             self._refused = True
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
+
+    def _begin(self) -> None:
+        if self._connection.in_transaction:
+            raise KafkaGuaranteesError("a transaction of this SqliteInbox is open already: it has one at a time.")
+        with self._answers("beginning a transaction"):
+            try:
+                self._connection.execute(_BEGIN)
+            except sqlite3.OperationalError as exc:
+                if getattr(exc, "sqlite_errorcode", _BUSY_SNAPSHOT) == _BUSY_SNAPSHOT:  # Python 3.10 does not say
+                    # a cursor that a handler left half read keeps a state that others have written past
+                    self._connection.close()
+                    self._to_open = True
+                raise
 
     def _roll_back(self) -> None:
         """Undo what is open; a failure of that would hide what went wrong first."""
