@@ -344,7 +344,7 @@ MARK = "for _, key in ipairs(KEYS) do redis.call('SET', key, 'done', 'XX', 'PX',
 
 def redis_store(bench: Bench) -> None:
     """Beside two bare scripts: SET NX for each key, SET XX for each key."""
-    with LocalRedis() as server, redis.Redis.from_url(server.url) as client:
+    with LocalRedis() as server, redis.Redis.from_url(server.url, socket_timeout=5) as client:
         ours = claim_and_complete(RedisDedupStore(client))
         seen, mark = client.register_script(SEEN), client.register_script(MARK)
 
@@ -587,7 +587,7 @@ def peer(bench: Bench) -> None:
             said = str(getattr(error, "stderr", "") or error).strip().splitlines()
             bench.skip("Powertools", f"{PEER[0]} cannot be installed: {said[-1] if said else error}")
             return
-        with LocalRedis() as server, redis.Redis.from_url(server.url) as client:
+        with LocalRedis() as server, redis.Redis.from_url(server.url, socket_timeout=5) as client:
             ours = claim_and_complete(RedisDedupStore(client))
             pipe = subprocess.PIPE
             with subprocess.Popen([python, "-c", CALLS, server.url], stdin=pipe, stdout=pipe, text=True) as process:

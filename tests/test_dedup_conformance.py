@@ -68,7 +68,7 @@ class TestRedis(DedupStoreConformance):
             self.clients.pop().close()
 
     def make_store(self, place: Path, retention: timedelta, clock: Clock) -> DedupStore:
-        self.clients.append(redis.Redis.from_url(os.environ["KG_TEST_REDIS"]))
+        self.clients.append(redis.Redis.from_url(os.environ["KG_TEST_REDIS"], socket_timeout=5))
         return RedisDedupStore(self.clients[-1], retention=retention, prefix=place.name)
 
 

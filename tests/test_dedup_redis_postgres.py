@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import ConnectionPool, NullConnectionPool
 from redis.cluster import RedisCluster
+from redis.sentinel import Sentinel
 
 from kafka_guarantees import dedup
 from kafka_guarantees.dedup import Item, Outcome, Source, postgres
@@ -32,7 +33,13 @@ from kafka_guarantees.dedup._connecting import _no_connection, connection_of
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
 from kafka_guarantees.dedup.redis import RedisDedupStore
-from kafka_guarantees.errors import AuthorizationError, DurabilityWarning, KafkaGuaranteesError, StoreUnavailable
+from kafka_guarantees.errors import (
+    AuthorizationError,
+    DurabilityWarning,
+    KafkaGuaranteesError,
+    StoreUnavailable,
+    UnsafeConfigError,
+)
 from kafka_guarantees.testing.local_kafka import _free_ports
 from kafka_guarantees.testing.pytest_plugin import _installed
 from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis, LocalServerError, ServerNotInstalled
@@ -341,7 +348,7 @@ def test_a_password_is_in_no_message(table: str, monkeypatch: pytest.MonkeyPatch
             store.claim(SCOPE, items(1), token=OURS, lease=LONG)
         seen += [repr(store), str(failed.value)]
         assert "127.0.0.1" not in str(failed.value)
-    with closing(redis.Redis.from_url(f"redis://:{marker}@127.0.0.1:1/0")) as client:
+    with closing(redis.Redis.from_url(f"redis://:{marker}@127.0.0.1:1/0", socket_timeout=5)) as client:
         kept = RedisDedupStore(client)
         with pytest.raises(StoreUnavailable) as refused:
             kept.claim(SCOPE, items(1), token=OURS, lease=LONG)
@@ -402,6 +409,11 @@ def test_a_cluster_that_is_away_is_unavailable_until_it_is_back() -> None:
         with closing(redis.Redis.from_url(node.url)) as admin:
             admin.cluster("addslotsrange", 0, 16383)
             eventually(lambda: admin.cluster("info")["cluster_state"] == "ok")
+        with (
+            closing(RedisCluster(host="127.0.0.1", port=node.port, socket_timeout=None)) as patient,
+            pytest.raises(UnsafeConfigError, match="wait for ever"),
+        ):
+            RedisDedupStore(patient)
         with closing(RedisCluster(host="127.0.0.1", port=node.port, socket_timeout=5)) as client:
             store = RedisDedupStore(client)
             assert store.claim(SCOPE, items(2), token=OURS, lease=LONG) == [NEW] * 2
@@ -420,7 +432,7 @@ def test_a_login_that_is_refused_is_not_waited_for() -> None:
     """Only somebody who corrects it can help; a server that is away comes back by itself."""
 
     def claims(**login: str) -> None:
-        with closing(redis.Redis.from_url(local.url, **login)) as client:
+        with closing(redis.Redis.from_url(local.url, **login, socket_timeout=5)) as client:
             RedisDedupStore(client).claim("s", [item(0)], token=b"t" * 16, lease=60)
 
     with LocalRedis() as local, closing(redis.Redis.from_url(local.url)) as admin:
@@ -433,11 +445,28 @@ def test_a_login_that_is_refused_is_not_waited_for() -> None:
         claims(password="another")
 
 
+@pytest.mark.parametrize("kind", ["pool", "blocking pool", "socket", "sentinel"])
+def test_a_client_that_waits_for_ever_is_refused(kind: str) -> None:
+    """D16, C10: a server that stands still would hold up the run, and stop(). With a timeout it is unavailable."""
+    blocking: Any = redis.BlockingConnectionPool
+    sentinel: Any = Sentinel
+    clients: dict[str, Callable[[float | None], redis.Redis]] = {
+        "pool": lambda seconds: redis.Redis.from_url("redis://127.0.0.1:1/0", socket_timeout=seconds),
+        "blocking pool": lambda seconds: redis.Redis(connection_pool=blocking(socket_timeout=seconds)),
+        "socket": lambda seconds: redis.Redis(unix_socket_path="/nowhere/redis.sock", socket_timeout=seconds),
+        "sentinel": lambda seconds: sentinel([("127.0.0.1", 1)]).master_for("cache", socket_timeout=seconds),
+    }
+    with closing(clients[kind](None)) as client, pytest.raises(UnsafeConfigError, match=r"wait for ever.*socket_timeout=5"):
+        RedisDedupStore(client)
+    with closing(clients[kind](5)) as client:
+        RedisDedupStore(client)
+
+
 @pytest.mark.parametrize("command", ["time", "mget", "set"])
 def test_a_right_that_a_script_lacks_is_not_waited_for(redis_server: LocalRedis, client: redis.Redis, command: str) -> None:
     """Redis looks at the ACL of each command in it, and says so in an error of the script: nobody else can help here either."""
     client.acl_setuser("app", enabled=True, passwords=["+pw"], categories=["+@all"], commands=[f"-{command}"], keys=["*"])
-    with closing(redis.Redis.from_url(redis_server.url, username="app", password="pw")) as limited:
+    with closing(redis.Redis.from_url(redis_server.url, username="app", password="pw", socket_timeout=5)) as limited:
         store = RedisDedupStore(limited)
         with pytest.raises(AuthorizationError, match=r"does not let this client in \(ResponseError: .* can't run this command"):
             store.claim(SCOPE, items(1), token=OURS, lease=LONG)
@@ -473,7 +502,7 @@ def test_what_redis_says_is_quoted_without_ids_and_addresses(
 
 def test_a_redis_that_refuses_to_write_says_why() -> None:
     """It is waited for, and the log has the server's own words."""
-    with LocalRedis() as server, closing(redis.Redis.from_url(server.url)) as client:
+    with LocalRedis() as server, closing(redis.Redis.from_url(server.url, socket_timeout=5)) as client:
         store = RedisDedupStore(client)
         store.claim(SCOPE, items(1), token=OURS, lease=LONG)
         client.config_set("min-replicas-to-write", "1")
@@ -498,7 +527,7 @@ def test_a_failover_behind_a_name_that_stays_is_followed(kind: str, tmp_path: Pa
             eventually(lambda: other.info("replication")["master_link_status"] == "up")
             store = RedisDedupStore(client)
             assert store.claim(SCOPE, items(2), token=OURS, lease=LONG) == [NEW] * 2
-            assert one.wait(1, 5000) == 1
+            eventually(lambda: other.dbsize() == 2)
             other.replicaof("no", "one")
             one.replicaof("127.0.0.1", str(second.port))
         name.unlink()
@@ -525,7 +554,7 @@ def test_a_replica_of_redis_6_is_left_as_well(client: redis.Redis, monkeypatch: 
 
 def test_a_client_that_decodes_is_welcome(redis_server: LocalRedis, client: redis.Redis) -> None:
     """``decode_responses=True`` is common, and changes nothing: no binary value ever comes back."""
-    with closing(redis.Redis.from_url(redis_server.url, decode_responses=True)) as decoding:
+    with closing(redis.Redis.from_url(redis_server.url, decode_responses=True, socket_timeout=5)) as decoding:
         store = RedisDedupStore(decoding)
         assert store.claim(SCOPE, items(2), token=b"\xff" * 16, lease=LONG) == [NEW, NEW]
         assert store.complete(SCOPE, items(2), token=b"\xff" * 16) == [True, True]
@@ -537,7 +566,10 @@ def test_a_client_that_decodes_is_welcome(redis_server: LocalRedis, client: redi
 )
 def test_a_redis_that_forgets_is_warned_of_once(setting: str, value: str, advice: str) -> None:
     """D12: eviction forgets ids when the memory is full, and a restart without an append-only file forgets all."""
-    with LocalRedis(config={setting: value}) as forgetful, closing(redis.Redis.from_url(forgetful.url)) as client:
+    with (
+        LocalRedis(config={setting: value}) as forgetful,
+        closing(redis.Redis.from_url(forgetful.url, socket_timeout=5)) as client,
+    ):
         store = RedisDedupStore(client)
         with pytest.warns(DurabilityWarning, match=advice) as caught:
             store.claim(SCOPE, items(1), token=OURS, lease=LONG)
@@ -549,7 +581,10 @@ def test_a_redis_that_forgets_is_warned_of_once(setting: str, value: str, advice
 
 def test_a_redis_that_hides_its_settings_is_used(caplog: pytest.LogCaptureFixture) -> None:
     """Managed services forbid CONFIG: that is said in the log, and no reason to stop."""
-    with LocalRedis(config={"rename-command CONFIG": ""}) as managed, closing(redis.Redis.from_url(managed.url)) as client:
+    with (
+        LocalRedis(config={"rename-command CONFIG": ""}) as managed,
+        closing(redis.Redis.from_url(managed.url, socket_timeout=5)) as client,
+    ):
         with caplog.at_level(logging.INFO, "kafka_guarantees"):
             assert RedisDedupStore(client).claim(SCOPE, items(1), token=OURS, lease=LONG) == [NEW]
         assert "noeviction" in caplog.text
@@ -557,7 +592,7 @@ def test_a_redis_that_hides_its_settings_is_used(caplog: pytest.LogCaptureFixtur
 
 def test_a_redis_that_is_full_is_unavailable() -> None:
     """With noeviction a full Redis refuses writes: then nothing may be handled, and nothing is left out (D16)."""
-    with LocalRedis(config={"maxmemory": "1"}) as full, closing(redis.Redis.from_url(full.url)) as client:
+    with LocalRedis(config={"maxmemory": "1"}) as full, closing(redis.Redis.from_url(full.url, socket_timeout=5)) as client:
         store = RedisDedupStore(client)
         with pytest.raises(StoreUnavailable, match="OutOfMemoryError"):
             store.claim(SCOPE, items(1), token=OURS, lease=LONG)
@@ -599,10 +634,10 @@ def test_a_prefix_cannot_be_anything(prefix: str) -> None:
     """S03: no control characters, no braces, bounded."""
     allowed = 0 < len(prefix) <= 64 and prefix.isascii() and all(one.isalnum() or one in "_.:-" for one in prefix)
     if allowed:
-        RedisDedupStore(redis.Redis(), prefix=prefix)
+        RedisDedupStore(redis.Redis(socket_timeout=5), prefix=prefix)
         return
     with pytest.raises(ValueError, match="prefix="):
-        RedisDedupStore(redis.Redis(), prefix=prefix)
+        RedisDedupStore(redis.Redis(socket_timeout=5), prefix=prefix)
 
 
 # -- PostgreSQL -----------------------------------------------------------------------------------------------------------
@@ -1328,9 +1363,9 @@ def test_a_retention_is_more_than_nothing(retention: timedelta) -> None:
     with pytest.raises(ValueError, match="retention is"):
         PostgresDedupStore("", retention=retention)
     with pytest.raises(ValueError, match=r"retention is 0\.001 s or longer"):
-        RedisDedupStore(redis.Redis(), retention=retention)
+        RedisDedupStore(redis.Redis(socket_timeout=5), retention=retention)
     with pytest.raises(TypeError, match="a timedelta, such as"):
-        RedisDedupStore(redis.Redis(), retention=3600)  # type: ignore[arg-type] # on purpose
+        RedisDedupStore(redis.Redis(socket_timeout=5), retention=3600)  # type: ignore[arg-type] # on purpose
 
 
 # -- the servers of the tests -----------------------------------------------------------------------------------------------

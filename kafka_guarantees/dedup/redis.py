@@ -16,11 +16,12 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ..errors import AuthorizationError, DurabilityWarning, StoreUnavailable
+from ..errors import AuthorizationError, DurabilityWarning, StoreUnavailable, UnsafeConfigError
 from .contract import Capabilities, Outcome, check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE, NO_FINGERPRINT
 
@@ -142,13 +143,15 @@ class RedisDedupStore:
     On its first use it looks at ``maxmemory-policy`` and ``appendonly``.
 
     Args:
-        client: of redis-py or valkey-py, synchronous; it stays the caller's, also after ``close()``. Its retries do no harm.
+        client: of redis-py or valkey-py, synchronous, with a ``socket_timeout``, which redis-py before 8 has not by itself; it
+            stays the caller's, also after ``close()``. Its retries do no harm.
         retention: how long a completed id is remembered.
         prefix: what the names of all keys begin with: up to 64 letters, digits and ``_ . : -``.
 
     Raises:
         ValueError: the prefix or the retention is not valid.
         TypeError: that is no client.
+        UnsafeConfigError: the client waits for ever for an answer.
     """
 
     def __init__(self, client: Client, *, retention: timedelta = timedelta(hours=24), prefix: str = "kg") -> None:
@@ -157,6 +160,14 @@ class RedisDedupStore:
         if not hasattr(client, "evalsha"):
             raise TypeError(f"client is one of redis-py, such as redis.Redis.from_url(...), not a {type(client).__name__}")
         check_retention(retention, timedelta(milliseconds=1))
+        if _waits_for_ever(client):
+            raise UnsafeConfigError(
+                "socket_timeout",
+                None,
+                "where Redis takes a call and does not answer, as when its host stands still, the run would wait for ever, "
+                "lose its partitions, and not hear stop()",
+                "give the client one, in seconds: redis.Redis.from_url(url, socket_timeout=5)",
+            )
         self._client = client
         self._retention = retention
         self._prefix = prefix
@@ -304,6 +315,17 @@ def _warn(text: str) -> None:
 def _is_a(exc: BaseException, *names: str) -> bool:
     """Whether it is of a class with one of these names, in redis-py or in valkey-py."""
     return any(kind.__name__ in names for kind in type(exc).__mro__)
+
+
+def _waits_for_ever(client: Any) -> bool:
+    """Whether it has no ``socket_timeout``. False also where nobody knows."""
+    with suppress(Exception):  # of a client that is like none of these
+        if hasattr(client, "get_redis_connection"):  # a cluster's, with a client for each node
+            client = client.get_redis_connection(client.get_default_node())
+        pool = client.connection_pool
+        # asked of a connection that is not made: what is the default is up to its class
+        return pool.connection_class(**pool.connection_kwargs).socket_timeout is None
+    return False
 
 
 def _said(exc: BaseException) -> str:
