@@ -51,6 +51,7 @@ from ._recognition.topics import TopicIds
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._topics import check_run
+from .dedup._progress import check_open
 from .errors import DeliveryError, DeliveryUnknown, of_topic
 from .records import Record, RecordRefused, check_handler, leave, records_in, with_id
 
@@ -223,6 +224,8 @@ class AtLeastOnce:
                 records = call(message)
                 if records is not None:
                     self._send_all(records)
+                if connection:
+                    check_open(*connection)
             except Exception as error:  # noqa: BLE001 - it is tried again, set aside, or raised
                 self._forgive(error)
                 return done, Failed(1, error)
@@ -239,9 +242,16 @@ class AtLeastOnce:
         What was handled behind a message whose record is refused is kept until its turn comes. Not with an inbox, whose
         transaction is rolled back: that is handled again.
         """
-        call = self._writing.made_by(self._reading.checked(handler))
+        made_by = self._writing.made_by(self._reading.checked(handler))
+
+        def call(message: Message) -> list[Record]:
+            records = made_by(message, *connection)
+            if connection:
+                check_open(*connection)
+            return records
+
         done: list[list[Record]] = []
-        error = apart.each(lambda message: call(message, *connection), messages, done, COMMIT_EVERY)
+        error = apart.each(call, messages, done, COMMIT_EVERY)
         if error is not None:
             self._forgive(error)
         for number, records in enumerate(done):

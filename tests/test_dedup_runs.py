@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -645,6 +645,34 @@ def test_a_failing_handler_leaves_no_effect(
         assert effects(path) == ["0", "1", "2", "3", "4"]
         kafka.run([topic], effect, until_idle=1)
     assert effects(path) == [str(n) for n in range(8)]
+
+
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_nothing_is_written_behind_a_rollback_that_a_handler_swallowed(
+    config: dict[str, Any],
+    kafka_topic: Callable[..., str],
+    database: tuple[SqliteInbox, Path],
+    keep_alive: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """D14: SQLite itself ends a transaction for some errors; what follows would be committed at once, and come again."""
+    inbox, path = database
+    topic = kafka_topic()
+    send(config, topic, [str(n) for n in range(5)])
+
+    def swallows(message: Message, connection: sqlite3.Connection) -> None:
+        if message.offset() == 2:
+            with suppress(sqlite3.IntegrityError):
+                connection.execute("INSERT OR ROLLBACK INTO kg_inbox_version VALUES (NULL)")
+        else:
+            effect(message, connection)
+
+    with AtLeastOnce(config, inbox=inbox, retry=None, keep_alive=keep_alive) as kafka:
+        with pytest.raises(HandlerError, match="offset 2") as failed:
+            kafka.run([topic], swallows, until_idle=1)
+        assert "an error by which SQLite did" in str(failed.value.__cause__)
+        assert effects(path) == ["0", "1"]
+        kafka.run([topic], effect, until_idle=1)
+    assert effects(path) == ["0", "1", "2", "3", "4"]
 
 
 def test_a_long_batch_is_several_transactions(

@@ -240,6 +240,19 @@ def ended(how: str) -> KafkaGuaranteesError:
     )
 
 
+def check_open(connection: object) -> None:
+    """Raise where a handler goes on although SQLite has ended its transaction: what it writes now is committed by itself (D14).
+
+    Args:
+        connection: of sqlite3; others, and sessions of an ORM, pass.
+    """
+    if not getattr(connection, "in_transaction", True):
+        raise ended(
+            "the handler ended the transaction, or went on after an error by which SQLite did (a full disk, interrupt(), ON "
+            "CONFLICT ROLLBACK)"
+        )
+
+
 def finished_twice() -> KafkaGuaranteesError:
     """The error for a second ``finish()``."""
     return KafkaGuaranteesError("finish() was called already: the offsets of this transaction have moved. Call it once.")

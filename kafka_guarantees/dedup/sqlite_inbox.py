@@ -22,7 +22,18 @@ from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._place import place_of, refuse, write_ahead
-from ._progress import Reached, advance, batch_of, compare, ended, fenced, finished_twice, fresh_of, pending, recreated
+from ._progress import (
+    Reached,
+    advance,
+    batch_of,
+    check_open,
+    compare,
+    fenced,
+    finished_twice,
+    fresh_of,
+    pending,
+    recreated,
+)
 from .contract import check_retention
 
 if TYPE_CHECKING:
@@ -439,7 +450,7 @@ class SqliteInboxTransaction:
         """
         if self._finished:
             raise finished_twice()
-        self._check_open()
+        check_open(self.connection)
         offsets, forget = advance(self._batch, self._stored, self.fresh, handled)
         for source, offset in offsets.items():
             before = self._stored[source]
@@ -458,11 +469,7 @@ class SqliteInboxTransaction:
     def _end(self) -> None:
         if not self._finished:
             self.finish()
-        self._check_open()
-
-    def _check_open(self) -> None:
-        if not self.connection.in_transaction:
-            raise ended("the handler ended the transaction, or a failing statement of it did")
+        check_open(self.connection)
 
 
 def _made(connection: sqlite3.Connection) -> int:
