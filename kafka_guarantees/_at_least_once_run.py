@@ -303,9 +303,10 @@ class Run:
         except (StoreUnavailable, BrokerError) as error:
             if not self._no_more():
                 raise
-            claims.skip(handled)
+            finished_all_the_same = not self._recognition.waits
+            claims.skip(handled, finished=finished_all_the_same)
             log.warning("the ids of %d messages that were handled could not be stored: %s", handled, error)
-            return not self._recognition.waits
+            return finished_all_the_same
         return True
 
     def _commit(self, batch: Batch, finished: Sequence[Message]) -> bool:

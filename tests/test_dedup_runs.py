@@ -406,6 +406,21 @@ def test_without_its_store_it_goes_on_if_told_so(config: dict[str, Any], kafka_t
     assert committed(config["bootstrap.servers"], config["group.id"], topic) == [3]
 
 
+def test_ids_that_could_not_be_stored_are_counted_and_stored_later(
+    config: dict[str, Any], kafka_topic: Callable[..., str], store: Down
+) -> None:
+    """D16: on_store_error="process", and a store that is away for one complete(): what comes again behind it is left out."""
+    topic, handled = kafka_topic(), Handled()
+    send(config, topic, ["a", "b", "a", "b", "c"])
+    store.fails = lambda verb: verb == "complete" and store.calls["complete"] == 1
+    with AtLeastOnce(config, dedup=store, on_store_error="process") as kafka:
+        kafka.run([topic], handled, max_batch=2, until_idle=1)
+        counts = kafka.dedup_counts
+    assert handled == ["a", "b", "c"]
+    assert (counts["unprotected"], counts["duplicate"]) == (2, 2)
+    assert committed(config["bootstrap.servers"], config["group.id"], topic) == [5]
+
+
 def test_a_message_without_an_id_ends_the_run(config: dict[str, Any], kafka_topic: Callable[..., str], store: Down) -> None:
     """It says where, what came before is committed, and a policy for such messages goes on."""
     topic, handled = kafka_topic(), Handled()

@@ -593,7 +593,9 @@ def test_a_store_that_is_down_at_the_end_of_a_stopped_run(waits: bool) -> None: 
     def down(*_: object) -> None:
         raise StoreUnavailable("for the test")
 
-    claims = SimpleNamespace(claim=down, complete=down, unprotected=Work, skip=int, release=int, tidy=int, renew=int)
+    claims = SimpleNamespace(
+        claim=down, complete=down, unprotected=Work, skip=lambda *_, **__: None, release=int, tidy=int, renew=int
+    )
     runs = Runs(claims=claims, waits=waits)
     if waits:
         runs.lifecycle.stop()

@@ -89,10 +89,48 @@ def test_ids_that_could_not_be_stored_are_not_those_of_the_next_messages() -> No
     store = Answers()
     tested = claims(store)
     work, _ = tested.claim([message("a", 0), message("b", 1)])
-    tested.skip(1)
+    tested.skip(1, finished=False)
     tested.complete(1, work.rest(1).finished(1))
     tested.release()
     assert store.asked[1:] == [("complete", keys("b"))]
+
+
+def test_ids_that_could_not_be_stored_are_stored_before_the_next_claim() -> None:
+    """D16: with on_store_error="process". Their claims are ours: a repeat would be new here, and wait elsewhere."""
+    with MemoryDedupStore() as store:
+        counts: Counter[str] = Counter()
+        tested = claims(store, counts)
+        tested.claim([message("a", 0), message("b", 1)])
+        tested.skip(2, finished=True)
+        tested.release()
+        assert counts["unprotected"] == 2
+        work, _ = tested.claim([message("a", 2), message("c", 3)])
+        assert [one.offset() for one in work.fresh] == [3]
+        assert store.claim("scope", [item("b", 9)], token=OTHER, lease=1000) == [Outcome.DUPLICATE]
+
+
+def test_a_store_that_is_still_down_is_not_claimed_from() -> None:
+    """Nothing more is owed to it then than one batch; and what is owed is not forgotten."""
+    store = Answers()
+    tested = claims(store)
+    tested.claim([message("a", 0)])
+    tested.skip(1, finished=True)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def down(*_: object, **__: object) -> list[bool]:
+            raise StoreUnavailable("for the test")
+
+        patch.setattr(store, "complete", down)
+        with pytest.raises(StoreUnavailable):
+            tested.claim([message("b", 1)])
+    tested.claim([message("b", 1)])
+    tested.claim([message("c", 2)])
+    assert store.asked == [
+        ("claim", keys("a")),
+        ("complete", keys("a")),
+        ("claim", keys("b")),
+        ("claim", keys("c")),
+    ]
 
 
 def test_a_message_that_is_handled_without_the_store_can_be_set_aside() -> None:

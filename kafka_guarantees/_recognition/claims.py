@@ -180,6 +180,7 @@ class Claims:
         self._token = os.urandom(16)
         self._pid = os.getpid()
         self._open: list[Item | None] = []  # of what is fresh and not finished, in its order
+        self._owed: list[Item] = []  # is finished, and not completed yet
         self._repeated: set[bytes] = set()  # ids that come more than once in the batch
         self._renew_at = 0.0
         self._rests: Counter[Partition] = Counter()  # how often a partition was given back in a row
@@ -194,6 +195,9 @@ class Claims:
         Raises:
             StoreUnavailable: whether anything was claimed is unknown. The same call may be made again.
         """
+        if self._owed:  # repeats of these would be handled again, or wait until their leases are over
+            self._complete(self._owed)
+            self._owed = []
         items, missing = self._items(messages)
         known = [item for item in items if item is not None]
         first = {item.key: item for item in reversed(known)}
@@ -279,13 +283,16 @@ class Claims:
         """
         items = [item for item in self._open[:handled] if item is not None]
         if items:
-            completed = self._store.complete(self._scope, items, token=self._token)
-            if not all(completed):
-                lost = [item for item, done in zip(items, completed, strict=True) if not done]
-                self._recover(lost)
+            self._complete(items)
         self._open = self._open[handled:]
         for message in finished if self._rests else ():
             self._rests.pop(place(message)[:2], None)
+
+    def _complete(self, items: list[Item]) -> None:
+        completed = self._store.complete(self._scope, items, token=self._token)
+        if not all(completed):
+            lost = [item for item, done in zip(items, completed, strict=True) if not done]
+            self._recover(lost)
 
     def _recover(self, lost: list[Item]) -> None:
         """Complete ids that another member has taken over, or has let go since: they are handled, whoever has them now."""
@@ -327,8 +334,17 @@ class Claims:
             log.info("a claim is left until its lease is over: %s", error)
         return first.key in self._repeated
 
-    def skip(self, handled: int) -> None:
-        """Forget the ids of the next ``handled`` fresh messages, which cannot be completed."""
+    def skip(self, handled: int, *, finished: bool) -> None:
+        """Go on behind the next ``handled`` fresh messages, whose ids could not be completed.
+
+        Args:
+            handled: how many they are.
+            finished: they do not come again. So they count as unprotected, and their ids are completed before the next claim.
+        """
+        if finished:
+            items = [item for item in self._open[:handled] if item is not None]
+            self._owed += items
+            self._counts["unprotected"] += len(items)
         self._open = self._open[handled:]
 
     def release(self) -> None:
