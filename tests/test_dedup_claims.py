@@ -381,6 +381,19 @@ def test_what_was_handled_is_completed_although_another_took_it_and_let_it_go() 
     assert counts["lost"] == 1
 
 
+def test_ids_that_a_store_forgot_are_completed_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    """As by FLUSHALL while they are handled: there need not be another member."""
+    with MemoryDedupStore() as store:
+        counts: Counter[str] = Counter()
+        tested = claims(store, counts)
+        tested.claim([message("a", 0)])
+        store.release("scope", [Item(key_of("a"), b"p" * 16)], token=tested._token)
+        tested.complete(1, [])
+        assert store.claim("scope", [Item(key_of("a"), b"p" * 16)], token=b"n" * 16, lease=1000) == [Outcome.DUPLICATE]
+    assert counts["lost"] == 1
+    assert "1 ids were taken over by another member, or forgotten by the store, while" in caplog.text
+
+
 def test_the_wait_for_an_id_stays_a_number() -> None:
     """After a day of waiting as well: 2.0 ** 1024 is none."""
     asking = claims(Answers())

@@ -295,12 +295,19 @@ class Claims:
             self._recover(lost)
 
     def _recover(self, lost: list[Item]) -> None:
-        """Complete ids that another member has taken over, or has let go since: they are handled, whoever has them now."""
+        """Complete ids that another member has taken over, or has let go since, or that the store has forgotten.
+
+        They are handled, whoever has them now.
+        """
         outcomes = self._store.claim(self._scope, lost, token=self._token, lease=self._lease, takeover="position")
         mine = [item for item, outcome in zip(lost, outcomes, strict=True) if outcome in (Outcome.NEW, Outcome.TAKEN_OVER)]
         self._store.complete(self._scope, mine, token=self._token)
         self._counts["lost"] += len(lost)
-        log.warning("%d ids were taken over by another member while they were handled: perhaps handled twice", len(lost))
+        log.warning(
+            "%d ids were taken over by another member, or forgotten by the store, while they were handled: "
+            "perhaps handled twice",
+            len(lost),
+        )
 
     def unprotected(self, messages: Sequence[Message]) -> Work:
         """A batch that is handled without its store."""
