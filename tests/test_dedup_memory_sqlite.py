@@ -9,11 +9,12 @@ import signal
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +28,6 @@ from kafka_guarantees.errors import KafkaGuaranteesError, StoreUnavailable, Unsa
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.connection import Connection
-    from pathlib import Path
 
 Store = MemoryDedupStore | SqliteDedupStore
 
@@ -527,6 +527,31 @@ def test_a_file_is_remembered(path: str) -> None:
     with SqliteDedupStore(path) as store:
         assert claim(store, item("completed")) == DUPLICATE
         assert claim(store, item("claimed", 2)) == IN_PROGRESS
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_file_that_was_removed_is_used_no_more(
+    path: str,
+    caplog: pytest.LogCaptureFixture,
+    new: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """D11: a process that begins later has another file, so each would handle what the other has handled. Said once."""
+    with SqliteDedupStore(path) as store:
+        handle(store, item("before"))
+        for end in ("", "-wal", "-shm"):
+            Path(path + end).unlink()
+        with ExitStack() as later:
+            other = later.enter_context(SqliteDedupStore(path)) if new else None
+            if other is not None:
+                handle(other, item("by the other"))
+                assert claim(store, item("by the other")) == DUPLICATE
+            handle(store, item("after"))
+            if other is None:
+                other = later.enter_context(SqliteDedupStore(path))
+            assert claim(other, item("after")) == DUPLICATE
+    assert caplog.text.count("was removed, or another one took its place") == 1
+    with SqliteDedupStore(path) as store:
+        assert claim(store, item("after")) == DUPLICATE
 
 
 def test_a_locked_file_is_unavailable(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
