@@ -241,6 +241,8 @@ class Run:
             self.trail.add(Portion(next_offsets(finished, batch.topic), batch, posted, len(finished)))
         elif not self._commit(batch, finished):
             return NOTHING
+        if self._failures.closely:
+            self._failures.went_well()
         return work.rest(handled)
 
     def end(self) -> None:
@@ -367,7 +369,7 @@ class Run:
         """Brokers refused a record of these: of which message is found out. Returns what is left, as ``again`` does."""
         self._failures.look_closely(refused.failure)
         if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
-            self._failures.given_away(work.fresh[:size], batch, refused)
+            self._failures.given_away(work.fresh[: max(1, size)], batch, refused)
             return self.give_back(batch)
         return self._one_by_one(batch, work, handle, size)
 
@@ -376,7 +378,11 @@ class Run:
         others = len(work.fresh) - size
         self._forget_refused()
         while len(work.fresh) > others:
-            handled, failed = self._each(batch, work.fresh[: len(work.fresh) - others], handle)
+            self._failures.apart = self._failures.closely
+            try:
+                handled, failed = self._each(batch, work.fresh[: len(work.fresh) - others], handle)
+            finally:
+                self._failures.apart = False
             if failed is None and not handled:
                 return self.give_back(batch)
             if handled:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+from ._client import Rarely
 from ._dead_letters import TOPIC_NAME, dead_letter, text_of
 from ._futile import may_pass
 from ._offsets import fields, where
@@ -51,7 +52,7 @@ RETRY = Retrying(
     retry=retry_if_exception(may_pass),
 )
 
-CLOSELY = 60.0  # seconds
+CLOSELY, WELL = 60.0, 20  # seconds, and portions that end well, after which it is not looked closely any more
 SLICE = 0.5  # seconds between two looks whether the message is still ours
 
 
@@ -129,7 +130,11 @@ class Failures:
         room = 1024 * int(str(settings.producer.get("queue.buffering.max.kbytes", 1_048_576)))
         self._largest = min(room, int(str(settings.producer.get("message.max.bytes", 1_000_000))))  # bytes of a record
         self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
-        self._closely_until = -math.inf
+        self.closely = False  # the end of each portion is waited for before the next one: what brokers refuse is in hand
+        self.apart = False  # each record is waited for before the next one: several may be too large for one request
+        self._closely_until = 0.0
+        self._well = 0
+        self._rarely = Rarely()
 
     @property
     def topics(self) -> list[str]:
@@ -180,16 +185,20 @@ class Failures:
         # else the result is that of retry_error_callback, which does not finish a message
         return result if tries.done else tries.gave_up()
 
-    @property
-    def closely(self) -> bool:
-        """Whether the end of each portion is waited for before the next one, so that what the brokers refuse is in hand."""
-        return time.monotonic() < self._closely_until
-
     def look_closely(self, failure: KafkaGuaranteesError) -> None:
-        """Find the message whose record the brokers refuse: a run begins anew with what is not committed, and goes on so."""
-        if not self.closely:
+        """Find the message whose record the brokers refuse: a run begins anew with what is not committed, and goes on so.
+
+        Until it has gone well for a while, and often: it may take any time until that message is in hand again.
+        """
+        if not self.closely or self._rarely("refused"):
             log.warning("what is not committed is handled again, to find the message of a record that is refused: %s", failure)
+        self.closely, self._well = True, 0
         self._closely_until = time.monotonic() + CLOSELY
+
+    def went_well(self) -> None:
+        """A portion is committed, while it is looked closely."""
+        self._well += 1
+        self.closely = self._well < WELL or time.monotonic() < self._closely_until
 
     def blames(self, failure: KafkaGuaranteesError) -> bool:
         """Whether a record was not written for what it is, and its message can be set aside for that."""

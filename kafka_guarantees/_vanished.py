@@ -4,6 +4,8 @@ Rules.
 * librdkafka 2.16 does not notice that a topic was deleted and made anew, but with KIP-848: it takes no metadata with a leader
   epoch below the one it knows, and so it asks for records of the topic that was, for ever, without an event.
 * Asked for is what has not moved between two looks: of the rest something may be on its way to the group.
+* Where a member commits what it has in hand in that moment, the new topic takes it: then the group's offset is beyond its end.
+  At two looks: a leader that was just elected may not know all of its end.
 * What has vanished is only named here. Whoever puts it right finds out what that means.
 """
 
@@ -37,6 +39,7 @@ class Vanished:
         self._places = places
         self._at = time.monotonic() + EVERY
         self._positions: dict[Partition, int] = {}
+        self._beyond: set[Partition] = set()  # at the last look
 
     @property
     def due(self) -> bool:
@@ -50,13 +53,21 @@ class Vanished:
             raw: the C consumer.
             partitions: that are fetched.
             ask: for a short answer.
+
+        Raises:
+            OffsetsLost: a partition ends before the group's offset.
         """
         self._at = time.monotonic() + EVERY
         before = self._positions
         try:
             here = raw.position([TopicPartition(*partition) for partition in partitions])
             self._positions = {(place.topic, place.partition): place.offset for place in here}
-            return self._places.vanished({p for p, offset in self._positions.items() if before.get(p) == offset}, ask)
+            quiet = {p for p, offset in self._positions.items() if before.get(p) == offset}
+            vanished, ends = self._places.vanished(quiet, ask)
         except (KafkaException, BrokerError) as exc:
             log.info("whether the group still has its offsets is not known: %s", exc)
             return set()
+        for partition in ends.keys() & self._beyond:
+            raise self._places.ended_before(partition, ends[partition])
+        self._beyond = set(ends)
+        return vanished

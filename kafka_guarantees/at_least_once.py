@@ -534,12 +534,15 @@ class AtLeastOnce:
         if self._lifecycle.closed:
             self._lifecycle.check()
         serialize = writing.serialize if writing.needed and not ready else None
+        apart = self._failures.apart
         try:
             for record in records_in(records):
                 if producer is None:
                     producer = self._made(record.topic)
                 try:
                     producer.post(record if serialize is None else serialize(record))
+                    if apart:
+                        producer.flush(lambda: self._lifecycle.out_of_patience)
                 except (DeliveryError, DeliveryUnknown) as failure:
                     of_record = isinstance(failure, DeliveryError) and not isinstance(failure, QueueFull)
                     if of_record and not of_topic(failure) and self._failures.topic is not None:

@@ -345,12 +345,16 @@ class ExactlyOnce:
         Returns:
             How many messages are on their way, and what failed after them: nothing, where a transaction was aborted.
         """
+        apart = False
         while True:
             try:
-                sent = self._transact(consumer, batch, messages, outputs)
+                sent = self._transact(consumer, batch, messages, outputs, apart=apart)
             except _Refused as refused:
                 if refused.number is None and len(outputs.ends) > 1:
                     outputs, failed = outputs.half(), None  # the other one is handled again
+                    continue
+                if refused.number is None and len(outputs.records) > 1 and not apart:
+                    apart = True  # together they may be too large for one request
                     continue
                 if outputs.size == 1:
                     self._most = 1  # what was handled behind it is handled again
@@ -359,8 +363,14 @@ class ExactlyOnce:
             else:
                 return (outputs.handled, failed) if sent else (0, None)
 
-    def _transact(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs) -> bool:
+    def _transact(
+        self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs, *, apart: bool = False
+    ) -> bool:
         """One transaction with what the first messages produced, whose end is left to another thread.
+
+        Args:
+            consumer, batch, messages, outputs: as they are.
+            apart: each record is waited for before the next one.
 
         Returns:
             False: it was aborted, or one before it, and all messages come again.
@@ -377,7 +387,7 @@ class ExactlyOnce:
             return False
         try:
             producer.begin()
-            self._produce(producer, outputs.records)
+            self._produce(producer, outputs.records, apart=apart)
         except (AbortNeeded, InDoubt) as exc:
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
             self._shrink(producer, len(messages))
@@ -397,12 +407,17 @@ class ExactlyOnce:
         offsets, metadata = next_offsets(messages, batch.topic), batch.metadata
         finish = partial(self._finish, batch=batch, offsets=self._places.marked(offsets.values()), metadata=metadata)
         self._in_flight.take_off(offsets, len(messages), finish)
-        if self._failures.closely:
-            try:
-                return self._settled(consumer)
-            except DeliveryError as failure:
-                self._refuse(failure)
-        return True
+        return not self._failures.closely or self._landed(consumer)
+
+    def _landed(self, consumer: GroupConsumer) -> bool:
+        """Wait for the end of what took off. False: it is aborted, and comes again. Raises what ``_transact`` does."""
+        try:
+            landed = self._settled(consumer)
+        except DeliveryError as failure:
+            self._refuse(failure)
+        if landed:
+            self._failures.went_well()
+        return landed
 
     def _refuse(self, failure: KafkaGuaranteesError) -> NoReturn:
         """Raise for a record that would be refused again: by the brokers, of what is in hand."""
@@ -416,9 +431,13 @@ class ExactlyOnce:
         if producer.late:
             self._most = max(1, min(self._most, size) // 2)
 
-    def _produce(self, producer: TransactionalProducer, records: Sequence[Record]) -> None:
+    def _produce(self, producer: TransactionalProducer, records: Sequence[Record], *, apart: bool) -> None:
         left = iter(records)
         try:
+            if apart:
+                for record in left:
+                    producer.produce([record])
+                    producer.flush()
             producer.produce(left)
         except (TypeError, ValueError, DeliveryError) as error:
             if of_topic(error):

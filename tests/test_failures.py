@@ -1318,6 +1318,54 @@ def test_such_a_message_may_be_anywhere(world: World, kind: str, how: str) -> No
 
 
 @side_by_side(KINDS, HOW)
+def test_records_that_are_too_large_together_are_sent_one_by_one(world: World, kind: str, how: str) -> None:
+    """A topic that takes less than a request of several: its messages are not to blame."""
+    topic, target, dead = world.given(), world.topic(config={"max.message.bytes": 1000}), world.topic()
+
+    def handler(given: Any, *_connection: object) -> list[Record]:
+        many = (message for message in (given if how == "run_batches" else [given]) for _ in range(8))
+        return [Record(target, os.urandom(200), message.value()) for message in many]
+
+    getattr(world.client(kind, dead_letter=dead), how)([topic], handler, **OPTIONS)
+    assert not world.read(dead)
+    found = Counter(int(message.key() or b"-1") for message in world.read(target))
+    assert set(found) == set(range(20))
+    assert set(found.values()) == {8} if kind == "exactly-once" else min(found.values()) >= 8
+    assert world.offsets(topic) == [20]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("kind", TWO)
+def test_it_takes_any_time_until_such_a_message_is_in_hand_again(
+    world: World, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow handler, or a group that waits for others: it would be looked for without an end."""
+    monkeypatch.setattr("kafka_guarantees._failures.CLOSELY", 0.1)
+    topic, target, dead = world.given(), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    handled: list[int] = []
+
+    def handler(messages: Sequence[Message]) -> Any:
+        handled.extend(map(number_of, messages))
+        time.sleep(0.3)
+        return bad_ones(target, "too large", [7])(messages)
+
+    with running(world.client(kind, dead_letter=dead).run_batches, [topic], handler, **OPTIONS):
+        pass
+    assert [number_of(letter) for letter in world.read(dead)] == [7]
+    assert world.offsets(topic) == [20]
+
+
+@side_by_side(["exactly-once"], [0.0, 0.5])
+def test_a_dead_letter_that_is_refused_ends_the_run_whatever_its_message_took(world: World, kind: str, wait: float) -> None:
+    """Its refusal is met while other transactions are on their way; then it is looked for, and found."""
+    topic, dead = world.given(), world.topic(config={"max.message.bytes": 100})
+    retry = Retrying(stop=stop_after_attempt(2), wait=wait_fixed(wait))
+    with pytest.raises(DeliveryError, match=rf"{dead}.*MSG_SIZE_TOO_LARGE"):
+        Calls(seven).run(world.client(kind, retry=retry, dead_letter=dead), topic)
+    assert world.offsets(topic) == [7]
+
+
+@side_by_side(KINDS, HOW)
 def test_a_message_may_fail_behind_such_a_record(world: World, kind: str, how: str) -> None:
     """It is set aside for what its handler raised, once; and the record is nobody else's fault."""
     topic, target, dead = world.given(), world.topic(config={"max.message.bytes": 1000}), world.topic()

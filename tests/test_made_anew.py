@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,7 +29,8 @@ PROTOCOLS: dict[str, dict[str, str]] = {
     "cooperative": {"partition.assignment.strategy": "cooperative-sticky"},
     "KIP-848": {"group.protocol": "consumer"},
 }
-TOPICS = [f"{kind}-{name}" for kind in ("AtMostOnce", "AtLeastOnce", "ExactlyOnce", "inbox") for name in PROTOCOLS]
+KINDS = ["AtMostOnce", "AtLeastOnce", "ExactlyOnce", "inbox"]
+TOPICS = [f"{kind}-{name}" for kind in KINDS for name in PROTOCOLS] + [f"busy-{kind}" for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -44,36 +45,76 @@ def restarted() -> Iterator[LocalKafka]:
         yield kafka
 
 
+@pytest.fixture
+def client(restarted: LocalKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    monkeypatch.setattr("kafka_guarantees._vanished.EVERY", 1.0)
+    with ExitStack() as stack:
+
+        def make(kind: str, topic: str, protocol: str) -> Any:
+            config = {"bootstrap.servers": restarted.bootstrap, "group.id": topic, **PROTOCOLS[protocol]}
+            options: dict[str, Any] = {"start": "earliest", "preflight": "off"}
+            if kind == "ExactlyOnce":
+                config["transactional.id"] = topic
+            if kind == "inbox":
+                inbox = stack.enter_context(closing(SqliteInbox(tmp_path / "inbox.db")))
+                options |= {"inbox": inbox, "message_id": None}
+            made: dict[str, Any] = {"AtMostOnce": AtMostOnce, "ExactlyOnce": ExactlyOnce}
+            return stack.enter_context(made.get(kind, AtLeastOnce)(config, **options))
+
+        yield make
+
+
+def make_anew(kafka: LocalKafka, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.delete_topics([topic])[topic].result()
+    while True:
+        with suppress(Exception):  # it is still being deleted
+            kafka.create_topic(topic)
+            break
+        time.sleep(0.05)
+    fill(kafka.bootstrap, topic, [b"new"] * 5)
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("kind", [AtMostOnce, AtLeastOnce, ExactlyOnce, SqliteInbox])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_topic_that_is_made_anew_while_it_is_read_is_noticed(
-    restarted: LocalKafka, kind: type[Any], protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    restarted: LocalKafka, client: Callable[..., Any], kind: str, protocol: str
 ) -> None:
     """Nothing would come from it any more, in silence: neither the new records nor an error."""
-    monkeypatch.setattr("kafka_guarantees._vanished.EVERY", 1.0)
-    topic = f"{'inbox' if kind is SqliteInbox else kind.__name__}-{protocol}"
-    config = {"bootstrap.servers": restarted.bootstrap, "group.id": topic, **PROTOCOLS[protocol]}
-    options: dict[str, Any] = {"start": "earliest", "preflight": "off"}
+    topic = f"{kind}-{protocol}"
     read: list[Message] = []
-    handler: Callable[..., None] = lambda message, *_: read.append(message)  # noqa: E731
-    with closing(SqliteInbox(tmp_path / "inbox.db")) as inbox:
-        if kind is ExactlyOnce:
-            config["transactional.id"] = topic
-        if kind is SqliteInbox:
-            options |= {"inbox": inbox, "message_id": None}
-        with (AtLeastOnce if kind is SqliteInbox else kind)(config, **options) as client:
-            running = in_thread(lambda: client.run([topic], handler))
-            try:
-                until(lambda: len(read) == 20, "it was read")
-                time.sleep(0.5)  # committed
-                admin = AdminClient({"bootstrap.servers": restarted.bootstrap})
-                admin.delete_topics([topic])[topic].result()
-                time.sleep(1)
-                restarted.create_topic(topic)
-                fill(restarted.bootstrap, topic, [b"new"] * 5)
-                error = running()
-            finally:
-                client.stop()
+    reader = client(kind, topic, protocol)
+    running = in_thread(lambda: reader.run([topic], lambda message, *_: read.append(message)))
+    try:
+        until(lambda: len(read) == 20, "it was read")
+        time.sleep(0.5)  # committed
+        make_anew(restarted, topic)
+        error = running()
+    finally:
+        reader.stop()
     assert isinstance(error, OffsetsLost), error
-    assert "Nothing was" in str(error)
+    assert "Nothing " in str(error)
     assert len(read) == 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_noticed_where_the_group_has_committed_since(
+    restarted: LocalKafka, client: Callable[..., Any], kind: str
+) -> None:
+    """What is in hand in that moment is committed to the new topic, which takes any offset."""
+    topic = f"busy-{kind}"
+    read: list[Message] = []
+    reader = client(kind, topic, "eager")
+
+    def handler(message: Message, *_: object) -> None:
+        read.append(message)
+        if len(read) == 10:
+            make_anew(restarted, topic)
+
+    running = in_thread(lambda: reader.run([topic], handler))
+    try:
+        error = running()
+    finally:
+        reader.stop()
+    assert isinstance(error, OffsetsLost), error
+    assert b"new" not in {message.value() for message in read}

@@ -125,6 +125,8 @@ class Portions:
                 failed = error.failed
                 messages, entries = messages[: error.place], entries[: error.place]
             except (PartitionFenced, StoreUnavailable) as error:
+                with suppress(RecordRefused):
+                    self._acknowledged()
                 log.warning("%d messages were given back: %s", len(messages), error)
                 if isinstance(error, PartitionFenced):
                     self._failures.given_away(messages, batch)
@@ -175,12 +177,20 @@ class Portions:
             return 0
         if not isinstance(outcome, GaveUp):
             return outcome
-        if len(messages) == 1 or not self._failures.narrows(outcome):
+        together = isinstance(outcome.error, RecordRefused) and not self._failures.apart  # for one request, it may be
+        if not (len(messages) > 1 or together) or not self._failures.narrows(outcome):
             return self.set_aside(batch, messages[0], entries[0], outcome._replace(size=len(messages)))
         return self._one_by_one(batch, messages, entries, handle)
 
     def _one_by_one(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
         """Find out which messages of a batch fail, and try again, or set aside, only these. Returns how many are finished."""
+        self._failures.apart = True
+        try:
+            return self._each(batch, messages, entries, handle)
+        finally:
+            self._failures.apart = False
+
+    def _each(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
         for number, (message, entry) in enumerate(zip(messages, entries, strict=True)):
             if not self._failures.in_hand(self._consumer, batch):
                 return number
