@@ -84,6 +84,18 @@ class Left(Exception):
     """The message is not tried again here: the group gave it away, or the client is to stop. It comes again."""
 
 
+class Ends(Left):
+    """The same, since the run ends with an error that is not of the message.
+
+    Args:
+        error: which.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 class GaveUp(NamedTuple):
     """The end of all attempts.
 

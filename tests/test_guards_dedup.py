@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from concurrent.futures import Future
+from contextlib import contextmanager
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Uuid
 
-from kafka_guarantees._failures import Failed, GaveUp
+from kafka_guarantees._failures import RETRY, Failed, Failures, GaveUp
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._recognition.claims import TIDY_AT_ONCE, TIDY_EVERY, tidy
 from kafka_guarantees._recognition.message_ids import MessageIds
@@ -19,12 +22,20 @@ from kafka_guarantees._recognition.options import BY_HEADER, Recognition
 from kafka_guarantees._recognition.patience import patiently
 from kafka_guarantees._recognition.portions import Portions
 from kafka_guarantees._recognition.topics import RENEW_EVERY, TopicIds
+from kafka_guarantees._serialization import Reading
 from kafka_guarantees._settings import Guarantee, resolve
-from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox
+from kafka_guarantees.dedup import MemoryDedupStore, PostgresInbox, SqliteInbox
 from kafka_guarantees.dedup.contract import Entry, Item, Source
 from kafka_guarantees.dedup.ids import key_of, position_of
 from kafka_guarantees.dedup.redis import RedisDedupStore
-from kafka_guarantees.errors import AuthorizationError, BrokerError, DeliveryError, MessageIdMissing, StoreUnavailable
+from kafka_guarantees.errors import (
+    AuthorizationError,
+    BrokerError,
+    DeliveryError,
+    KafkaGuaranteesError,
+    MessageIdMissing,
+    StoreUnavailable,
+)
 
 from .test_dedup_claims import Answers, claims, keys, message
 
@@ -33,6 +44,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from confluent_kafka import Message
+
+    from kafka_guarantees.testing.servers import LocalPostgres
 
 SETTINGS = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "group"})
 POLL = 300.0  # max.poll.interval.ms of claims(), in seconds
@@ -367,6 +380,63 @@ def test_a_message_that_failed_alone_stays_alone(inbox: SqliteInbox) -> None:
     assert done == 1
     assert failed is not None
     assert failed.size == 1
+
+
+class AroundAnOrm:
+    """Joins a transaction that somebody else ends, as an inbox around a session does: it cannot tell why a handler raised."""
+
+    def __init__(self, inner: PostgresInbox, dsn: str) -> None:
+        self._inner, self._dsn = inner, dsn
+        self.start_offsets = inner.start_offsets
+
+    @contextmanager
+    def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[Any]:
+        with psycopg.connect(self._dsn) as connection:
+            joined = self._inner.enlist(connection, scope, entries)
+            yield SimpleNamespace(connection=connection, fresh=joined.fresh, finish=joined.finish)
+
+
+class OrmError(Exception):
+    """As that of an ORM, which has the driver's as its cause."""
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("around", [True, False])
+def test_a_handler_that_commits_ends_the_run_and_is_not_held_against_its_message(
+    postgres_server: LocalPostgres, attempt: int, *, around: bool
+) -> None:
+    """D20: set aside for it, every message would be, one after the other; and nothing of them is left out the next time."""
+    calls: list[int] = []
+
+    def handle(messages: Sequence[Message], connection: Any) -> tuple[int, Failed | None]:
+        calls.append(len(messages))
+        if len(calls) < attempt:
+            return 0, Failed(1, RuntimeError("of the message"))
+        try:
+            connection.commit()
+        except psycopg.Error as error:
+            wrapped = OrmError()
+            wrapped.__cause__ = error
+            return 0, Failed(1, wrapped)
+        return len(messages), None
+
+    with PostgresInbox(postgres_server.dsn, prefix=f"box_{uuid.uuid4().hex[:12]}") as inner:
+        inbox: Any = AroundAnOrm(inner, postgres_server.dsn) if around else inner
+        tested = portions(inbox)
+        tested._failures = Failures(SETTINGS, Lifecycle("test"), Reading(None, None), retry=RETRY, dead_letter="letters")
+        tested._failures.waiting = lambda *_: lambda _seconds: None  # type: ignore[method-assign]
+        messages, found = batch("a", "b")
+
+        def begin() -> None:
+            _, failed = tested.transact(BATCH, messages, found, handle)
+            assert failed is not None
+            tested.again(BATCH, messages, found, failed, handle)
+
+        with pytest.raises(KafkaGuaranteesError, match="the handler ended the transaction"):
+            begin()
+        assert len(calls) == attempt
+        with inner.transaction("scope", found) as transaction:
+            assert list(transaction.fresh) == [0, 1]
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------------------

@@ -830,6 +830,25 @@ def test_tables_without_fingerprints_get_them(place: Place) -> None:
         pass
 
 
+def test_tables_without_the_constraint_get_it(postgres: Place) -> None:
+    """Those of the version before: offsets and ids stay, and a COMMIT of a handler is refused from then on."""
+    with postgres.inbox().transaction("group", entries(P0, [0, 1], "a", "b")):
+        pass
+    postgres.sql("ALTER TABLE kg_inbox_offset DROP COLUMN unfinished")
+    postgres.sql("ALTER TABLE kg_inbox_version DROP CONSTRAINT kg_inbox_version_pkey")
+    postgres.sql("ALTER TABLE kg_inbox_version ALTER version DROP NOT NULL")
+    postgres.sql("UPDATE kg_inbox_version SET version = 2")
+    with ThreadPoolExecutor(4) as threads:
+        found = threads.map(lambda _: postgres.inbox().start_offsets("group", [P0]), range(4))
+        assert list(found) == [{P0: 2}] * 4
+    inbox = postgres.inbox()
+    with pytest.raises(KafkaGuaranteesError, match="handler ended"), inbox.transaction("group", entries(P0, [1, 2])) as tx:
+        tx.connection.execute("COMMIT")
+    with inbox.transaction("group", entries(P0, [1, 2], "a", "c")) as tx:
+        assert list(tx.fresh) == [1]
+    assert postgres.sql("SELECT version FROM kg_inbox_version") == [(postgres_inbox.VERSION,)]
+
+
 def printed(source: Source, offset: int, name: str, content: bytes) -> Entry:
     """A message with an id and this content."""
     return Entry(source, offset, key_of(name), content.ljust(8))
@@ -1237,7 +1256,7 @@ def test_no_commit_comes_after_a_move_that_failed(postgres: Place, monkeypatch: 
         for failing, error in (
             (["UPDATE kg_inbox_offset SET next_offset = 7"], PartitionFenced),
             (["ALTER TABLE kg_inbox_offset RENAME TO gone"], psycopg.errors.UndefinedTable),
-            (["COMMIT", "BEGIN"], KafkaGuaranteesError),
+            (["ROLLBACK", "BEGIN"], KafkaGuaranteesError),
         ):
             with pytest.raises(error) as caught, inbox.transaction("group", entries(P0, [0, 1])) as tx:
                 for statement in failing:
@@ -1251,7 +1270,6 @@ def test_no_commit_comes_after_a_move_that_failed(postgres: Place, monkeypatch: 
                 assert connection.isolation_level == psycopg.IsolationLevel.SERIALIZABLE
             assert inbox.start_offsets("group", [P0]) == {P0: None}
         assert postgres.effects() == []
-        postgres.sql("DELETE FROM kg_inbox_id")  # the handler has committed them
         with inbox.transaction("group", entries(P0, [0, 1])) as tx:
             assert list(tx.fresh) == [0, 1]
         assert inbox.start_offsets("group", [P0]) == {P0: 2}
@@ -1326,13 +1344,137 @@ def test_an_error_that_the_handler_swallowed_is_not_committed(postgres: Place) -
     assert inbox.start_offsets("group", [P0]) == {P0: None}
 
 
-def test_a_commit_by_the_handler_is_refused_by_psycopg(postgres: Place) -> None:
-    """``connection.commit()`` raises in the handler, and everything is rolled back."""
+ENDINGS: dict[str, Callable[[Any], object]] = {
+    "COMMIT": lambda connection: connection.execute("COMMIT"),
+    "COMMIT; BEGIN": lambda connection: connection.execute("COMMIT; BEGIN"),
+    "COMMIT AND CHAIN": lambda connection: connection.execute("COMMIT AND CHAIN"),
+    "PREPARE TRANSACTION": lambda connection: connection.execute("PREPARE TRANSACTION 'mine'"),
+    "after a savepoint": lambda connection: connection.execute("SAVEPOINT mine; ROLLBACK TO mine; COMMIT"),
+    "SET CONSTRAINTS": lambda connection: connection.execute("SET CONSTRAINTS ALL IMMEDIATE"),
+    "commit()": lambda connection: connection.commit(),
+    "rollback()": lambda connection: connection.rollback(),
+    "with": lambda connection: connection.__exit__(None, None, None),
+}
+
+
+@pytest.mark.parametrize("swallows", [False, True], ids=["", "and another error"])
+@pytest.mark.parametrize("how", ENDINGS)
+@pytest.mark.parametrize("ids", [True, False], ids=["ids", "offsets"])
+def test_no_commit_of_a_handler_goes_through(postgres: Place, how: str, *, ids: bool, swallows: bool) -> None:
+    """With the ids of the whole batch, and without its offsets, the rest of the batch would be left out for good."""
     inbox = postgres.inbox()
-    with pytest.raises(psycopg.ProgrammingError), inbox.transaction("group", entries(P0, [0])) as tx:
+    batch = entries(P0, [0, 1, 2]) if ids else [Entry(P0, offset, None) for offset in range(3)]
+    told = pytest.raises(KafkaGuaranteesError, match=r"the handler ended the transaction\. .*were not written.*come again")
+    with told, inbox.transaction("group", batch) as tx:
         act(tx.connection, "early")
-        tx.connection.commit()
+        try:
+            ENDINGS[how](tx.connection)
+        except psycopg.Error:
+            if not swallows:
+                raise
+            raise KeyError("of the handler") from None
     assert postgres.effects() == []
+    with inbox.transaction("group", batch) as tx:
+        assert list(tx.fresh) == [0, 1, 2]
+        act(tx.connection, "right")
+    assert postgres.effects() == ["right"]
+    assert inbox.start_offsets("group", [P0]) == {P0: 3}
+
+
+def test_a_commit_that_was_swallowed_is_told_at_the_end(postgres: Place) -> None:
+    """What is written after it is committed by itself, and the messages come again."""
+    inbox = postgres.inbox()
+    told = pytest.raises(KafkaGuaranteesError, match=r"after that end, .* stays")
+    with told, inbox.transaction("group", entries(P0, [0, 1])) as tx:
+        act(tx.connection, "early")
+        with suppress(psycopg.Error):
+            tx.connection.execute("COMMIT")
+        act(tx.connection, "late")
+    assert postgres.effects() == ["late"]
+    with inbox.transaction("group", entries(P0, [0, 1])) as tx:
+        assert list(tx.fresh) == [0, 1]
+
+
+def test_savepoints_are_the_handler_s(postgres: Place) -> None:
+    """Released, rolled back, nested, left open, and with its own deferred constraints checked early."""
+    postgres.sql("ALTER TABLE effect ADD CONSTRAINT one UNIQUE (what) DEFERRABLE INITIALLY DEFERRED")
+    inbox = postgres.inbox()
+    with inbox.transaction("group", [*entries(P0, [0, 1]), *entries(P1, [0])]) as tx:
+        with tx.connection.transaction():
+            act(tx.connection, "released")
+        with suppress(KeyError), tx.connection.transaction():
+            act(tx.connection, "undone")
+            raise KeyError
+        tx.connection.execute("SET CONSTRAINTS one IMMEDIATE")
+        tx.connection.execute("SAVEPOINT mine")
+        act(tx.connection, "left open")
+    assert postgres.effects() == ["left open", "released"]
+    assert inbox.start_offsets("group", [P0, P1]) == {P0: 2, P1: 1}
+
+
+@pytest.mark.parametrize("handled", [0, 1, 2, 3])
+def test_a_transaction_that_moves_nothing_can_be_committed(postgres: Place, handled: int) -> None:
+    """Of several partitions, whichever stays where it is; and one whose messages are all behind."""
+    inbox = postgres.inbox()
+    for _ in range(2):
+        with inbox.transaction("group", [*entries(P1, [0, 1]), *entries(P0, [0])]) as tx:
+            tx.finish(min(handled, len(tx.fresh)))
+    with inbox.transaction("group", entries(P0, [0, 1])) as tx:
+        act(tx.connection, "committed")
+        tx.finish(0)
+    assert postgres.effects() == ["committed"]
+    assert postgres.sql("SELECT count(*) FROM kg_inbox_offset WHERE unfinished IS NOT NULL") == [(0,)]
+
+
+def test_a_caller_that_commits_before_finish_keeps_nothing_of_the_inbox(place: Place) -> None:
+    """With ids and without offsets, what it has not handled would be left out. PostgreSQL refuses the commit as well."""
+    inbox: Any = place.inbox()
+    with closing(place.connect()) as mine:
+        mine.execute("BEGIN IMMEDIATE" if place.kind == "sqlite" else "BEGIN")
+        tx = inbox.enlist(mine, "group", entries(P0, [0, 1, 2]))
+        act(mine, "early")
+        with suppress(psycopg.errors.ForeignKeyViolation):
+            mine.execute("COMMIT")
+        with pytest.raises(KafkaGuaranteesError, match="ended the transaction"):
+            tx.finish()
+        assert place.effects() == (["early"] if place.kind == "sqlite" else [])
+        for fresh in ([0, 1, 2], []):
+            mine.execute("BEGIN IMMEDIATE" if place.kind == "sqlite" else "BEGIN")
+            tx = inbox.enlist(mine, "group", entries(P0, [0, 1, 2]))
+            assert list(tx.fresh) == fresh
+            tx.finish()
+            mine.execute("COMMIT")
+    assert place.ids() == 3
+
+
+def test_a_caller_that_begins_anew_before_finish_is_told(lite: Place) -> None:
+    """D20: the same ids may have been handled in between, and not as this transaction found them."""
+    inbox: Any = lite.inbox()
+    with closing(lite.connect()) as mine:
+        mine.execute("BEGIN IMMEDIATE")
+        tx = inbox.enlist(mine, "group", entries(P0, [0, 1]))
+        mine.execute("COMMIT")
+        with inbox.transaction("group", entries(P1, [0], "0/1")):
+            pass
+        mine.execute("BEGIN IMMEDIATE")
+        with pytest.raises(KafkaGuaranteesError, match="before finish"):
+            tx.finish()
+
+
+def test_enlisting_a_part_in_a_transaction_of_sqlite(lite: Place) -> None:
+    """What is not handled is forgotten, as in a transaction of the inbox; what is known is left out; a new scope is made."""
+    inbox: Any = lite.inbox()
+    with inbox.transaction("group", entries(P1, [0], "b")):
+        pass
+    with closing(lite.connect()) as mine:
+        mine.execute("BEGIN IMMEDIATE")
+        for scope, fresh in (("group", [0, 2, 3]), ("other", [0, 1, 2, 3])):
+            tx = inbox.enlist(mine, scope, entries(P0, [0, 1, 2, 3], *"abcd"))
+            assert list(tx.fresh) == fresh
+            tx.finish(1)
+        mine.execute("COMMIT")
+    assert lite.ids() == 3
+    assert [inbox.start_offsets(scope, [P0])[P0] for scope in ("group", "other")] == [2, 1]
 
 
 @pytest.mark.parametrize("prepared", [{}, {"prepare_threshold": 0}, {"prepare_threshold": None}])

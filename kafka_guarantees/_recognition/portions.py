@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException, TopicPartition
 
-from .._failures import Failed, GaveUp, Left
+from .._failures import Ends, Failed, GaveUp, Left
 from .._offsets import next_offsets, saying
+from ..dedup._progress import broke_off, ended
 from ..errors import BrokerError, KafkaGuaranteesError, MessageIdReused, PartitionFenced, StoreUnavailable
 from ..records import RecordRefused
 from .claims import TIDY_EVERY, Work, tidy
@@ -143,8 +144,12 @@ class Portions:
         Raises:
             Exception: what their handler raised.
             Left: they were given back.
+            Ends: the transaction failed, and not for them: it is not held against them.
         """
-        done, failed = self.transact(batch, messages, entries, handle)
+        try:
+            done, failed = self.transact(batch, messages, entries, handle)
+        except KafkaGuaranteesError as error:
+            raise Ends(error) from error
         if failed is not None:
             raise failed.error
         if not done:
@@ -161,6 +166,7 @@ class Portions:
 
         Raises:
             HandlerError, MessageIdReused: there is nowhere to set it aside.
+            KafkaGuaranteesError: the transaction failed, and not for a message.
         """
         messages, entries = messages[: failed.size], entries[: failed.size]
         if not self._ours(batch):
@@ -173,6 +179,8 @@ class Portions:
         attempt = partial(self._attempt, batch, messages, entries, handle)
         try:
             outcome = self._failures.again(attempt, messages[0], failed.error, self._failures.waiting(self._consumer, batch))
+        except Ends as ends:
+            raise ends.error from ends.error.__cause__
         except Left:
             return 0
         if not isinstance(outcome, GaveUp):
@@ -251,6 +259,8 @@ class Portions:
             if isinstance(error, MessageIdReused) and error.index is not None and not begun:
                 raise _RolledBack(error.index, Failed(1, reused_id(messages[error.index]))) from None
             if rolled_back is not None and error is rolled_back.failed.error:
+                if broke_off(error):  # in an inbox around an ORM: not the fault of the message, and it would come each time
+                    raise ended("the handler ended the transaction") from error
                 raise rolled_back from None
             if ending and finished and not isinstance(error, KafkaGuaranteesError):
                 # a constraint of the user's that the database looks at last: any of them may have broken it

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _FINGERPRINT = itemgetter(3)  # of an entry
 
+UNFINISHED = "_not_finished"  # behind the prefix: the constraint that a COMMIT before the move of the offsets breaks
+
 
 class Batch(NamedTuple):
     """The entries of one transaction.
@@ -41,6 +43,11 @@ class Batch(NamedTuple):
     keys: list[bytes]
     fingerprints: Mapping[bytes, bytes]
     distinct: bool
+
+    @property
+    def guard(self) -> Source:
+        """The partition whose row says that the transaction is not finished, of a batch that has any."""
+        return next(iter(self.first))
 
 
 class Advance(NamedTuple):
@@ -235,8 +242,9 @@ def set_back(scope: str, sources: Collection[Source]) -> PartitionFenced:
 def ended(how: str) -> KafkaGuaranteesError:
     """The error for a handler that meddles with the transaction."""
     return KafkaGuaranteesError(
-        f"{how}, so what it wrote and the offsets may not belong together any more. What it committed stays, and its messages "
-        "may come again. A handler must leave commit and rollback to the inbox."
+        f"{how}. Its ids and offsets were not written, so its messages come again; what the handler wrote after that end, or "
+        "has committed, stays. It must leave commit, rollback and the connection to the inbox: savepoints do no harm, nor an "
+        "ORM's flush(), and SET CONSTRAINTS with names instead of ALL."
     )
 
 
@@ -251,6 +259,25 @@ def check_open(connection: object) -> None:
             "the handler ended the transaction, or went on after an error by which SQLite did (a full disk, interrupt(), ON "
             "CONFLICT ROLLBACK)"
         )
+
+
+def broke_off(error: BaseException) -> bool:
+    """Whether an error came of a COMMIT by somebody else than the inbox, or of looking at its constraint too early.
+
+    PostgreSQL says which constraint was broken; psycopg refuses ``commit()`` and ``rollback()`` itself. An ORM of whatever make
+    has that error as its cause.
+    """
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        name = getattr(getattr(at, "diag", None), "constraint_name", None)
+        if isinstance(name, str) and name.endswith(UNFINISHED):
+            return True
+        if type(at).__module__.startswith("psycopg") and "forbidden within a Transaction" in str(at):
+            return True
+        at = at.__cause__ or at.__context__
+    return False
 
 
 def finished_twice() -> KafkaGuaranteesError:

@@ -4,6 +4,9 @@ Rules.
 * READ COMMITTED, always: with a higher level a transaction that waited for another fails instead of seeing what it did (D13).
 * Locks are taken in one order: offsets by topic and partition, then ids by key. Else batches with common ids deadlock (D13).
 * The unique index is the claim: who inserts an id that another open transaction has inserted waits for the end of that one.
+* No COMMIT but ours goes through. The ids of all messages are there before the first is handled: committed without their
+  offsets, the messages would be left out as repeats. So a transaction breaks a deferred constraint when it begins, and keeps it
+  only with the move of its offsets.
 * What is handed to a log or an exception never contains the conninfo (S01).
 """
 
@@ -26,10 +29,12 @@ from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError
 from ._connecting import connection_of, first_line, own_options, plain_cursor
 from ._pooler import pooled
 from ._progress import (
+    UNFINISHED,
     Advance,
     Reached,
     advance,
     batch_of,
+    broke_off,
     compare,
     ended,
     fenced,
@@ -53,17 +58,18 @@ if TYPE_CHECKING:
     Connection = psycopg.Connection[Any]
     Cursor = psycopg.Cursor[tuple[Any, ...]]
 
-VERSION = 2  # 1: without fingerprints
+VERSION = 3  # 1: without fingerprints; 2: without the constraint that no COMMIT of a handler keeps
 PATIENCE = "10s"  # that a transaction waits for a lock of another one, or for a connection
 CONNECT_TIMEOUT = 10  # seconds
 
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}", re.ASCII)  # S03; PostgreSQL cuts names off at 63
 
 _SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS "{p}_version" (version int PRIMARY KEY)""",
     # The rows are few and updated all the time: room in the page makes that cheap.
     """CREATE TABLE IF NOT EXISTS "{p}_offset" (
         scope text COLLATE "C" NOT NULL, topic text COLLATE "C" NOT NULL, partition int NOT NULL,
-        topic_id bytea NOT NULL, next_offset bigint, PRIMARY KEY (scope, topic, partition)) WITH (fillfactor = 50)""",
+        topic_id bytea NOT NULL, next_offset bigint, {guard}, PRIMARY KEY (scope, topic, partition)) WITH (fillfactor = 50)""",
     # The key comes first: it nearly always tells two rows apart, so that the scope need not be looked at. (It came
     # second in tables of early versions, with an index by time: they work as well, an eighth slower.) Nothing else is indexed:
     # purge() walks through the table.
@@ -71,11 +77,14 @@ _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS "{p}_id" (
         expires timestamptz NOT NULL, key bytea NOT NULL, scope text COLLATE "C" NOT NULL, fingerprint bytea,
         PRIMARY KEY (key, scope))""",
-    """CREATE TABLE IF NOT EXISTS "{p}_version" (version int NOT NULL)""",
     """INSERT INTO "{p}_version" SELECT {version} WHERE NOT EXISTS (SELECT FROM "{p}_version")""",
 )
+# There is no version 0: a row that says so cannot be committed. Looked at by COMMIT, in whatever words it is said.
+_GUARD = f'unfinished int CONSTRAINT "{{p}}{UNFINISHED}" REFERENCES "{{p}}_version" (version) DEFERRABLE INITIALLY DEFERRED'
 _UPGRADE = (
     """ALTER TABLE "{p}_id" ADD COLUMN IF NOT EXISTS fingerprint bytea""",
+    """CREATE UNIQUE INDEX IF NOT EXISTS "{p}_version_one" ON "{p}_version" (version)""",
+    """ALTER TABLE "{p}_offset" ADD COLUMN IF NOT EXISTS {guard}""",
     """UPDATE "{p}_version" SET version = {version}""",
 )
 
@@ -84,6 +93,7 @@ _UPGRADE = (
 # details of other errors quote values, which may be anything.
 _MOVED = "kafka_guarantees: an offset has moved"
 _ENDED = "kafka_guarantees: another transaction"
+_MEDDLED = "the handler ended the transaction"
 
 
 class _Statements:
@@ -92,7 +102,8 @@ class _Statements:
     def __init__(self, prefix: str) -> None:
         def named(statement: str) -> bytes:
             sizes = {"size": KEY_SIZE, "short": FINGERPRINT_SIZE}
-            return statement.format(p=prefix, version=VERSION, ended=_ENDED, moved=_MOVED, **sizes).encode()
+            guard = _GUARD.format(p=prefix)
+            return statement.format(p=prefix, version=VERSION, guard=guard, ended=_ENDED, moved=_MOVED, **sizes).encode()
 
         self.schema = [named(statement) for statement in _SCHEMA]
         self.upgrade = [named(statement) for statement in _UPGRADE]
@@ -111,6 +122,8 @@ class _Statements:
             'FROM limits, "{p}_offset" AS o JOIN (VALUES @) AS m(topic, partition) '
             "ON o.topic = m.topic AND o.partition = m.partition "
             "WHERE o.scope = %s ORDER BY o.topic, o.partition FOR UPDATE OF o)"
+            ', unfinished AS (UPDATE "{p}_offset" AS o SET unfinished = 0 FROM locked AS l WHERE o.scope = %s '
+            "AND o.topic = l.topic AND o.partition = l.partition AND l.topic = %s AND l.partition = %s)"
         )
         self._added = named(
             ', added AS (INSERT INTO "{p}_id" (expires, key, scope, fingerprint) '
@@ -144,7 +157,7 @@ class _Statements:
         # It fails where it does not move what it has to, so that the COMMIT that is sent with it is not executed. The number of
         # the transaction is that of the locks and the ids. Another one: the handler ended that.
         self._move = named(
-            'WITH moved AS (UPDATE "{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after '
+            'WITH moved AS (UPDATE "{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after, unfinished = NULL '
             "FROM (VALUES @) AS m(topic, partition, topic_id, before, after) "
             "WHERE o.scope = %s AND o.topic = m.topic AND o.partition = m.partition "
             "AND o.next_offset IS NOT DISTINCT FROM m.before RETURNING 1) "
@@ -278,6 +291,9 @@ class PostgresInbox:
                 self._open_connection = connection
                 try:
                     yield opened
+                except Exception as exc:
+                    opened._look_why(exc)
+                    raise
                 finally:
                     self._open_connection = None
                 committing = True
@@ -299,7 +315,7 @@ class PostgresInbox:
     def enlist(self, connection: Connection, scope: str, entries: Sequence[Entry]) -> PostgresInboxTransaction:
         """The same inside a transaction that the caller began, and will commit or roll back. Once in a transaction.
 
-        Call ``finish()`` before the commit. With SQLAlchemy the connection is
+        Call ``finish()`` before the commit, which fails without it (``ForeignKeyViolation``). With SQLAlchemy the connection is
         ``session.connection().connection.driver_connection``. How long it may stay idle is up to the caller.
 
         Raises:
@@ -361,7 +377,7 @@ class PostgresInbox:
             what: list[object] = [idle_limit]
             for source in sources:
                 what += (source.topic, source.partition)
-            what.append(scope)
+            what += (scope, scope, batch.guard.topic, batch.guard.partition)
             if keys:
                 fingerprints = b"".join(map(batch.fingerprints.__getitem__, keys)) if batch.fingerprints else None
                 what += (self._retention, b"".join(keys), scope, fingerprints, len(keys), len(keys))
@@ -447,7 +463,7 @@ class PostgresInbox:
                 for statement in self._statements.schema:
                     cursor.execute(statement)
             [(version,)] = cursor.execute(self._statements.version).fetchall()
-            if version == 1:
+            if version in {1, 2}:
                 version = self._upgrade(cursor)
         if version != VERSION:
             raise KafkaGuaranteesError(
@@ -457,7 +473,7 @@ class PostgresInbox:
         self._prepared = True
 
     def _upgrade(self, cursor: Cursor) -> int:
-        """Bring tables of version 1 up to date. Two that do so at the same time do no harm."""
+        """Bring tables of earlier versions up to date. Two that do so at the same time do no harm."""
         try:
             for statement in self._statements.upgrade:
                 cursor.execute(statement)
@@ -537,12 +553,14 @@ class PostgresInboxTransaction:
         offsets, forget = self._advance
         if forget:
             plain_cursor(self.connection).execute(self._statements.forget, (self._scope, forget))
-        if offsets:
+        if self._batch.first:
+            guard = self._batch.guard  # also where its offset stays
+            moves = {guard: self._stored[guard], **offsets}
             what: list[object] = []
-            for source, offset in offsets.items():
+            for source, offset in moves.items():
                 what += (source.topic, source.partition, source.topic_id, self._stored[source], offset)
-            what += (self._scope, self._number, len(offsets))
-            plain_cursor(self.connection).execute(self._statements.move(len(offsets)), what)
+            what += (self._scope, self._number, len(moves))
+            plain_cursor(self.connection).execute(self._statements.move(len(moves)), what)
 
     @contextmanager
     def _fenced(self) -> Iterator[None]:
@@ -553,15 +571,20 @@ class PostgresInboxTransaction:
             first = _first(exc)
             said = (first.diag.message_primary or "") if isinstance(first, psycopg.errors.InvalidTextRepresentation) else ""
             if _MOVED in said:
-                raise fenced(self._scope, self._advance.offsets) from exc
+                raise fenced(self._scope, self._advance.offsets or self._batch.first) from exc
             if _ENDED in said:
-                raise ended("the handler ended the transaction") from exc
+                raise ended(_MEDDLED) from exc
             raise
+
+    def _look_why(self, error: Exception) -> None:
+        """A handler raised. Raise another error where that came of its meddling, and not of its message."""
+        if broke_off(error) or self.connection.info.transaction_status == TransactionStatus.IDLE:
+            raise ended(_MEDDLED) from error
 
     def _check_open(self) -> None:
         status = self.connection.info.transaction_status
         if status == TransactionStatus.IDLE:
-            raise ended("the handler ended the transaction")
+            raise ended(_MEDDLED)
         if status == TransactionStatus.INERROR:  # COMMIT would roll back, and not say so
             raise KafkaGuaranteesError(
                 "a statement of the handler failed, and it went on: the transaction cannot be committed any more. Nothing of "

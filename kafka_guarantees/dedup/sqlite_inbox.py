@@ -18,7 +18,8 @@ import time
 import weakref
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._place import place_of, refuse, write_ahead
@@ -234,7 +235,18 @@ class SqliteInbox:
             connection.execute(_LOCK)
         if not connection.in_transaction:
             raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. BEGIN IMMEDIATE first.")
-        return self._open_one_by_one(connection, scope, batch)
+        # A COMMIT of the caller's cannot be refused: ids are there with the offsets only, not before. Nobody else writes.
+        with self._answers("enlisting"):
+            connection.execute("SAVEPOINT kg_inbox")
+        try:
+            opened = self._open_one_by_one(connection, scope, batch)
+        finally:
+            with self._answers("enlisting"):
+                connection.execute("ROLLBACK TO kg_inbox")
+                connection.execute("RELEASE kg_inbox")
+        if keys := _keys(batch, opened.fresh):
+            opened._ids = partial(self._rows, connection, scope, batch, keys)
+        return opened
 
     def purge(self, *, limit: int = 10_000) -> int:
         """Remove at most ``limit`` of the ids that are expired, and look at five times as many. Returns how many."""
@@ -436,6 +448,7 @@ class SqliteInboxTransaction:
         self._batch = batch
         self._stored = stored
         self._moved: Offsets = {}
+        self._ids: Callable[[], Sequence[tuple[Any, ...]]] | None = None  # what finish() is to remember
         self._finished = False
 
     def finish(self, handled: int | None = None) -> None:
@@ -461,6 +474,10 @@ class SqliteInboxTransaction:
                 moved = self.connection.execute(_MOVE, (offset, *place, before)).rowcount
             if moved != 1:
                 raise fenced(self._scope, [source])
+        if self._ids is not None:
+            rows = self._ids()
+            if self.connection.executemany(_REMEMBER, rows).rowcount < len(rows):
+                raise ended("the transaction was ended before finish()")
         if forget:
             self.connection.executemany(_FORGET, [(self._scope, key) for key in forget])
         self._moved = offsets
