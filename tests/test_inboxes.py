@@ -1344,6 +1344,25 @@ def test_an_error_that_the_handler_swallowed_is_not_committed(postgres: Place) -
     assert inbox.start_offsets("group", [P0]) == {P0: None}
 
 
+@pytest.mark.parametrize("moves", [True, False])
+def test_what_a_handler_reads_with_a_stream_does_not_hinder_the_commit(postgres: Place, *, moves: bool) -> None:
+    """Read to its end, or closed. libpq stays in its mode for the next pipeline: that was taken for a database that is away."""
+    inbox: Any = postgres.inbox()
+    stream = "SELECT generate_series(1, 3)"
+    for offset in range(2):
+        with inbox.transaction("group", entries(P0, [offset])) as tx:
+            assert len(list(tx.connection.cursor().stream(stream))) == 3
+            tx.finish(1 if moves else 0)
+        with inbox.transaction("group", entries(P1, [offset])) as tx, closing(tx.connection.cursor().stream(stream)) as rows:
+            assert next(rows) == (1,)
+    with psycopg.connect(postgres.where) as mine:
+        assert len(list(mine.cursor().stream(stream))) == 3
+        tx = inbox.enlist(mine, "group", entries(P2, [0]))
+        assert len(list(mine.cursor().stream(stream))) == 3
+        tx.finish()
+    assert inbox.start_offsets("group", [P0, P1, P2]) == {P0: 2 if moves else 1, P1: 2, P2: 1}
+
+
 ENDINGS: dict[str, Callable[[Any], object]] = {
     "COMMIT": lambda connection: connection.execute("COMMIT"),
     "COMMIT; BEGIN": lambda connection: connection.execute("COMMIT; BEGIN"),

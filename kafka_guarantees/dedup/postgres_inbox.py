@@ -155,14 +155,15 @@ class _Statements:
         self.fingerprints = named('SELECT key, fingerprint FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
         self.forget = named('DELETE FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
         # It fails where it does not move what it has to, so that the COMMIT that is sent with it is not executed. The number of
-        # the transaction is that of the locks and the ids. Another one: the handler ended that.
+        # the transaction is that of the locks and the ids. Another one: the handler ended that. Else it has no rows: behind a
+        # cursor.stream() of the handler's libpq would hand out those of what comes first in a pipeline one by one.
         self._move = named(
             'WITH moved AS (UPDATE "{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after, unfinished = NULL '
             "FROM (VALUES @) AS m(topic, partition, topic_id, before, after) "
             "WHERE o.scope = %s AND o.topic = m.topic AND o.partition = m.partition "
             "AND o.next_offset IS NOT DISTINCT FROM m.before RETURNING 1) "
-            "SELECT (CASE WHEN pg_current_xact_id() <> %s::xid8 THEN '{ended}' "
-            "WHEN count(*) <> %s THEN '{moved}' END)::int FROM moved"
+            "SELECT FROM moved HAVING (CASE WHEN pg_current_xact_id() <> %s::xid8 THEN '{ended}' "
+            "WHEN count(*) <> %s THEN '{moved}' END)::int IS NOT NULL"
         )
         self.purge = named(
             'DELETE FROM "{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM "{p}_id" WHERE ctid >= %s::tid AND ctid < %s::tid '
