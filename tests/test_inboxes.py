@@ -26,6 +26,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
 from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
@@ -1344,6 +1345,46 @@ def test_an_error_that_the_handler_swallowed_is_not_committed(postgres: Place) -
     assert inbox.start_offsets("group", [P0]) == {P0: None}
 
 
+def within(seconds: float, work: Callable[[], object]) -> None:
+    """Do something that may hang, in a thread that nobody has to wait for."""
+    raised: list[BaseException] = []
+
+    def do() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            raised.append(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive()
+    if raised:
+        raise raised[0]
+
+
+@pytest.mark.parametrize("error", [KeyError("bad row"), psycopg.DataError("of elsewhere"), KeyboardInterrupt()])
+def test_a_handler_that_fails_in_the_middle_of_a_stream_fails_and_does_not_hang(postgres: Place, error: BaseException) -> None:
+    """Its error comes out, whose traceback holds the rows, and with them the lock of the connection."""
+    inbox = postgres.inbox()
+    act_once = [error]
+
+    def transact() -> None:
+        with inbox.transaction("group", entries(P0, [0])) as tx:
+            act(tx.connection, "of the stream")
+            rows = tx.connection.cursor().stream("SELECT generate_series(1, 1000)")
+            for _ in rows:
+                if act_once:
+                    raise act_once.pop()
+
+    with pytest.raises(type(error)) as caught:
+        within(20, transact)
+    assert caught.value is error
+    assert postgres.effects() == []
+    within(20, transact)
+    assert postgres.effects() == ["of the stream"]
+
+
 @pytest.mark.parametrize("moves", [True, False])
 def test_what_a_handler_reads_with_a_stream_does_not_hinder_the_commit(postgres: Place, *, moves: bool) -> None:
     """Read to its end, or closed. libpq stays in its mode for the next pipeline: that was taken for a database that is away."""
@@ -1361,6 +1402,56 @@ def test_what_a_handler_reads_with_a_stream_does_not_hinder_the_commit(postgres:
         assert len(list(mine.cursor().stream(stream))) == 3
         tx.finish()
     assert inbox.start_offsets("group", [P0, P1, P2]) == {P0: 2 if moves else 1, P1: 2, P2: 1}
+
+
+@pytest.mark.parametrize("finish_first", [True, False])
+@pytest.mark.parametrize("what", ["stream", "copy"])
+def test_a_statement_that_a_handler_leaves_unfinished_is_told(postgres: Place, what: str, *, finish_first: bool) -> None:
+    """Nobody can commit behind it; and waiting for it would be for ever, or be taken for a database that is away."""
+    inbox, kept = postgres.inbox(), []
+
+    def transact() -> None:
+        with inbox.transaction("group", entries(P0, [0])) as tx:
+            act(tx.connection, "undone")
+            if finish_first:
+                tx.finish()
+            if what == "stream":
+                kept.append(tx.connection.cursor().stream("SELECT generate_series(1, 1000)"))
+                assert next(kept[0]) == (1,)
+            else:
+                kept.append(tx.connection.cursor().copy("COPY effect FROM STDIN"))
+                kept[0].__enter__().write("row\n")
+
+    with pytest.raises(KafkaGuaranteesError, match="left a statement unfinished") as caught:
+        within(20, transact)
+    assert type(caught.value) is KafkaGuaranteesError
+    assert postgres.effects() == []
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        assert list(tx.fresh) == [0]
+
+
+def test_a_thread_of_the_handler_s_may_come_to_its_end(postgres: Place) -> None:
+    """It holds the same lock, for a moment."""
+    inbox = postgres.inbox()
+    with ThreadPoolExecutor(1) as thread, inbox.transaction("group", entries(P0, [0])) as tx:
+        beside = thread.submit(tx.connection.execute, "INSERT INTO effect SELECT 'beside' FROM pg_sleep(0.3)")
+        until(lambda: tx.connection.info.transaction_status == TransactionStatus.ACTIVE)
+    assert beside.result() is not None
+    assert postgres.effects() == ["beside"]
+
+
+def test_enlisted_a_stream_that_is_half_read_is_told(postgres: Place) -> None:
+    """By finish(); and the caller's ROLLBACK does not hang."""
+    inbox: Any = postgres.inbox()
+    mine = psycopg.connect(postgres.where)
+    tx = inbox.enlist(mine, "group", entries(P0, [0]))
+    rows = mine.cursor().stream("SELECT generate_series(1, 1000)")
+    assert next(rows) == (1,)
+    with pytest.raises(KafkaGuaranteesError, match="left a statement unfinished"):
+        within(20, tx.finish)
+    assert mine.closed
+    with suppress(psycopg.Error):
+        within(20, mine.rollback)
 
 
 ENDINGS: dict[str, Callable[[Any], object]] = {

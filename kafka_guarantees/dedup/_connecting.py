@@ -12,9 +12,11 @@ Rules.
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -173,6 +175,12 @@ def _refusal(exc: psycopg.Error) -> str:
 def _refuses(attempt: str) -> bool:
     _, *tries = _TRIES.split(attempt)
     return all(map(_REFUSAL.search, tries or [attempt]))
+
+
+def shut_down(connection: psycopg.Connection[Any]) -> None:
+    """End a connection from any thread: whoever waits for its server is told that it has closed it."""
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.shutdown(socket.SHUT_RDWR)
 
 
 def first_line(error: BaseException | str) -> str:

@@ -26,7 +26,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._connecting import connection_of, first_line, own_options, plain_cursor
+from ._connecting import connection_of, first_line, own_options, plain_cursor, shut_down
 from ._pooler import pooled
 from ._progress import (
     UNFINISHED,
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 VERSION = 3  # 1: without fingerprints; 2: without the constraint that no COMMIT of a handler keeps
 PATIENCE = "10s"  # that a transaction waits for a lock of another one, or for a connection
 CONNECT_TIMEOUT = 10  # seconds
+LET_GO = 1.0  # seconds that a handler's own thread may still use the connection when the handler has ended
 
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}", re.ASCII)  # S03; PostgreSQL cuts names off at 63
 
@@ -275,12 +276,13 @@ class PostgresInbox:
             MessageIdReused: an entry has the id of another message. Nothing was written.
             AuthorizationError: the database does not let this client in, or it has no right to the tables.
             StoreUnavailable: the database did not answer, or another transaction held a lock for 10 seconds. Repeat it.
-            KafkaGuaranteesError: the handler ended the transaction, or went on after a statement of it had failed.
+            KafkaGuaranteesError: the handler ended the transaction, or left a statement that had failed or
+                was not at its end.
         """
         batch = batch_of(entries)
         self._prepare()
         connection: Connection | None = None
-        committing = False
+        committing = cut = False
         try:
             with connection_of(self._pool) as connection, _read_committed(connection), ExitStack() as committed:
                 with _answers("beginning a transaction"):
@@ -292,8 +294,10 @@ class PostgresInbox:
                 self._open_connection = connection
                 try:
                     yield opened
-                except Exception as exc:
-                    opened._look_why(exc)
+                except BaseException as exc:
+                    cut = not opened._let_go()
+                    if not cut and isinstance(exc, Exception):
+                        opened._look_why(exc)
                     raise
                 finally:
                     self._open_connection = None
@@ -309,7 +313,7 @@ class PostgresInbox:
                     f"committing a transaction of the inbox failed ({_text(exc)}), so whether it was written is unknown. "
                     "Repeat it with the same entries: what was written is left out then."
                 ) from exc
-            if connection is None or connection.closed or isinstance(exc, _REPEATABLE):
+            if connection is None or (connection.closed and not cut) or isinstance(exc, _REPEATABLE):
                 raise _unavailable("a transaction", exc) from exc
             raise
 
@@ -582,7 +586,35 @@ class PostgresInboxTransaction:
         if broke_off(error) or self.connection.info.transaction_status == TransactionStatus.IDLE:
             raise ended(_MEDDLED) from error
 
+    def _let_go(self) -> bool:
+        """Whether no statement of the handler is under way any more. Else the connection is closed, and nothing was written.
+
+        ``cursor.stream()`` holds the lock of the connection until it was read to its end, and the traceback of an error keeps
+        it: a ROLLBACK would wait for that for ever.
+        """
+        connection = self.connection
+        if connection.info.transaction_status != TransactionStatus.ACTIVE or connection.pgconn.pipeline_status:
+            return True
+        if connection.lock.acquire(timeout=LET_GO):
+            connection.lock.release()
+            if connection.info.transaction_status != TransactionStatus.ACTIVE:
+                return True
+        shut_down(connection)  # for a thread that is in the middle of a statement
+        free = connection.lock.acquire(timeout=LET_GO)
+        connection.pgconn.finish()
+        if free:
+            connection.lock.release()
+        else:
+            connection.lock = threading.Lock()  # for who enlisted it, and rolls back: that fails now, and does not wait
+        return False
+
     def _check_open(self) -> None:
+        if not self._let_go():
+            raise KafkaGuaranteesError(
+                "the handler has left a statement unfinished on the connection of the inbox: a cursor.stream() or copy() that "
+                "did not come to its end. The connection is closed, and nothing of the transaction was written. Have it close "
+                "that: with contextlib.closing(cursor.stream(...)) as rows."
+            )
         status = self.connection.info.transaction_status
         if status == TransactionStatus.IDLE:
             raise ended(_MEDDLED)
