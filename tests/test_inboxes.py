@@ -1454,6 +1454,25 @@ def test_enlisted_a_stream_that_is_half_read_is_told(postgres: Place) -> None:
         within(20, mine.rollback)
 
 
+@pytest.mark.parametrize("then", ["", "SELECT 1"])
+def test_a_handler_that_closes_the_connection_is_told(postgres: Place, then: str) -> None:
+    """A database that is away is waited for; this one would be closed each time."""
+    inbox = postgres.inbox()
+    for finish_first in (True, False):
+        told = pytest.raises(KafkaGuaranteesError, match=r"the handler closed the connection\. .*come again")
+        with told as caught, inbox.transaction("group", entries(P0, [0])) as tx:
+            act(tx.connection, "undone")
+            if finish_first:
+                tx.finish()
+            tx.connection.close()
+            if then:
+                tx.connection.execute(then)
+        assert type(caught.value) is KafkaGuaranteesError
+    assert postgres.effects() == []
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        assert list(tx.fresh) == [0]
+
+
 ENDINGS: dict[str, Callable[[Any], object]] = {
     "COMMIT": lambda connection: connection.execute("COMMIT"),
     "COMMIT; BEGIN": lambda connection: connection.execute("COMMIT; BEGIN"),

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 VERSION = 3  # 1: without fingerprints; 2: without the constraint that no COMMIT of a handler keeps
 PATIENCE = "10s"  # that a transaction waits for a lock of another one, or for a connection
 CONNECT_TIMEOUT = 10  # seconds
-LET_GO = 1.0  # seconds that a handler's own thread may still use the connection when the handler has ended
+LET_GO = 0.5  # seconds that a handler's own thread may still use the connection when the handler has ended
 
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}", re.ASCII)  # S03; PostgreSQL cuts names off at 63
 
@@ -95,6 +95,7 @@ _UPGRADE = (
 _MOVED = "kafka_guarantees: an offset has moved"
 _ENDED = "kafka_guarantees: another transaction"
 _MEDDLED = "the handler ended the transaction"
+_CLOSED = "the handler closed the connection"
 
 
 class _Statements:
@@ -276,8 +277,8 @@ class PostgresInbox:
             MessageIdReused: an entry has the id of another message. Nothing was written.
             AuthorizationError: the database does not let this client in, or it has no right to the tables.
             StoreUnavailable: the database did not answer, or another transaction held a lock for 10 seconds. Repeat it.
-            KafkaGuaranteesError: the handler ended the transaction, or left a statement that had failed or
-                was not at its end.
+            KafkaGuaranteesError: the handler ended the transaction or closed the connection, left a statement unfinished, or
+                went on after one had failed.
         """
         batch = batch_of(entries)
         self._prepare()
@@ -585,6 +586,12 @@ class PostgresInboxTransaction:
         """A handler raised. Raise another error where that came of its meddling, and not of its message."""
         if broke_off(error) or self.connection.info.transaction_status == TransactionStatus.IDLE:
             raise ended(_MEDDLED) from error
+        if isinstance(error, psycopg.Error) and self._closed():
+            raise ended(_CLOSED) from error
+
+    def _closed(self) -> bool:
+        """Whether the handler has closed the connection. One that was lost is not: that may pass."""
+        return self.connection.closed and not self.connection.broken
 
     def _let_go(self) -> bool:
         """Whether no statement of the handler is under way any more. Else the connection is closed, and nothing was written.
@@ -615,6 +622,8 @@ class PostgresInboxTransaction:
                 "did not come to its end. The connection is closed, and nothing of the transaction was written. Have it close "
                 "that: with contextlib.closing(cursor.stream(...)) as rows."
             )
+        if self._closed():
+            raise ended(_CLOSED)
         status = self.connection.info.transaction_status
         if status == TransactionStatus.IDLE:
             raise ended(_MEDDLED)
