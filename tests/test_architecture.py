@@ -26,7 +26,7 @@ APART = ("testing", "demo", "prove", "bench", "dead_letters")
 POSTGRES = {"psycopg", "psycopg_pool"}
 EXTRAS = {
     f"kafka_guarantees.dedup.{module}": POSTGRES
-    for module in ("postgres", "postgres_inbox", "_connecting", "_conninfo", "_pooler")
+    for module in ("postgres", "postgres_inbox", "_connecting", "_conninfo", "_pooler", "_silence")
 }
 
 # The rooms, lowest first. A room is a module or a folder; one may use only what is below it. A new room is placed here.

@@ -39,6 +39,7 @@ from psycopg_pool import ConnectionPool
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._connecting import connection_of, first_line, own_options, plain_cursor
 from ._pooler import pooled
+from ._silence import Asked
 from .contract import Capabilities, Outcome, check_retention
 from .ids import KEY_SIZE, NO_FINGERPRINT, joined, split
 
@@ -366,7 +367,7 @@ class PostgresDedupStore:
         try:
             if not self._ready:
                 self._open()
-            with connection_of(self._pool, _CONNECTION_WAIT) as connection, _OfOurs(connection):
+            with connection_of(self._pool, _CONNECTION_WAIT) as connection, Asked(connection), _OfOurs(connection):
                 for _ in range(_ATTEMPTS - 1):
                     try:
                         return self._transaction(connection, statements, arguments)
@@ -416,7 +417,7 @@ class PostgresDedupStore:
                 return
             if self._own:
                 self._pool.open()
-            with connection_of(self._pool, _CONNECTION_WAIT) as connection, _OfOurs(connection):
+            with connection_of(self._pool, _CONNECTION_WAIT) as connection, Asked(connection), _OfOurs(connection):
                 if self._comment(connection) is None:
                     with connection.transaction():
                         cursor = plain_cursor(connection)

@@ -43,6 +43,7 @@ from ._progress import (
     pending,
     recreated,
 )
+from ._silence import Asked
 from .contract import check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE, split
 
@@ -252,7 +253,12 @@ class PostgresInbox:
             StoreUnavailable: the database did not answer.
         """
         self._prepare()
-        with _answers("reading offsets"), connection_of(self._pool) as connection, _read_committed(connection):
+        with (
+            _answers("reading offsets"),
+            connection_of(self._pool) as connection,
+            Asked(connection),
+            _read_committed(connection),
+        ):
             rows = plain_cursor(connection).execute(self._statements.read, (scope, *_places(sources))).fetchall()
         offsets = self._offsets(scope, sources, rows)
         self._reached.note(scope, offsets)
@@ -285,7 +291,12 @@ class PostgresInbox:
         connection: Connection | None = None
         committing = cut = False
         try:
-            with connection_of(self._pool) as connection, _read_committed(connection), ExitStack() as committed:
+            with (
+                connection_of(self._pool) as connection,
+                Asked(connection) as asking,
+                _read_committed(connection),
+                ExitStack() as committed,
+            ):
                 with _answers("beginning a transaction"):
                     # in no pipeline: that ends with a Flush behind its Sync, by which PostgreSQL stops the clock of idle_limit
                     committed.enter_context(psycopg.Transaction(connection))
@@ -294,7 +305,8 @@ class PostgresInbox:
                 self._reached.compare(scope, opened._stored)
                 self._open_connection = connection
                 try:
-                    yield opened
+                    with asking.in_other_hands():
+                        yield opened
                 except BaseException as exc:
                     cut = not opened._let_go()
                     if not cut and isinstance(exc, Exception):
@@ -335,22 +347,23 @@ class PostgresInbox:
         self._prepare()
         if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
             raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. Begin one first.")
-        with _answers("enlisting"):
+        with _answers("enlisting"), Asked(connection):
             [(level,)] = plain_cursor(connection).execute(b"SHOW transaction_isolation").fetchall()
         if level != "read committed":
             raise KafkaGuaranteesError(
                 f"the isolation level of this transaction is {level}, in which it fails when it has waited for another one "
                 "(40001), each time that it is repeated. Nothing was done. Begin it with READ COMMITTED."
             )
-        with _answers("enlisting"), connection.pipeline():
-            asked = self._ask(connection, scope, batch, "0")
-        return self._open(connection, scope, batch, asked, enlisted=True)
+        with Asked(connection):
+            with _answers("enlisting"), connection.pipeline():
+                asked = self._ask(connection, scope, batch, "0")
+            return self._open(connection, scope, batch, asked, enlisted=True)
 
     def purge(self, *, limit: int = 10_000) -> int:
         """Remove at most ``limit`` of the ids that are expired, and look at some five times as many. Returns how many."""
         self._prepare()
         removed, pages = 0, max(100, limit // 20)  # of a hundred ids each
-        with _answers("purging"), connection_of(self._pool) as connection, _read_committed(connection):
+        with _answers("purging"), connection_of(self._pool) as connection, Asked(connection), _read_committed(connection):
             [(count,)] = plain_cursor(connection).execute(self._statements.pages).fetchall()
             for begin in (min(self._purged, count), 0):  # to the end, and once more from the beginning
                 end = begin + pages
@@ -457,6 +470,7 @@ class PostgresInbox:
             self._preparing,
             _answers("making the tables"),
             connection_of(self._pool) as connection,
+            Asked(connection),
             _read_committed(connection),
             connection.transaction(),
         ):
@@ -541,7 +555,7 @@ class PostgresInboxTransaction:
         self._advance = advance(self._batch, self._stored, self.fresh, handled)
         if self._enlisted:
             # A pipeline of the caller may be open: what became of the move is known at the end of ours.
-            with _answers("advancing the offsets"), self._fenced(), self.connection.pipeline():
+            with Asked(self.connection), _answers("advancing the offsets"), self._fenced(), self.connection.pipeline():
                 self._send()
         self._finished = True
 
