@@ -1345,6 +1345,84 @@ def test_an_error_that_the_handler_swallowed_is_not_committed(postgres: Place) -
     assert inbox.start_offsets("group", [P0]) == {P0: None}
 
 
+SCHEMAS = ["plain", "Tenant-1.a b", "a@b", "100%", "{p}", "it's", "ä"]
+
+
+@pytest.mark.parametrize("how", ["SET", "SET LOCAL"])
+@pytest.mark.parametrize("both", [False, True], ids=["", "an inbox in both"])
+@pytest.mark.parametrize("schema", ["plain", "Tenant-1.a b"])
+def test_the_search_path_is_the_handler_s(postgres: Place, schema: str, how: str, *, both: bool) -> None:
+    """The inbox stays in its own schema: also with a connection that comes back with another search_path."""
+    own, theirs = (f'"{name}_{uuid.uuid4().hex[:6]}"' for name in (schema, "tenant"))
+    for name in (own, theirs):
+        postgres.sql(f"CREATE SCHEMA {name}")
+    postgres.sql(f"CREATE TABLE {theirs}.mine (what text)")
+
+    def inbox_in(name: str) -> PostgresInbox:
+        escaped = name.replace(" ", "\\ ")
+        return PostgresInbox(make_conninfo(postgres.where, options=f"-csearch_path={escaped}"))
+
+    if both:
+        with inbox_in(theirs) as other:
+            other.start_offsets("group", [P0])
+    inbox = inbox_in(own)
+    postgres._open.append(inbox)
+    for offset in range(3):
+        with inbox.transaction("group", [Entry(P0, offset, key_of(f"{offset}")), Entry(P1, offset, key_of("shared"))]) as tx:
+            assert list(tx.fresh) == [0, 1]  # what is forgotten is new
+            tx.connection.execute(f"{how} search_path TO {theirs}".encode())
+            act_in = f"INSERT INTO mine VALUES ('{offset}')"
+            tx.connection.execute(act_in.encode())
+            tx.finish(1)
+    assert inbox.start_offsets("group", [P0]) == {P0: 3}
+    assert inbox.purge() == 0
+    assert postgres.sql(f"SELECT count(*) FROM {theirs}.mine") == [(3,)]
+    assert postgres.sql(f"SELECT count(*) FROM {own}.kg_inbox_id") == [(3,)]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_a_schema_may_have_any_name(postgres: Place, schema: str) -> None:
+    """Whatever means something elsewhere in a statement."""
+    name = f'"{schema}{uuid.uuid4().hex[:6]}"'
+    postgres.sql(f"CREATE SCHEMA {name}")
+
+    def configure(connection: psycopg.Connection[Any]) -> None:
+        connection.execute(f"SET search_path TO {name}".encode())
+        connection.commit()
+
+    with ConnectionPool(postgres.where, min_size=1, max_size=1, configure=configure, open=True) as pool:
+        inbox = PostgresInbox(pool)
+        for offset in range(2):
+            with inbox.transaction("group", [*entries(P0, [offset]), *entries(P1, [offset], "shared")]) as tx:
+                assert list(tx.fresh) == ([0, 1] if offset == 0 else [0])
+        assert inbox.start_offsets("group", [P0]) == {P0: 2}
+        assert inbox.purge() == 0
+    assert postgres.sql(f"SELECT count(*) FROM {name}.kg_inbox_id") == [(3,)]
+
+
+@pytest.mark.parametrize("handled", [0, 1])
+def test_a_handler_that_takes_another_role_is_told(postgres: Place, handled: int) -> None:
+    """Its rights count for the move of the offsets, too: that is not held against the messages. Set back, all is well."""
+    weak = f"u{uuid.uuid4().hex[:12]}"
+    postgres.sql(f"CREATE ROLE {weak}")
+    [(schema,)] = postgres.sql("SELECT current_schema()")
+    postgres.sql(f"GRANT USAGE ON SCHEMA {schema} TO {weak}")
+    postgres.sql(f"GRANT INSERT ON effect TO {weak}")
+    inbox = postgres.inbox()
+    for reset in (False, True):
+        with suppress(AuthorizationError), inbox.transaction("group", entries(P0, [0])) as tx:
+            tx.connection.execute(f"SET LOCAL ROLE {weak}".encode())
+            act(tx.connection, f"reset {reset}")
+            if reset:
+                tx.connection.execute("RESET ROLE")
+            tx.finish(handled)
+    assert postgres.effects() == ["reset True"]
+    told = pytest.raises(AuthorizationError, match=r"moving the offsets .*permission denied for table .*RESET ROLE")
+    with told, inbox.transaction("group", entries(P1, [0])) as tx:
+        tx.connection.execute(f"SET LOCAL ROLE {weak}".encode())
+        tx.finish(handled)
+
+
 def within(seconds: float, work: Callable[[], object]) -> None:
     """Do something that may hang, in a thread that nobody has to wait for."""
     raised: list[BaseException] = []

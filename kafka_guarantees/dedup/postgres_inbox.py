@@ -66,6 +66,8 @@ LET_GO = 0.5  # seconds that a handler's own thread may still use the connection
 
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}", re.ASCII)  # S03; PostgreSQL cuts names off at 63
 
+_PLAIN = re.compile(r"[A-Za-z0-9_$ .-]+", re.ASCII)
+
 _SCHEMA = (
     """CREATE TABLE IF NOT EXISTS "{p}_version" (version int PRIMARY KEY)""",
     # The rows are few and updated all the time: room in the page makes that cheap.
@@ -91,6 +93,8 @@ _UPGRADE = (
 )
 
 
+_WHERE = "SELECT nspname FROM pg_namespace WHERE oid = (SELECT relnamespace FROM pg_class WHERE oid = to_regclass(%s))"
+
 # What the move of the offsets says when it fails, between quotation marks in a message in whatever language. Only there: the
 # details of other errors quote values, which may be anything.
 _MOVED = "kafka_guarantees: an offset has moved"
@@ -100,19 +104,28 @@ _CLOSED = "the handler closed the connection"
 
 
 class _Statements:
-    """What is sent to the server, with the names of the tables filled in."""
+    """What is sent to the server, with the names of the tables filled in.
 
-    def __init__(self, prefix: str) -> None:
+    Args:
+        prefix: of the tables.
+        schema: that they are in, once it is known: a handler may change the search_path. One with a name that would have to be
+            quoted here, or in which the encoding of the connection counts, is left to the search_path.
+    """
+
+    def __init__(self, prefix: str, schema: str = "") -> None:
+        self.prefix = prefix
+        inside = f'"{schema}".' if _PLAIN.fullmatch(schema) else ""
+
         def named(statement: str) -> bytes:
-            sizes = {"size": KEY_SIZE, "short": FINGERPRINT_SIZE}
+            sizes = {"version": VERSION, "size": KEY_SIZE, "short": FINGERPRINT_SIZE}
             guard = _GUARD.format(p=prefix)
-            return statement.format(p=prefix, version=VERSION, guard=guard, ended=_ENDED, moved=_MOVED, **sizes).encode()
+            return statement.format(p=prefix, s=inside, guard=guard, ended=_ENDED, moved=_MOVED, **sizes).encode()
 
         self.schema = [named(statement) for statement in _SCHEMA]
         self.upgrade = [named(statement) for statement in _UPGRADE]
         self.version = named('SELECT version FROM "{p}_version"')
         self.read = named(
-            'SELECT topic, partition, topic_id, next_offset FROM "{p}_offset" '
+            'SELECT topic, partition, topic_id, next_offset FROM {s}"{p}_offset" '
             "WHERE scope = %s AND (topic, partition) IN (SELECT * FROM unnest(%s::text[], %s::int[]))"
         )
         # VALUES, not arrays: with one partition the planner makes it a plain look-up in the index. The ids come in one
@@ -122,14 +135,14 @@ class _Statements:
         self._limits = named("WITH limits AS MATERIALIZED (") + _LIMITS
         self._locked = named(
             "), locked AS MATERIALIZED (SELECT o.topic, o.partition, o.topic_id, o.next_offset "
-            'FROM limits, "{p}_offset" AS o JOIN (VALUES @) AS m(topic, partition) '
+            'FROM limits, {s}"{p}_offset" AS o JOIN (VALUES @) AS m(topic, partition) '
             "ON o.topic = m.topic AND o.partition = m.partition "
             "WHERE o.scope = %s ORDER BY o.topic, o.partition FOR UPDATE OF o)"
-            ', unfinished AS (UPDATE "{p}_offset" AS o SET unfinished = 0 FROM locked AS l WHERE o.scope = %s '
+            ', unfinished AS (UPDATE {s}"{p}_offset" AS o SET unfinished = 0 FROM locked AS l WHERE o.scope = %s '
             "AND o.topic = l.topic AND o.partition = l.partition AND l.topic = %s AND l.partition = %s)"
         )
         self._added = named(
-            ', added AS (INSERT INTO "{p}_id" (expires, key, scope, fingerprint) '
+            ', added AS (INSERT INTO {s}"{p}_id" (expires, key, scope, fingerprint) '
             "SELECT statement_timestamp() + %s, substring(%s::bytea FROM i * {size} + 1 FOR {size}), %s, "
             "substring(%s::bytea FROM i * {short} + 1 FOR {short}) "
             "FROM generate_series(0, %s - 1) AS i WHERE (SELECT count(*) FROM locked) = @@ "
@@ -138,7 +151,7 @@ class _Statements:
         )
         self._nothing_added = named(", done AS MATERIALIZED (SELECT 0 AS new, NULL::bytea AS keys, count(*) FROM locked)")
         self.rows = self._limits + named(
-            '), added AS (INSERT INTO "{p}_offset" (scope, topic, partition, topic_id) '
+            '), added AS (INSERT INTO {s}"{p}_offset" (scope, topic, partition, topic_id) '
             "SELECT %s, place.* FROM limits, unnest(%s::text[], %s::int[], %s::bytea[]) AS place "
             "ON CONFLICT DO NOTHING RETURNING 1), done AS MATERIALIZED (SELECT count(*) FROM added) "
             "SELECT set_config('lock_timeout', limits.before, true) FROM limits, done"
@@ -149,19 +162,19 @@ class _Statements:
         )
         # FOR UPDATE in the order of the keys comes first: UPDATE alone locks in any order.
         self.refresh = named(
-            'WITH old AS (SELECT key FROM "{p}_id" WHERE scope = %(scope)s AND key = ANY(%(keys)s) '
+            'WITH old AS (SELECT key FROM {s}"{p}_id" WHERE scope = %(scope)s AND key = ANY(%(keys)s) '
             "AND expires <= statement_timestamp() ORDER BY key FOR UPDATE) "
-            'UPDATE "{p}_id" AS known SET expires = statement_timestamp() + %(retention)s, fingerprint = came.fingerprint '
+            'UPDATE {s}"{p}_id" AS known SET expires = statement_timestamp() + %(retention)s, fingerprint = came.fingerprint '
             "FROM old JOIN unnest(%(keys)s::bytea[], %(fingerprints)s::bytea[]) AS came(key, fingerprint) USING (key) "
             "WHERE known.scope = %(scope)s AND known.key = old.key RETURNING known.key"
         )
-        self.fingerprints = named('SELECT key, fingerprint FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
-        self.forget = named('DELETE FROM "{p}_id" WHERE scope = %s AND key = ANY(%s)')
+        self.fingerprints = named('SELECT key, fingerprint FROM {s}"{p}_id" WHERE scope = %s AND key = ANY(%s)')
+        self.forget = named('DELETE FROM {s}"{p}_id" WHERE scope = %s AND key = ANY(%s)')
         # It fails where it does not move what it has to, so that the COMMIT that is sent with it is not executed. The number of
         # the transaction is that of the locks and the ids. Another one: the handler ended that. Else it has no rows: behind a
         # cursor.stream() of the handler's libpq would hand out those of what comes first in a pipeline one by one.
         self._move = named(
-            'WITH moved AS (UPDATE "{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after, unfinished = NULL '
+            'WITH moved AS (UPDATE {s}"{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after, unfinished = NULL '
             "FROM (VALUES @) AS m(topic, partition, topic_id, before, after) "
             "WHERE o.scope = %s AND o.topic = m.topic AND o.partition = m.partition "
             "AND o.next_offset IS NOT DISTINCT FROM m.before RETURNING 1) "
@@ -169,10 +182,11 @@ class _Statements:
             "WHEN count(*) <> %s THEN '{moved}' END)::int IS NOT NULL"
         )
         self.purge = named(
-            'DELETE FROM "{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM "{p}_id" WHERE ctid >= %s::tid AND ctid < %s::tid '
+            'DELETE FROM {s}"{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM {s}"{p}_id" '
+            "WHERE ctid >= %s::tid AND ctid < %s::tid "
             "AND expires <= statement_timestamp() LIMIT %s FOR UPDATE SKIP LOCKED))"
         )
-        self.pages = named("SELECT pg_relation_size('\"{p}_id\"') / current_setting('block_size')::int")
+        self.pages = named("SELECT pg_relation_size('{s}\"{p}_id\"') / current_setting('block_size')::int")
 
     def begin(self, partitions: int, *, ids: bool) -> bytes:
         added = self._added.replace(b"@@", b"%d" % partitions) if ids else self._nothing_added
@@ -485,11 +499,13 @@ class PostgresInbox:
             [(version,)] = cursor.execute(self._statements.version).fetchall()
             if version in {1, 2}:
                 version = self._upgrade(cursor)
+            [(schema,)] = cursor.execute(_WHERE, (f'"{self._prefix}_version"',)).fetchall()
         if version != VERSION:
             raise KafkaGuaranteesError(
                 f"the inbox {self._prefix!r} has version {version} of its tables, and this library knows {VERSION}. "
                 "Nothing was changed. Use the release of kafka-guarantees that made them, or a newer one."
             )
+        self._statements = _Statements(self._prefix, str(schema))
         self._prepared = True
 
     def _upgrade(self, cursor: Cursor) -> int:
@@ -594,6 +610,12 @@ class PostgresInboxTransaction:
                 raise fenced(self._scope, self._advance.offsets or self._batch.first) from exc
             if _ENDED in said:
                 raise ended(_MEDDLED) from exc
+            if isinstance(first, psycopg.errors.InsufficientPrivilege) and self._statements.prefix in str(first):
+                raise AuthorizationError(
+                    f"moving the offsets in the inbox was refused ({_text(exc)}). Nothing was written. If the handler has set "
+                    "another role, have it RESET ROLE; else grant the role of the connection what it had when the transaction "
+                    "began: SELECT, INSERT, UPDATE and DELETE on the inbox's tables."
+                ) from exc
             raise
 
     def _look_why(self, error: Exception) -> None:
