@@ -29,6 +29,7 @@ from ._progress import (
     batch_of,
     check_open,
     compare,
+    ended,
     fenced,
     finished_twice,
     fresh_of,
