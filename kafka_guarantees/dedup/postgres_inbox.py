@@ -581,7 +581,7 @@ class PostgresInboxTransaction:
             self.finish()
         self._check_open()
         with self._fenced(), self.connection.pipeline():
-            with _answers("advancing the offsets"):
+            with _answers("advancing the offsets"), self._fenced():  # the first answer may be there when the second is sent
                 self._send()
             committed.close()  # sends COMMIT
 
