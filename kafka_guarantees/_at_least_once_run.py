@@ -178,6 +178,8 @@ class Run:
                 raise  # not of the store: the group was served meanwhile
             if self._lifecycle.stopping:
                 return NOTHING
+            if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+                return self.give_back(batch)
             log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
             return claims.unprotected(batch.messages)
         except PartitionFenced:

@@ -586,6 +586,19 @@ def test_the_transactions_of_an_inbox_end_with_the_run(how: str) -> None:
     assert ended == [True]
 
 
+def test_what_was_given_away_while_the_store_was_asked_is_not_handled_without_it() -> None:
+    """X02: its new owner may be done with it."""
+
+    def down(*_: object) -> None:
+        raise StoreUnavailable("for the test")
+
+    runs = Runs(claims=SimpleNamespace(claim=down, unprotected=Work, release=int, tidy=int), waits=False)
+    runs.group.ours = [True, False]
+    with runs.run.claimed(runs.batch) as work:
+        assert not work.messages
+    assert runs.group.rewound == [3]
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_a_store_that_is_down_at_the_end_of_a_stopped_run(waits: bool) -> None:  # noqa: FBT001 - two rows
     """D16, D17: nothing is handled without its protection, nor committed without its ids, unless the user says so."""

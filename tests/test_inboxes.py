@@ -1400,6 +1400,14 @@ def test_a_schema_may_have_any_name(postgres: Place, schema: str) -> None:
     assert postgres.sql(f"SELECT count(*) FROM {name}.kg_inbox_id") == [(3,)]
 
 
+def test_a_constraint_of_the_users_may_have_a_name_like_the_inboxes(postgres: Place) -> None:
+    """A message that breaks it is to blame, and nobody has ended the transaction."""
+    inbox = postgres.inbox()
+    postgres.sql("CREATE TABLE task (n int CONSTRAINT task_not_finished CHECK (n > 0))")
+    with pytest.raises(psycopg.errors.CheckViolation), inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.connection.execute("INSERT INTO task VALUES (0)")
+
+
 @pytest.mark.parametrize("handled", [0, 1])
 def test_a_handler_that_takes_another_role_is_told(postgres: Place, handled: int) -> None:
     """Its rights count for the move of the offsets, too: that is not held against the messages. Set back, all is well."""

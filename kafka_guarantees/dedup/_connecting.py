@@ -179,8 +179,11 @@ def _refuses(attempt: str) -> bool:
 
 def shut_down(connection: psycopg.Connection[Any]) -> None:
     """End a connection from any thread: whoever waits for its server is told that it has closed it."""
-    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as same:
-        same.shutdown(socket.SHUT_RDWR)
+    with suppress(OSError, psycopg.Error):
+        number = connection.fileno()
+        with socket.socket(fileno=os.dup(number)) as same:
+            if connection.fileno() == number:  # else it was closed in between, and the number may be another connection's
+                same.shutdown(socket.SHUT_RDWR)
 
 
 def first_line(error: BaseException | str) -> str:

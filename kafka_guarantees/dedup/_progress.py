@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _FINGERPRINT = itemgetter(3)  # of an entry
 
+_FOREIGN_KEY = "23503"  # SQLSTATE of what breaks one
 UNFINISHED = "_not_finished"  # behind the prefix: the constraint that a COMMIT before the move of the offsets breaks
 
 
@@ -272,7 +273,7 @@ def broke_off(error: BaseException) -> bool:
     while at is not None and id(at) not in seen:
         seen.add(id(at))
         name = getattr(getattr(at, "diag", None), "constraint_name", None)
-        if isinstance(name, str) and name.endswith(UNFINISHED):
+        if isinstance(name, str) and name.endswith(UNFINISHED) and getattr(at, "sqlstate", None) == _FOREIGN_KEY:
             return True
         if type(at).__module__.startswith("psycopg") and "forbidden within a Transaction" in str(at):
             return True

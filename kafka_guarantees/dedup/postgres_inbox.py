@@ -86,6 +86,8 @@ _SCHEMA = (
 # There is no version 0: a row that says so cannot be committed. Looked at by COMMIT, in whatever words it is said.
 _GUARD = f'unfinished int CONSTRAINT "{{p}}{UNFINISHED}" REFERENCES "{{p}}_version" (version) DEFERRABLE INITIALLY DEFERRED'
 _UPGRADE = (
+    # first, and in the order in which transactions lock them: else the upgrade of a busy inbox ends in a deadlock each time
+    """LOCK TABLE "{p}_offset", "{p}_id" IN ACCESS EXCLUSIVE MODE""",
     """ALTER TABLE "{p}_id" ADD COLUMN IF NOT EXISTS fingerprint bytea""",
     """CREATE UNIQUE INDEX IF NOT EXISTS "{p}_version_one" ON "{p}_version" (version)""",
     """ALTER TABLE "{p}_offset" ADD COLUMN IF NOT EXISTS {guard}""",
