@@ -1731,6 +1731,20 @@ def test_enlisting_in_a_transaction_of_psycopg(postgres: Place) -> None:
     assert inbox.start_offsets("group", [P0]) == {P0: 2}
 
 
+def test_enlisting_twice_in_a_transaction_is_refused(postgres: Place) -> None:
+    """D13: the first finish() lets it commit, and ids of the second would stay without its offsets."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    with psycopg.connect(postgres.where) as connection:
+        for _ in range(2):  # in another transaction it is the first
+            first = inbox.enlist(connection, "group", entries(P0, [0, 1]))
+            with pytest.raises(KafkaGuaranteesError, match=r"already.*Nothing was done"):
+                inbox.enlist(connection, "group", entries(P0, [2]))
+            first.finish()
+            connection.rollback()
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+
+
 def test_enlisting_in_a_pipeline(postgres: Place) -> None:
     """``finish()`` tells what became of the offsets, also where the caller sends his statements without waiting."""
     inbox = postgres.inbox()

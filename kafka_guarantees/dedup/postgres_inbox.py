@@ -101,6 +101,7 @@ _WHERE = "SELECT nspname FROM pg_namespace WHERE oid = (SELECT relnamespace FROM
 # details of other errors quote values, which may be anything.
 _MOVED = "kafka_guarantees: an offset has moved"
 _ENDED = "kafka_guarantees: another transaction"
+_TRANSACTION = b"SELECT current_setting('transaction_isolation'), pg_current_xact_id_if_assigned()::text"
 _MEDDLED = "the handler ended the transaction"
 _CLOSED = "the handler closed the connection"
 
@@ -250,6 +251,9 @@ class PostgresInbox:
         self._pid = os.getpid()
         self._with_rows: set[tuple[str, Source]] = set()  # whose offsets have a row for certain
         self._reached = Reached()
+        self._enlisted: weakref.WeakKeyDictionary[Connection, object] = (
+            weakref.WeakKeyDictionary()
+        )  # in which transaction, the last time
         self._prepared = False
         self._purged = 0  # up to which page of the ids purge() came
         self._preparing = threading.Lock()
@@ -357,14 +361,19 @@ class PostgresInbox:
             MessageIdReused: an entry has the id of another message. Roll back.
             AuthorizationError: the database does not let this client in, or it has no right to the tables.
             StoreUnavailable: the database did not answer. Roll back, and repeat the transaction.
-            KafkaGuaranteesError: no transaction is open, or its isolation level is not READ COMMITTED.
+            KafkaGuaranteesError: no transaction is open, or its isolation level is not READ COMMITTED, or it has one enlisted.
         """
         batch = batch_of(entries)
         self._prepare()
         if connection.autocommit and connection.info.transaction_status == TransactionStatus.IDLE:
             raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. Begin one first.")
         with _answers("enlisting"), Asked(connection):
-            [(level,)] = plain_cursor(connection).execute(b"SHOW transaction_isolation").fetchall()
+            [(level, number)] = plain_cursor(connection).execute(_TRANSACTION).fetchall()
+        if number is not None and self._enlisted.get(connection) == number:
+            raise KafkaGuaranteesError(
+                "enlist() was called in this transaction already, whose finish() lets it commit: the ids of a second one might "
+                "stay without its offsets. Nothing was done. Enlist all entries at once, or in a transaction of their own."
+            )
         if level != "read committed":
             raise KafkaGuaranteesError(
                 f"the isolation level of this transaction is {level}, in which it fails when it has waited for another one "
@@ -373,7 +382,10 @@ class PostgresInbox:
         with Asked(connection):
             with _answers("enlisting"), connection.pipeline():
                 asked = self._ask(connection, scope, batch, "0")
-            return self._open(connection, scope, batch, asked, enlisted=True)
+            opened = self._open(connection, scope, batch, asked, enlisted=True)
+        if opened._number is not None:
+            self._enlisted[connection] = opened._number
+        return opened
 
     def purge(self, *, limit: int = 10_000) -> int:
         """Remove at most ``limit`` of the ids that are expired, and look at some five times as many. Returns how many."""
