@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaException
-
 from .errors import concluded, delivery_failure
 from .records import report_lost
 
@@ -57,9 +55,7 @@ class Posted:
     def report(self, error: KafkaError | None, message: Message) -> None:
         """The delivery callback: it never raises (P12)."""
         if error is not None:
-            failure = delivery_failure(error, message.topic() or "?", message.partition())
-            failure.__cause__ = KafkaException(error)
-            self.fail(failure)
+            self.fail(delivery_failure(error, message.topic() or "?", message.partition()))
         elif message.offset() is None:
             self.fail(concluded(message.topic() or "?", message.partition()))
         self._known.append(None)  # last: an exception out of a signal handler leaves it unknown

@@ -602,6 +602,4 @@ class TransactionalProducer(Handle):
             self.poison(None)
         elif error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
             # without its partition: whatever was written of it is aborted, as if it was never sent
-            failure = delivery_failure(error, message.topic() or "?")
-            failure.__cause__ = KafkaException(error)
-            self.poison(failure if futile(error) else None)
+            self.poison(delivery_failure(error, message.topic() or "?") if futile(error) else None)

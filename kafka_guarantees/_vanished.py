@@ -6,7 +6,7 @@ Rules.
 * Asked for is what has not moved between two looks: of the rest something may be on its way to the group.
 * Where a member commits what it has in hand in that moment, the new topic takes it: then the group's offset is beyond its end.
   At two looks: a leader that was just elected may not know all of its end.
-* What has vanished is only named here. Whoever puts it right finds out what that means.
+* An offset that has vanished is only named here. Whoever puts it right finds out what that means.
 """
 
 from __future__ import annotations

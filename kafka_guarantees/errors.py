@@ -334,7 +334,7 @@ def futile(error: KafkaError) -> bool:
 
 
 def delivery_failure(error: KafkaError, topic: str, partition: int | None = None) -> DeliveryError | DeliveryUnknown:
-    """The error for a record that was not acknowledged: certainly not written, or unknown.
+    """The error for a record that was not acknowledged: certainly not written, or unknown. The KafkaError is its cause.
 
     Args:
         error: of ``produce()`` or of the delivery report.
@@ -348,15 +348,19 @@ def delivery_failure(error: KafkaError, topic: str, partition: int | None = None
         acl = _grant("WRITE", "topic", [topic])
     advice = f"Grant {acl}." if acl else REFUSED.get(code) or UNSENT.get(code) or ""
     known = code in REFUSED or code in UNSENT
+    failure: DeliveryError | DeliveryUnknown
     if known and partition is None:
-        return DeliveryError(
+        failure = DeliveryError(
             f"a record for {where} was not written ({describe(error)}). Sent again, it makes no duplicate. {advice}"
         )
-    earlier = " So ended the last try; one before it may have been written." if known else ""
-    return DeliveryUnknown(
-        f"a record for {where} may or may not have been written ({describe(error)}).{earlier} "
-        f"Sending it again may make a duplicate: keep its message id, so that a reader can tell. {advice or _LOOK}"
-    )
+    else:
+        earlier = " So ended the last try; one before it may have been written." if known else ""
+        failure = DeliveryUnknown(
+            f"a record for {where} may or may not have been written ({describe(error)}).{earlier} "
+            f"Sending it again may make a duplicate: keep its message id, so that a reader can tell. {advice or _LOOK}"
+        )
+    failure.__cause__ = KafkaException(error)
+    return failure
 
 
 def concluded(topic: str, partition: int | None) -> DeliveryUnknown:

@@ -11,8 +11,6 @@ from functools import partial
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, Union
 
-from confluent_kafka import KafkaException
-
 from .errors import DeliveryUnknown, concluded, delivery_failure
 
 if TYPE_CHECKING:
@@ -322,9 +320,7 @@ class Delivery:
     def __call__(self, error: KafkaError | None, message: Message) -> None:
         """For librdkafka: it is its own delivery callback, so that none is made for each record. Never raises (P12)."""
         if error is not None:
-            failure = delivery_failure(error, self.topic, message.partition())
-            failure.__cause__ = KafkaException(error)
-            self._fail(failure)
+            self._fail(delivery_failure(error, self.topic, message.partition()))
             return
         offset = message.offset()
         if offset is None:

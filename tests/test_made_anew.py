@@ -14,6 +14,7 @@ from kafka_guarantees.dedup import SqliteInbox
 from kafka_guarantees.testing.local_kafka import LocalKafka
 
 from .conftest import fill
+from .test_truncation import PROTOCOLS
 from .world import in_thread, until
 
 if TYPE_CHECKING:
@@ -24,11 +25,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.broker
 
-PROTOCOLS: dict[str, dict[str, str]] = {
-    "eager": {},
-    "cooperative": {"partition.assignment.strategy": "cooperative-sticky"},
-    "KIP-848": {"group.protocol": "consumer"},
-}
 KINDS = ["AtMostOnce", "AtLeastOnce", "ExactlyOnce", "inbox"]
 TOPICS = [f"{kind}-{name}" for kind in KINDS for name in PROTOCOLS] + [f"busy-{kind}" for kind in KINDS]
 

@@ -121,13 +121,11 @@ class Portions:
             try:
                 finished = patiently(transaction, self._consumer, batch, self._stopping)
             except _RolledBack as error:
-                with suppress(RecordRefused):  # of what comes again
-                    self._acknowledged()
+                self._forget_refused()
                 failed = error.failed
                 messages, entries = messages[: error.place], entries[: error.place]
             except (PartitionFenced, StoreUnavailable) as error:
-                with suppress(RecordRefused):
-                    self._acknowledged()
+                self._forget_refused()
                 log.warning("%d messages were given back: %s", len(messages), error)
                 if isinstance(error, PartitionFenced):
                     self._failures.given_away(messages, batch)
@@ -137,6 +135,11 @@ class Portions:
                 # a stop, or the end of its time, may have cut it short of the message that failed
                 return len(finished), failed if len(finished) == len(messages) else None
         return 0, failed
+
+    def _forget_refused(self) -> None:
+        """What was sent in a transaction that is undone is in nobody's way: its messages come again."""
+        with suppress(RecordRefused):
+            self._acknowledged()
 
     def _attempt(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
         """Handle messages that failed before. Returns how many are finished.
