@@ -315,20 +315,24 @@ class AtLeastOnce:
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
-        while True:
-            try:
-                with self._consuming(topics) as run:
-                    for batch in run.consumer.batches(pace, until_idle, self._reading):
-                        if run.portions is None:
-                            self._work_off(run, batch, handle, pace)
-                        else:
-                            self._transact(run, run.portions, batch, handle, pace)
-            except RecordRefused as refused:
-                if self._lifecycle.stopping:
-                    raise_failures([refused.failure], 0, NOT_PAST)
-                self._failures.look_closely(refused.failure)
-            else:
-                return
+        with self._lifecycle.running(), ended_after(self._apart):
+            while True:
+                try:
+                    self._run_on(topics, handle, pace, until_idle)
+                except RecordRefused as refused:
+                    if self._lifecycle.stopping:
+                        raise_failures([refused.failure], 0, NOT_PAST)
+                    self._failures.look_closely(refused.failure)
+                else:
+                    return
+
+    def _run_on(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
+        with self._consuming(topics) as run:
+            for batch in run.consumer.batches(pace, until_idle, self._reading):
+                if run.portions is None:
+                    self._work_off(run, batch, handle, pace)
+                else:
+                    self._transact(run, run.portions, batch, handle, pace)
 
     @staticmethod
     def _work_off(run: Run, batch: Batch, handle: Handling, pace: Pace) -> None:
@@ -398,7 +402,7 @@ class AtLeastOnce:
     def _messages(
         self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself
     ) -> Generator[Message, None, None]:
-        with self._consuming(topics, itself) as run:
+        with self._lifecycle.running(itself), self._consuming(topics) as run:
             for batch in run.consumer.batches(pace, until_idle, self._reading):
                 while batch.messages:
                     with run.claimed(batch) as claimed:
@@ -427,9 +431,9 @@ class AtLeastOnce:
                         batch.messages = run.refuse(batch, work.problem, pace)
 
     @contextmanager
-    def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[Run]:
+    def _consuming(self, topics: Sequence[str]) -> Iterator[Run]:
         """A run, with its member of the group. What trails behind at its end is committed."""
-        with self._lifecycle.running(itself), ended_after(self._apart), closing(TopicIds(self._settings)) as topic_ids:
+        with closing(TopicIds(self._settings)) as topic_ids:
             if self._producer is not None:
                 self._producer.abandon()
             self._preflight.start(topics)

@@ -293,19 +293,20 @@ class ExactlyOnce:
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
-        while True:
-            try:
-                self._run_on(topics, handle, pace, until_idle)
-            except DeliveryError as failure:
-                # what is looked at closely is in hand when it is refused: this is a dead letter
-                if self._lifecycle.stopping or self._failures.closely or not self._failures.blames(failure):
-                    raise
-                self._failures.look_closely(failure)
-            else:
-                return
+        with self._stopped(), self._lifecycle.running(), ended_after(self._apart):
+            while True:
+                try:
+                    self._run_on(topics, handle, pace, until_idle)
+                except DeliveryError as failure:
+                    # what is looked at closely is in hand when it is refused: this is a dead letter
+                    if self._lifecycle.stopping or self._failures.closely or not self._failures.blames(failure):
+                        raise
+                    self._failures.look_closely(failure)
+                else:
+                    return
 
     def _run_on(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
-        with self._stopped(), self._consuming(topics) as consumer:
+        with self._consuming(topics) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch)
                 rest = batch.messages
@@ -578,29 +579,28 @@ class ExactlyOnce:
         return time.monotonic() - batch.fetched > pace.late or self._lifecycle.stopping
 
     @contextmanager
-    def _consuming(self, topics: Sequence[str], itself: Itself | None = None) -> Iterator[GroupConsumer]:
-        with self._lifecycle.running(itself), ended_after(self._apart):
-            self._preflight.start(topics)
-            consumer = None
+    def _consuming(self, topics: Sequence[str]) -> Iterator[GroupConsumer]:
+        self._preflight.start(topics)
+        consumer = None
+        try:
+            self._in_flight.prepare()  # X24: the last run's transactions are ended before their messages are fetched again
+            consumer = GroupConsumer(
+                self._settings,
+                self._lifecycle,
+                topics,
+                self._places,
+                also=self._failures.topics,
+                in_flight=self._in_flight,
+                strict=True,
+            )
+            yield consumer
+            self._in_flight.settle()
+        finally:
             try:
-                self._in_flight.prepare()  # X24: the last run's transactions are ended before their messages are fetched again
-                consumer = GroupConsumer(
-                    self._settings,
-                    self._lifecycle,
-                    topics,
-                    self._places,
-                    also=self._failures.topics,
-                    in_flight=self._in_flight,
-                    strict=True,
-                )
-                yield consumer
-                self._in_flight.settle()
+                self._in_flight.end()
             finally:
-                try:
-                    self._in_flight.end()
-                finally:
-                    if consumer is not None:
-                        consumer.close()
+                if consumer is not None:
+                    consumer.close()
 
     # -- the caller's own loop ----------------------------------------------------------------------------------------
 
@@ -647,7 +647,7 @@ class ExactlyOnce:
     def _transactions(
         self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself
     ) -> Generator[Transaction, None, None]:
-        with self._stopped(), self._consuming(topics, itself) as consumer:
+        with self._stopped(), self._lifecycle.running(itself), self._consuming(topics) as consumer:
             for batch in consumer.batches(pace, until_idle, self._reading):
                 self._read(consumer, batch, whole=True)
                 partitions = batch.partitions

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
     from tenacity import RetryCallState
 
+    from kafka_guarantees.errors import KafkaGuaranteesError
     from kafka_guarantees.testing.local_kafka import RunningKafka
     from kafka_guarantees.testing.servers import LocalPostgres
 
@@ -1303,6 +1304,32 @@ def test_a_record_that_only_brokers_refuse_is_the_fault_of_its_message(world: Wo
     assert sorted((origin.partition, origin.offset) for origin in origins) == [(0, 15), (1, 3)]
     assert all(code in origin.error for origin in origins)
     assert world.offsets(topic, 2) == [20, 20]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("kind", TWO)
+def test_a_signal_before_such_a_message_is_looked_for_ends_the_run(
+    world: World, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run begins anew then; what the process does with SIGTERM without one would not commit, nor leave the group."""
+    topic, target = world.given(40), world.topic(config={"max.message.bytes": 1000})
+    client = world.client(kind, dead_letter=world.topic())
+    look = client._failures.look_closely
+
+    def terminated(failure: KafkaGuaranteesError) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        look(failure)
+
+    monkeypatch.setattr(client._failures, "look_closely", terminated)
+    caught: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: caught.append(number))
+    try:
+        client.run([topic], bad_ones(target, "too large"), **OPTIONS)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not caught
+    assert client._failures.closely
+    assert world.offsets(topic)[0] <= 7  # it was to stop, before that message was found
 
 
 @side_by_side(TWO, HOW)
