@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from functools import partial
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
 from .errors import DeliveryError
-from .records import pairs
+from .records import no_pairs, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,8 +46,15 @@ def _payload(part: Payload, name: str) -> bytes | str | None:
     raise TypeError(f"{name} must be bytes, str or None, not {type(part).__name__}. Nothing was sent. Serialize it first.")
 
 
+def _whole(number: int, what: str) -> int:
+    try:
+        return index(number)
+    except TypeError:
+        raise TypeError(f"{what}, or None, not {number!r}. Nothing was sent.") from None
+
+
 def _timestamp(milliseconds: int) -> int:
-    if milliseconds <= 0:
+    if _whole(milliseconds, "timestamp is a number of milliseconds since the epoch") <= 0:
         raise ValueError(f"timestamp {milliseconds} is refused: librdkafka writes the present time for it. Nothing was sent.")
     return milliseconds
 
@@ -56,7 +64,11 @@ def checked_headers(headers: Headers) -> list[tuple[str, str | bytes | None]] | 
     if not headers:
         return None
     checked: list[tuple[str, str | bytes | None]] = []
-    for name, value in pairs(headers):
+    for header in pairs(headers):
+        try:
+            name, value = header
+        except (TypeError, ValueError):
+            raise no_pairs(headers) from None
         if name.__class__ is not str or not name.isascii() or "\0" in name:
             _check_header_name(name)
         checked.append((name, value if value.__class__ is bytes else _header_value(value)))
@@ -117,7 +129,8 @@ def enqueue(
         known.add(topic)  # once: who produces while no broker answers must not wait for each record
         with suppress(KafkaException):  # no answer: then it is said later
             raw.list_topics(topic, KNOWING)
-    number, when = -1 if partition is None else partition, 0 if timestamp is None else _timestamp(timestamp)
+    number = -1 if partition is None else _whole(partition, "partition is the number of one")
+    when = 0 if timestamp is None else _timestamp(timestamp)
     headers = checked_headers(record.headers)
     try:
         raw.produce(topic, value, key, number, callback, None, when, headers)

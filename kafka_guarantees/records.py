@@ -125,7 +125,15 @@ def pairs(headers: Headers) -> list[tuple[str, Payload]]:
         raise TypeError(
             f"headers must be a mapping or a list of pairs, not {kind}, which can be read once only. Nothing was sent."
         )
-    return list(headers.items() if isinstance(headers, Mapping) else headers or ())
+    try:
+        return list(headers.items() if isinstance(headers, Mapping) else headers or ())
+    except TypeError:
+        raise no_pairs(headers) from None
+
+
+def no_pairs(headers: object) -> TypeError:
+    """The error for headers that nobody can read as such."""
+    return TypeError(f"headers are pairs of name and value, or a dict, not {headers!r}. Nothing was sent.")
 
 
 def with_id(headers: Headers, message_id: str | bytes) -> list[tuple[str, Payload]]:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import re
 import threading
 import time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record, _turns
-from kafka_guarantees._enqueue import _payload, checked_headers
+from kafka_guarantees._enqueue import _payload, checked_headers, enqueue
 from kafka_guarantees._failures import GaveUp, handler_error
 from kafka_guarantees._turns import TURN, Turns
 from kafka_guarantees.errors import DeliveryError, DeliveryUnknown
@@ -483,6 +485,22 @@ def test_headers_that_can_be_read_once_are_refused() -> None:
     """Where the queue is full they are read a second time: the record would go without them."""
     with pytest.raises(TypeError, match="not zip, which can be read once"):
         checked_headers(zip(["a"], [b"1"], strict=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("headers", ["abc", ["abc"], [1], [("a", b"1", 0)], 7])
+def test_headers_that_are_no_pairs_are_named(headers: Any) -> None:
+    """Python would say that there are not enough values to unpack, or that something cannot be iterated."""
+    with pytest.raises(TypeError, match=r"headers are pairs of name and value, or a dict, not .*Nothing was sent"):
+        checked_headers(headers)
+
+
+@pytest.mark.parametrize("wrong", ["3", 1.5, datetime.now(timezone.utc)])
+@pytest.mark.parametrize("name", ["partition", "timestamp"])
+def test_a_partition_and_a_timestamp_are_whole_numbers(name: str, wrong: Any) -> None:
+    """Of a time and of text C, or a comparison, would only say that these are no numbers."""
+    raw, record = Producer({"bootstrap.servers": DEAD}), Record("a-topic", **{name: wrong})
+    with pytest.raises(TypeError, match=f"{name} is .*not {re.escape(repr(wrong))}. Nothing was sent"):
+        enqueue(raw, record, None, lambda _waited: False, set(), serve=lambda _call: 0)
 
 
 @pytest.mark.parametrize("name", ["\0", "a\0b", "a\0"])
