@@ -109,6 +109,11 @@ class GaveUp(NamedTuple):
     attempts: int
     size: int = 1
 
+    @property
+    def tried(self) -> str:
+        """How often, for a sentence, where it was more than once. Without an id it is not at all."""
+        return f", in {self.attempts} attempts" if self.attempts > 1 else ""
+
 
 class Failures:
     """What a client does about messages that fail.
@@ -285,9 +290,9 @@ class Failures:
                 raise failed.error.failure
             raise handler_error(message, failed) from failed.error
         log.error(
-            "%s could not be handled in %d attempts (%s), and goes to the dead letter topic %r",
+            "%s could not be handled%s (%s), and goes to the dead letter topic %r",
             where(message),
-            failed.attempts,
+            failed.tried,
             type(failed.error).__name__,
             self.topic,
             exc_info=failed.error,
@@ -367,14 +372,13 @@ def not_set_aside(error: Exception) -> Exception:
 
 def handler_error(message: Message, failed: GaveUp) -> HandlerError:
     """The error for a message that could not be handled, and ends the run."""
-    error, attempts, size = failed
-    tried = "" if attempts == 1 else f", in {attempts} attempts"
+    error, _, size = failed
     together = "" if size == 1 else f"a batch of {size} messages, the first of which is "
     what = "Correct the handler or the message; or give dead_letter=, a topic where such messages are set aside."
     if isinstance(error, NotRecords):
         what = "Correct the handler. What it does besides is done again for this message, outside of an inbox."
     failure = HandlerError(
-        f"the handler failed at {together}{where(message)}{tried} "
+        f"the handler failed at {together}{where(message)}{failed.tried} "
         f"({type(error).__name__}: {text_of(error)}). Nothing at or after that offset was committed, so the next run begins "
         f"there again. {what}"
     )
