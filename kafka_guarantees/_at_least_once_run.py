@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ._client import Rarely
 from ._failures import Failed, GaveUp, Left, attempted
-from ._offsets import next_offsets
 from ._producer import raise_failures
 from ._recognition.claims import Work
 from ._recognition.message_ids import entries_of, entry_of
@@ -240,7 +239,7 @@ class Run:
         elif self._claims is not None and not self._complete(batch, self._claims, handled, finished):
             return self.give_back(batch)
         elif behind:
-            self.trail.add(Portion(next_offsets(finished, batch.topic), batch, posted, len(finished)))
+            self.trail.add(Portion(batch.next_offsets(finished), batch, posted, len(finished)))
         elif not self._commit(batch, finished):
             return NOTHING
         if self._failures.closely:
@@ -316,7 +315,7 @@ class Run:
     def _commit(self, batch: Batch, finished: Sequence[Message]) -> bool:
         """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
         while self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
-            offsets = {**self.trail.offsets(), **next_offsets(finished, batch.topic)}
+            offsets = {**self.trail.offsets(), **batch.next_offsets(finished)}
             try:
                 self.consumer.commit(offsets.values())
             except BrokerError as exc:  # not of a right that is missing: that is raised

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ._offsets import membership, next_offsets
+from ._offsets import membership, next_offsets, spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from confluent_kafka import Message
+    from confluent_kafka import Message, TopicPartition
 
-    from ._offsets import Partition
+    from ._offsets import Partition, Span
 
 
 class Batch:
     """Messages of one fetch, in the order of their partitions, and the membership that they were fetched under."""
 
-    __slots__ = ("fetched", "member", "messages", "metadata", "taken", "topic")
+    __slots__ = ("_messages", "_spans", "fetched", "member", "metadata", "taken", "topic")
 
     def __init__(self, messages: Sequence[Message], metadata: bytes, fetched: float, topic: str | None = None) -> None:
         self.messages = messages
@@ -25,6 +25,29 @@ class Batch:
         self.belongs_to(metadata)
         self.taken = fetched
         self.fetched = fetched  # later: when the group was last served with the batch in hand
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """What is left in hand."""
+        return self._messages
+
+    @messages.setter
+    def messages(self, messages: Sequence[Message]) -> None:
+        self._messages = messages
+        self._spans: dict[Partition, Span] | None = None
+
+    @property
+    def spans(self) -> dict[Partition, Span]:
+        """What of each partition is among these. They are walked once."""
+        if self._spans is None:
+            self._spans = spans(self._messages, self.topic)
+        return self._spans
+
+    def next_offsets(self, messages: Sequence[Message]) -> dict[Partition, TopicPartition]:
+        """What to commit once these of its messages, which follow each other, are finished."""
+        if len(messages) == len(self._messages):
+            return {partition: span.behind for partition, span in self.spans.items()}
+        return next_offsets(messages, self.topic)
 
     def belongs_to(self, metadata: bytes) -> None:
         """Take over the membership that holds the batch."""
@@ -34,4 +57,4 @@ class Batch:
     @property
     def partitions(self) -> set[Partition]:
         """Where its messages come from."""
-        return set(next_offsets(self.messages, self.topic))
+        return set(self.spans)

@@ -178,7 +178,7 @@ class GroupConsumer:
             if batch is not None and batch.messages:
                 if until_idle is not None or self._in_flight is not None:
                     # before it is handled: what is fetched again of it goes on elsewhere, and that is not reached
-                    self._assignment.reach({p: o.offset for p, o in next_offsets(batch.messages, batch.topic).items()})
+                    self._assignment.reach({partition: span.behind.offset for partition, span in batch.spans.items()})
                 reading.begin(batch.messages)
                 yield batch
                 batch.messages = ()  # free them now, even where somebody still has the batch
@@ -193,7 +193,7 @@ class GroupConsumer:
     @staticmethod
     def without_repeats(batch: Batch, marks: Mapping[Partition, int]) -> Sequence[Message]:
         """The messages of a batch that are not below these marks, and a log line where others are left out (M09)."""
-        rest = not_before(batch.messages, marks, batch.topic)
+        rest = not_before(batch.messages, marks, batch.spans) if marks else batch.messages
         if len(rest) < len(batch.messages):
             left_out = len(batch.messages) - len(rest)
             log.warning("%d messages are left out: this client has had them in hand before (M09)", left_out)

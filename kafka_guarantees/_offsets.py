@@ -34,23 +34,50 @@ class _Consumed(Protocol):
     def leader_epoch(self) -> int | None: ...
 
 
-def next_offsets(messages: Iterable[Message], topic: str | None = None) -> dict[Partition, TopicPartition]:
-    """What to commit once all of ``messages`` (in the order of consumption) are finished.
+class Span(NamedTuple):
+    """What of one partition is among some messages.
+
+    Attributes:
+        first: offset of the first of them.
+        behind: what to commit once all of them are finished.
+    """
+
+    first: int
+    behind: TopicPartition
+
+
+def spans(messages: Iterable[Message], topic: str | None = None) -> dict[Partition, Span]:
+    """What of each partition is among ``messages``, in the order of consumption.
 
     Args:
         messages: come in runs of one partition each, as a rule.
         topic: the only one that they can be of, if there is only one.
     """
+    first: dict[Partition, int] = {}
     last: dict[Partition, _Consumed] = {}
-    for number, run in groupby(cast("Iterable[_Consumed]", messages), _PARTITION):
-        if topic is None:
-            last.update(((message.topic(), number), message) for message in run)
-        else:
-            last[topic, number] = deque(run, 1)[0]
+    consumed = cast("Iterable[_Consumed]", messages)
+    for found, run in groupby(consumed, _place if topic is None else _PARTITION):
+        partition: Partition = found if topic is None else (topic, found)
+        message = next(run)
+        if partition not in first:
+            first[partition] = message.offset()
+        rest = deque(run, 1)  # noqa: B031 - what comes after the first
+        last[partition] = rest[0] if rest else message
     return {
-        partition: TopicPartition(*partition, message.offset() + 1, leader_epoch=_epoch(message.leader_epoch()))
+        partition: Span(
+            first[partition], TopicPartition(*partition, message.offset() + 1, leader_epoch=_epoch(message.leader_epoch()))
+        )
         for partition, message in last.items()
     }
+
+
+def _place(message: _Consumed) -> Partition:
+    return message.topic(), message.partition()
+
+
+def next_offsets(messages: Iterable[Message], topic: str | None = None) -> dict[Partition, TopicPartition]:
+    """What to commit once all of ``messages`` are finished. ``topic``: see ``spans``."""
+    return {partition: span.behind for partition, span in spans(messages, topic).items()}
 
 
 def _epoch(known: int | None) -> int:
@@ -58,19 +85,13 @@ def _epoch(known: int | None) -> int:
     return -1 if known is None else known
 
 
-def not_before(messages: Sequence[Message], marks: Mapping[Partition, int], topic: str | None = None) -> Sequence[Message]:
-    """The messages that are not below the mark of their partition (M09). ``topic``: see ``next_offsets``."""
-    if not marks:
+def not_before(
+    messages: Sequence[Message], marks: Mapping[Partition, int], found: Mapping[Partition, Span]
+) -> Sequence[Message]:
+    """The messages that are not below the mark of their partition (M09). ``found``: their spans."""
+    if all(span.first >= marks.get(partition, 0) for partition, span in found.items()):
         return messages
-    consumed = cast("Sequence[_Consumed]", messages)
-    if topic is None:
-        first = {(m.topic(), m.partition()): m.offset() for m in reversed(consumed)}
-    else:
-        runs = [(number, next(run)) for number, run in groupby(consumed, _PARTITION)]
-        first = {(topic, number): m.offset() for number, m in reversed(runs)}
-    if all(offset >= marks.get(partition, 0) for partition, offset in first.items()):
-        return messages
-    late = [m for m in consumed if m.offset() >= marks.get((m.topic(), m.partition()), 0)]
+    late = [m for m in cast("Sequence[_Consumed]", messages) if m.offset() >= marks.get(_place(m), 0)]
     return cast("Sequence[Message]", late)
 
 

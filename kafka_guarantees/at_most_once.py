@@ -30,7 +30,7 @@ from ._apart import apart_of, ended_after
 from ._consumer import GroupConsumer, sent_twice
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
-from ._offsets import fields, next_offsets
+from ._offsets import fields
 from ._pace import Pace
 from ._places import Places
 from ._preflight import Preflight
@@ -285,7 +285,7 @@ class AtMostOnce:
         if not consumer.still_ours(batch, within=self._settings.session_timeout / 2):
             consumer.rewind(batch.messages)
             return False
-        offsets = next_offsets(portion, batch.topic)
+        offsets = batch.next_offsets(portion)
         began = time.monotonic()
         try:
             consumer.commit(offsets.values())

@@ -41,7 +41,6 @@ from ._consumer import GroupConsumer
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
 from ._in_flight import InFlight
 from ._lifecycle import Lifecycle, close_behind
-from ._offsets import next_offsets
 from ._pace import FIRST_BATCH, Pace
 from ._places import Places
 from ._preflight import Preflight
@@ -405,7 +404,7 @@ class ExactlyOnce:
         except BaseException:
             producer.abandon()
             raise
-        offsets, metadata = next_offsets(messages, batch.topic), batch.metadata
+        offsets, metadata = batch.next_offsets(messages), batch.metadata
         finish = partial(self._finish, batch=batch, offsets=self._places.marked(offsets.values()), metadata=metadata)
         self._in_flight.take_off(offsets, len(messages), finish)
         return not self._failures.closely or self._landed(consumer)
@@ -560,7 +559,7 @@ class ExactlyOnce:
         """What to commit of a batch; None: it is not ours any more."""
         if not self._still_ours(consumer, batch, batch.messages):
             return None
-        return self._places.marked(next_offsets(batch.messages, batch.topic).values())
+        return self._places.marked(batch.next_offsets(batch.messages).values())
 
     def _settled(self, consumer: GroupConsumer) -> bool:
         """Wait for what is in flight. False: some of it is not committed, and comes again."""

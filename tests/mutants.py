@@ -209,7 +209,7 @@ def amo_commits_after_handling() -> None:
     @instead(AtMostOnce, "_portions_of")
     def _(_original: Any, self: Any, consumer: Any, pace: Pace, until_idle: Any) -> Iterator[Any]:
         for batch in consumer.batches(pace, until_idle, self._reading):
-            rest = not_before(batch.messages, self._handled)
+            rest = not_before(batch.messages, self._handled, batch.spans)
             while rest and not self._lifecycle.stopping:
                 portion, rest = rest[:50], rest[50:]
                 yield portion

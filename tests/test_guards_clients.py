@@ -261,7 +261,7 @@ class Taken:
     without_repeats = staticmethod(GroupConsumer.without_repeats)
 
     def __init__(self, *, taken: float) -> None:
-        self.batch = SimpleNamespace(messages=list(MESSAGES), taken=taken, fetched=taken, topic="t")
+        self.batch = Batch(list(MESSAGES), b"CGMDv2:\1\0\0\0g\0me\0\0", taken)
         self.rewound: list[list[int | None]] = []
         self.committed = 0
         self.rejoined = 0

@@ -10,7 +10,8 @@ from confluent_kafka import Consumer, Message, TopicPartition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kafka_guarantees._offsets import Membership, membership, named, next_offsets, not_before
+from kafka_guarantees._batch import Batch
+from kafka_guarantees._offsets import Membership, membership, named, next_offsets, not_before, spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,19 +89,40 @@ def test_a_restart_gives_no_finished_message_and_every_other(messages: list[Mess
 def test_exactly_the_messages_below_their_mark_are_left_out(messages: list[Message], marks: dict[tuple[str, int], int]) -> None:
     """M09: what was handled before is not handled again; everything else is, in the same order."""
     expected = [one for one in messages if place(one)[2] >= marks.get(place(one)[:2], 0)]
-    assert [id(one) for one in not_before(messages, marks)] == [id(one) for one in expected]
+    assert [id(one) for one in not_before(messages, marks, spans(messages))] == [id(one) for one in expected]
 
 
 def test_nothing_is_copied_where_nothing_is_left_out() -> None:
     """The usual case costs no copy: it is on the path of every batch."""
     messages: Sequence[Message] = [message("a", 0, 4), message("a", 0, 5)]
-    assert not_before(messages, {}) is messages
-    assert not_before(messages, {("a", 0): 4}) is messages
+    assert not_before(messages, {}, spans(messages)) is messages
+    assert not_before(messages, {("a", 0): 4}, spans(messages)) is messages
 
 
 def test_an_offset_equal_to_the_mark_is_the_next_one_to_handle() -> None:
     """A mark is the offset after the last handled message, so a message at it is new."""
-    assert [place(one)[2] for one in not_before([message("a", 0, n) for n in (3, 4, 5)], {("a", 0): 4})] == [4, 5]
+    messages = [message("a", 0, offset) for offset in (3, 4, 5)]
+    assert [place(one)[2] for one in not_before(messages, {("a", 0): 4}, spans(messages))] == [4, 5]
+
+
+# --- a batch ---------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(consumed(), st.booleans())
+def test_a_batch_says_of_each_part_what_the_offset_book_does(messages: list[Message], mixed: bool) -> None:  # noqa: FBT001
+    """C04: however it is cut, and whatever is left in hand of it; one that can be of one topic only as any other."""
+    topic = None if mixed else "a"
+    messages = [one for one in messages if mixed or one.topic() == topic]
+    batch = Batch(messages, metadata(1, "group", "member"), 0.0, topic)
+    for left in (messages, messages[1:]):
+        batch.messages = left
+        assert batch.partitions == {place(one)[:2] for one in left}
+        for cut in range(len(left) + 1):
+            of, book = batch.next_offsets(left[:cut]), next_offsets(left[:cut])
+            assert {key: (found.offset, found.leader_epoch) for key, found in of.items()} == {
+                key: (found.offset, found.leader_epoch) for key, found in book.items()
+            }
 
 
 # --- membership: decoding --------------------------------------------------------------------------------------------
