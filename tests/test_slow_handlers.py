@@ -362,14 +362,21 @@ def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatc
     assert len(together(apart, lambda _message: [1] * 4000, range(1000))[0]) == 3
     done: list[Any] = []
 
+    interrupted = threading.Event()
+
     def interrupt() -> None:
+        interrupted.set()
         raise KeyboardInterrupt
+
+    def slow(_message: Message) -> list[Record]:
+        assert interrupted.wait(60)
+        return []
 
     apart.attend(interrupt, lambda: None)
     monkeypatch.setattr(_apart, "AT_ONCE", 0.1)
     monkeypatch.setattr(apart._lifecycle, "hands", set())
     with pytest.raises(KeyboardInterrupt):
-        apart.each(lambda _message: time.sleep(0.15) or [], cast("Any", range(1000)), done, 60)  # type: ignore[func-returns-value]
+        apart.each(slow, cast("Any", range(1000)), done, 60)
     assert len(done) == 1  # what was handled is known
     with apart._lifecycle.running():
         apart._lifecycle.stop()
