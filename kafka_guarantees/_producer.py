@@ -437,8 +437,10 @@ class PlainProducer(Handle):
         try:
             left = self.drain(lambda: time.monotonic() >= deadline) or self.flush(lambda: time.monotonic() >= deadline)
             if left:
-                self.raw.purge(in_queue=True, in_flight=True, blocking=False)
-                # the reports of what was purged (P14): every delivery is settled
+                # P14: this does not block. With False confluent-kafka 2.16 waits, and holds up all threads of Python, for as
+                # long as the name of a broker is looked up
+                self.raw.purge(in_queue=True, in_flight=True, blocking=True)
+                # the reports of what was purged: every delivery is settled
                 self._callbacks.serve(partial(self.raw.flush, SLICE))
                 _lose(list(self.unacknowledged), [])
         finally:  # also of a producer that cannot go on (P09)

@@ -220,6 +220,29 @@ def test_close_of_a_full_queue_settles_every_delivery_too() -> None:
     assert all(delivery.done for delivery in deliveries)
 
 
+def test_what_is_given_up_is_not_waited_for_with_the_gil() -> None:
+    """P14: purge(blocking=False) waits while a thread of librdkafka looks up a name, and no thread of Python runs meanwhile."""
+    kafka = AtMostOnce(dead())
+    kafka.produce("orders", b"x")
+    assert kafka._producer is not None
+    raw, asked = kafka._producer.raw, list[dict[str, bool]]()
+
+    class Purges:
+        def purge(self, **how: bool) -> None:
+            asked.append(how)
+            raw.purge(**how)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(raw, name)
+
+        def __len__(self) -> int:
+            return len(raw)
+
+    kafka._producer.raw = Purges()
+    kafka.close(0)
+    assert asked == [{"in_queue": True, "in_flight": True, "blocking": True}]
+
+
 def test_at_most_once_says_what_was_not_sent(caplog: pytest.LogCaptureFixture) -> None:
     """At most once may lose, but not in silence: flush() returns the number, close() logs it, in time."""
     kafka = AtMostOnce(dead())
