@@ -134,6 +134,11 @@ class Assignment:
     # -- rest ---------------------------------------------------------------------------------------------------------
 
     @property
+    def resting(self) -> AbstractSet[Partition]:
+        """Those that rest."""
+        return self._resting.keys()
+
+    @property
     def awake(self) -> set[Partition]:
         """Those that do not rest."""
         return self.owned - self._resting.keys()

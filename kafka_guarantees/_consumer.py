@@ -29,7 +29,7 @@ from ._offsets import Membership, Partition, membership, named, next_offsets, no
 from ._positions import Positions
 from ._topics import Topics, own_dead_letters
 from ._vanished import Vanished
-from .errors import NO_TOPIC, REBALANCED, FencedError, broker_failure, describe, kafka_error, unreleased
+from .errors import NO_TOPIC, NOT_TAKEN, FencedError, broker_failure, describe, kafka_error, unreleased
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -128,6 +128,8 @@ class GroupConsumer:
         self._fenced_from = 0.0  # an id that is not given back by then, once it was asked for, is somebody else's
         self._told = False  # that such an id is asked for again
         self._looked = 0  # how many rebalances there had been when shares() was asked last
+        self._resumed = 0  # the same, when all that does not rest was resumed last
+        self._over = False  # librdkafka has a fatal error, and commits nothing any more; the next poll tells which
         self._problem: Exception | None = None  # of a rebalance callback, raised after the C call
         config = {**settings.consumer, **self._callbacks.of(settings.callbacks), "enable.partition.eof": True}
         if not strict:  # there will be commits that nobody waits for: see ``send_commit``
@@ -234,6 +236,8 @@ class GroupConsumer:
         if self._assignment.rebalances != before:
             self.unplace(next_offsets(messages))  # C03: they may be of an assignment that is over
             messages = []
+        if messages and self._assignment.resting:
+            messages = self._without_resting(messages)
         if self._must_ask():
             messages = self._without_moved(messages)
         if not messages:
@@ -278,6 +282,10 @@ class GroupConsumer:
     def _put_right(self) -> bool:
         """Do what is due before messages are taken. False: a call got no answer, in a client that stops."""
         self._positions.wake()
+        if self._resumed != self._assignment.rebalances and not self.gone_silent:
+            # librdkafka 2.16 drops a resume() in whose moment it pauses for a rebalance, and says that all went well
+            self._resumed = self._assignment.rebalances
+            self.resume()
         if self._in_flight is not None and self._in_flight.failed:
             self._find_places()
         if self._assignment.owned and self._refresh.due and not self.gone_silent:
@@ -297,6 +305,12 @@ class GroupConsumer:
             self.rejoin(self._stray)
             return []
         return [m for m in messages if (m.topic(), m.partition()) not in moved]
+
+    def _without_resting(self, messages: list[Message]) -> list[Message]:
+        """Drop what comes of partitions that rest: librdkafka drops a pause() in such a moment, too. They are sought again."""
+        come = next_offsets(messages).keys() & self._assignment.resting
+        self.raw.pause([TopicPartition(*partition) for partition in come])
+        return [m for m in messages if (m.topic(), m.partition()) not in come]
 
     def _take(
         self, max_batch: int, wait: float, idle: Callable[[], None] | None = None
@@ -363,7 +377,9 @@ class GroupConsumer:
         return self._client.gone_silent
 
     def membership(self) -> Membership:
-        """The membership at this moment."""
+        """The membership at this moment. None, once librdkafka has a fatal error: another instance may have its id."""
+        if self._over:
+            return Membership(-1, "")
         return membership(self.raw.consumer_group_metadata())
 
     def still_ours(self, batch: Batch, *, within: float) -> bool:
@@ -486,6 +502,7 @@ class GroupConsumer:
             raise self._not_committed(kafka_error(exc), answer) from exc
 
     def _not_committed(self, error: KafkaError, places: Iterable[TopicPartition]) -> KafkaGuaranteesError:
+        self._over = self._over or error.code() == KafkaError._FATAL
         return broker_failure(
             error,
             "committing offsets",
@@ -511,7 +528,7 @@ class GroupConsumer:
         try:
             self._commit(places)
         except BaseException as exc:
-            refused = isinstance(exc, KafkaException) and kafka_error(exc).code() in REBALANCED
+            refused = isinstance(exc, KafkaException) and kafka_error(exc).code() in NOT_TAKEN
             if self._strict and not refused:
                 self._stray = "it is not known whether offsets were committed"
             raise
@@ -643,6 +660,7 @@ class GroupConsumer:
         self._client.leave(level)
         self._assignment.clear()
         self._client.renew()
+        self._over = False
         self._join()
 
     def close(self) -> None:

@@ -38,7 +38,7 @@ from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._topics import check_run
-from .errors import REBALANCED, BrokerError, DeliveryError, UnsafeConfigError, kafka_error
+from .errors import NOT_TAKEN, BrokerError, DeliveryError, UnsafeConfigError, kafka_error
 from .records import Record, check_handler, leave, records_in
 
 if TYPE_CHECKING:
@@ -457,9 +457,9 @@ def next_size(handled: int, size: int, seconds: float, limit: int) -> int:
 
 
 def refused(error: BrokerError) -> bool:
-    """Whether the group has refused a commit, because it has assigned partitions anew."""
+    """Whether a commit was refused by the group, which has assigned partitions anew, or not sent at all."""
     cause = error.__cause__
-    return isinstance(cause, KafkaException) and kafka_error(cause).code() in REBALANCED
+    return isinstance(cause, KafkaException) and kafka_error(cause).code() in NOT_TAKEN
 
 
 def _log_dropped(message: Message, error: Exception) -> None:

@@ -270,6 +270,9 @@ REBALANCED = frozenset(
     }
 )
 
+# What a commit ends with that was not taken, neither now nor later. With a fatal error librdkafka does not send it.
+NOT_TAKEN = REBALANCED | {KafkaError._FATAL}
+
 INSTANCE = frozenset({KafkaError.FENCED_INSTANCE_ID, KafkaError.UNRELEASED_INSTANCE_ID})
 
 # What says that a topic, or its partition, is not there.

@@ -6,6 +6,7 @@ import pickle
 import re
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -471,6 +472,34 @@ def test_a_static_member_that_another_one_replaces_stops(
             assert new.error is None
     assert text.startswith(f"FencedError: consuming as a member of group {group!r} failed (FENCED_INSTANCE_ID: ")
     assert "Nothing was committed that was not handled. Stop one of them, or give each its own group.instance.id" in text
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("kind", [AtLeastOnce, AtMostOnce])
+def test_a_static_member_that_is_replaced_while_it_handles_stops(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], kind: type[Any]
+) -> None:
+    """Its commit is the first to hear of it, and librdkafka does not say of what: it neither tries on nor takes the id back."""
+    topic, group, busy, fenced = kafka_topic(), fresh("static"), threading.Event(), threading.Event()
+    fill(kafka.bootstrap, topic, [b"x", b"y", b"z"])
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": group, "group.instance.id": "one", "heartbeat.interval.ms": 200}
+
+    def handler(_message: Message) -> None:
+        busy.set()
+        fenced.wait(30)
+
+    with kind(config, start="earliest", preflight="off") as old, ThreadPoolExecutor() as threads:
+        run = threads.submit(old.run, [topic], handler, max_batch=1)
+        assert busy.wait(30)
+        with Member(config, topic) as new:
+            assert new.consuming.wait(30)
+            time.sleep(1)  # some heartbeats
+            fenced.set()
+            began = time.monotonic()
+            with pytest.raises(FencedError):
+                run.result(60)
+            assert time.monotonic() - began < 10  # and not at the end of a session
+            assert new.error is None
 
 
 @pytest.mark.broker

@@ -17,6 +17,7 @@ from tenacity import Retrying, stop_after_attempt, wait_fixed
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, Record, StoreUnavailable, _failures
 from kafka_guarantees._at_least_once_run import Run
+from kafka_guarantees._batch import Batch
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._failures import Failed, Left
 from kafka_guarantees._group_client import GroupClient
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from kafka_guarantees._batch import Batch
     from kafka_guarantees._recognition.claims import Work
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
@@ -48,9 +48,17 @@ LIMIT = 300.0  # max.poll.interval.ms, in seconds
 DEAD = {"bootstrap.servers": "127.0.0.1:1", "group.id": "group"}
 
 
+def in_hand(*messages: str) -> Any:
+    """A batch of which only some messages are committed."""
+    batch = Batch((), b"CGMDv2:\1\0\0\0g\0me\0\0", 0.0)
+    batch.messages = messages  # type: ignore[assignment]
+    return batch
+
+
 def test_one_partition_that_was_not_committed_is_an_error() -> None:
     """C06: the answer as a whole is good, and says of one partition that it was refused. Nothing of it counts as committed."""
     consumer = GroupConsumer.__new__(GroupConsumer)
+    consumer._over = False
     consumer._places = Places("group", "earliest")
     consumer._settings = SimpleNamespace(group_id="group")  # type: ignore[assignment] # what it needs of them
     good = SimpleNamespace(topic="t", partition=0, offset=5, error=None)
@@ -72,7 +80,7 @@ def test_before_it_commits_at_most_once_asks_the_clock_as_well() -> None:
         return True
 
     consumer: Any = SimpleNamespace(still_ours=still_ours, commit=lambda _offsets: None, rewind=lambda _messages: None)
-    batch: Any = SimpleNamespace(topic=None, messages=())
+    batch: Any = in_hand()
     assert client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
     assert asked == [10.0, 20.0]
     client.close()
@@ -282,7 +290,12 @@ def test_what_interrupts_a_rejoin_is_not_hidden_by_its_end() -> None:
 
 @pytest.mark.parametrize(
     ("code", "stray"),
-    [(KafkaError.ILLEGAL_GENERATION, False), (KafkaError.STALE_MEMBER_EPOCH, False), (KafkaError._TRANSPORT, True)],
+    [
+        (KafkaError.ILLEGAL_GENERATION, False),
+        (KafkaError.STALE_MEMBER_EPOCH, False),
+        (KafkaError._FATAL, False),  # another instance has its id, and a new member would fence that
+        (KafkaError._TRANSPORT, True),
+    ],
 )
 def test_a_commit_that_the_group_refused_is_no_reason_to_join_anew(code: int, stray: bool) -> None:  # noqa: FBT001
     """M02: it did not arrive, and no copy of it can. To leave would make the group assign anew, and refuse others, for ever."""
@@ -293,10 +306,10 @@ def test_a_commit_that_the_group_refused_is_no_reason_to_join_anew(code: int, st
         raise BrokerError("refused") from KafkaException(KafkaError(code))
 
     consumer: Any = SimpleNamespace(still_ours=lambda *_, **__: True, commit=refuses, rewind=rewound.append)
-    batch: Any = SimpleNamespace(topic=None, messages=("all of it",))
+    batch: Any = in_hand("all", "of it")
     assert not client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
     assert bool(client._stray) is stray
-    assert rewound == ([] if stray else [("all of it",)])
+    assert rewound == ([] if stray else [("all", "of it")])
     client.close()
 
 
@@ -310,7 +323,7 @@ def test_a_commit_that_was_refused_late_may_have_been_sent_twice(monkeypatch: py
 
     monkeypatch.setattr("kafka_guarantees.at_most_once.time", SimpleNamespace(monotonic=lambda: now[0]))
     consumer: Any = SimpleNamespace(still_ours=lambda *_, **__: True, commit=refuses)
-    batch: Any = SimpleNamespace(topic=None, messages=("all of it",))
+    batch: Any = in_hand("all", "of it")
     assert not client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
     assert client._stray
     client.close()
@@ -324,9 +337,9 @@ def test_at_most_once_gives_back_what_it_does_not_handle(ours: list[bool]) -> No
     consumer: Any = SimpleNamespace(
         still_ours=lambda *_, **__: answers.pop(0), commit=lambda _offsets: None, rewind=rewound.append
     )
-    batch: Any = SimpleNamespace(topic=None, messages=("all of it",))
+    batch: Any = in_hand("all", "of it")
     assert not client._committed(consumer, batch, [Message(topic="t", partition=0, offset=1)])
-    assert rewound == [("all of it",)]
+    assert rewound == [("all", "of it")]
     assert not client._stray
     client.close()
 

@@ -123,6 +123,7 @@ def members(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupCons
         member.raw.committed_at = {T0: 5, T1: 5}
         member.raw.comes = [member.raw.rebalance("assign", T0, T1)]
         assert member.fetch(10) is None
+        assert member.fetch(10) is None  # which resumes them
         member.raw.log.clear()
         return member
 
@@ -149,10 +150,15 @@ def ends(member: GroupConsumer, offset: int) -> None:
 
 
 def fetched(member: GroupConsumer, *messages: Message) -> Batch:
+    batch = fetched_of(member, *messages)
+    assert len(batch.messages) == len(messages)
+    return batch
+
+
+def fetched_of(member: GroupConsumer, *messages: Message) -> Batch:
     member.raw.comes = list(messages)
     batch = member.fetch(10)
     assert batch is not None
-    assert len(batch.messages) == len(messages)
     return batch
 
 
@@ -191,6 +197,58 @@ def test_a_rebalance_of_long_ago_does_not_take_a_batch_away(member: GroupConsume
     second = fetched(member, at(T0, 5))
     member.serve(second)
     assert member.still_ours(second, within=LONG)
+
+
+@pytest.mark.parametrize("kind", ["assign", "revoke", "lost"])
+def test_after_a_rebalance_nothing_stays_paused(member: GroupConsumer, kind: str) -> None:
+    """A resume() in whose moment librdkafka 2.16 pauses for a rebalance is dropped: the partition would stand still."""
+    member.keep_alive(fetched(member, at(T0, 5)), 0)
+    member.raw.log.clear()
+    member.raw.comes = [member.raw.rebalance(kind, T1)]
+    assert member.fetch(10) is None
+    member.raw.log.clear()
+    member.fetch(10)
+    assert member.raw.last("resume") == ([T0, T1] if kind == "assign" else [T0])
+    member.raw.log.clear()
+    member.fetch(10)
+    assert member.raw.times("resume") == 0  # until there is another one
+
+
+def test_what_comes_of_a_partition_that_rests_is_not_handled(member: GroupConsumer) -> None:
+    """L01: a pause() may be dropped likewise, and behind what was given back nothing may be committed."""
+    member.rest([at(T0, 5)], 60)
+    member.raw.log.clear()
+    batch = fetched_of(member, at(T0, 6), at(T1, 5))
+    assert [message.partition() for message in batch.messages] == [1]
+    assert member.raw.log == [("pause", [T0])]
+    member.raw.comes = [at(T0, 7)]
+    assert member.fetch(10) is None
+    member._assignment.rest([T0], 0)
+    member.raw.log.clear()
+    member.raw.comes = [at(T0, 8)]
+    assert member.fetch(10) is None
+    assert member.raw.log == [("resume", [T0]), ("committed", [T0]), ("seek", [T0])]
+    assert fetched(member, at(T0, 5))
+
+
+# -- commits of a member that another instance fenced ---------------------------------------------------------------------
+
+
+def test_who_has_a_fatal_error_owns_nothing(member: GroupConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps its membership, and commits nothing any more: a loop that commits until that ends would not end."""
+    batch = fetched(member, at(T0, 5))
+    monkeypatch.setattr(member._client, "renew", lambda: None)
+    commit = member.raw.commit
+
+    def fatal(**_: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._FATAL))
+
+    member.raw.commit = fatal
+    with pytest.raises(BrokerError):
+        member.commit([TopicPartition("t", 0, 6)])
+    assert not member.still_ours(batch, within=LONG)
+    member.raw.commit = commit
+    assert not member.still_ours(batch, within=LONG)
 
 
 # -- with a batch in hand ------------------------------------------------------------------------------------------------
