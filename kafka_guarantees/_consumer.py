@@ -141,7 +141,7 @@ class GroupConsumer:
         self._events = Events(settings, self._assignment, self._topics, places)
         self._positions = Positions(settings, self._client, self._assignment, places)
         self._refresh = Refresh(places, settings.session_timeout / 2)
-        self._vanished = Vanished(places)
+        self._vanished = Vanished(settings, places)
         try:
             self._topics.require(topics)
             self._topics.require(also, written=True)

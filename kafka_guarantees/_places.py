@@ -140,23 +140,24 @@ class Places:
         return place if ours else TopicPartition(place.topic, place.partition, place.offset, leader_epoch=epoch_of(place))
 
     def vanished(self, partitions: Iterable[Partition], ask: Ask) -> tuple[set[Partition], dict[Partition, int]]:
-        """Of which of these the group had an offset, and has none any more; and where those end that end before theirs."""
+        """Of which of these the group had an offset, and has none any more; and its offset of those that seem to end before it.
+
+        To a reader of what is committed a partition seems to end where a transaction is open, too.
+        """
         wanted = [TopicPartition(*partition) for partition in partitions if partition in self._seen]
         found: list[TopicPartition] = ask(lambda raw, within: raw.committed(wanted, within)) if wanted else []
         known = [place for place in found if place.error is None]
         here = [place for place in known if place.offset >= 0]
-        ends = {(p.topic, p.partition): end for p, end in zip(here, _edges(here, OFFSET_END, ask), strict=True)}
-        before = {
-            (p.topic, p.partition): end for p in here if (end := ends[p.topic, p.partition]) is not None and end < p.offset
-        }
-        return {(place.topic, place.partition) for place in known if place.offset < 0}, before
+        ends = zip(here, _edges(here, OFFSET_END, ask), strict=True)
+        beyond = {(place.topic, place.partition): place.offset for place, end in ends if end is not None and end < place.offset}
+        return {(place.topic, place.partition) for place in known if place.offset < 0}, beyond
 
     def ended_before(self, partition: Partition, end: int) -> OffsetsLost:
         """The error for a partition that ends before the group's offset."""
         return OffsetsLost(
             f"the group's offset of {_where(TopicPartition(*partition))} is beyond its end, which is {end}: the topic was "
-            "deleted and made anew while it was read, or has lost its last records. Nothing of what it holds was handled. "
-            f"Decide where to go on, and set it {self.how_to_set}."
+            "deleted and made anew while it was read, and nothing of what it holds was handled; or it has lost its last "
+            f"records, and all that it holds was. Find out which, decide where to go on, and set it {self.how_to_set}."
         )
 
     def kept_by_group(self, partitions: Iterable[Partition], ask: Ask) -> list[TopicPartition]:

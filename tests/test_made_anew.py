@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, OffsetsLost
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.broker
 
 KINDS = ["AtMostOnce", "AtLeastOnce", "ExactlyOnce", "inbox"]
-TOPICS = [f"{kind}-{name}" for kind in KINDS for name in PROTOCOLS] + [f"busy-{kind}" for kind in KINDS]
+TOPICS = [f"{kind}-{name}" for kind in KINDS for name in PROTOCOLS] + [f"busy-{kind}" for kind in KINDS] + ["open"]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,28 @@ def test_a_topic_that_is_made_anew_while_it_is_read_is_noticed(
     assert isinstance(error, OffsetsLost), error
     assert "Nothing " in str(error)
     assert len(read) == 20
+
+
+def test_a_group_ahead_of_an_open_transaction_has_lost_nothing(restarted: LocalKafka, client: Callable[..., Any]) -> None:
+    """As kafka-consumer-groups.sh --to-latest sets it, or a reader of what is not committed: it waits for the end of that."""
+    producer = Producer({"bootstrap.servers": restarted.bootstrap, "transactional.id": "open"})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    for _ in range(5):
+        producer.produce("open", b"")
+    producer.flush()
+    with closing(Consumer({"bootstrap.servers": restarted.bootstrap, "group.id": "open"})) as group:
+        group.commit(offsets=[TopicPartition("open", 0, 25)], asynchronous=False)
+    reader, read = client("AtLeastOnce", "open", "eager"), list[bytes | None]()
+    running = in_thread(lambda: reader.run(["open"], lambda message: read.append(message.value())))
+    try:
+        time.sleep(5)  # some looks
+        producer.commit_transaction(30)
+        fill(restarted.bootstrap, "open", [b"new"])
+        until(lambda: read == [b"new"], "it goes on")
+    finally:
+        reader.stop()
+    assert running() is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
