@@ -110,7 +110,6 @@ class Run:
             settings.max_poll_interval,
             producer=producer,
             acknowledged=self.acknowledged,
-            failed=self._raise_failures,
         )
         consumer.idle = self._idle
         self.portions: Portions | None = None
@@ -230,7 +229,7 @@ class Run:
             try:
                 self.acknowledged()
             except RecordRefused as refused:
-                if handle is None or not self._failures.closely:
+                if handle is None or not (self._failures.closely or self._claims is not None):
                     raise
                 return self._refused(batch, work, handled, refused, handle)
         finished = work.finished(handled)
@@ -356,15 +355,20 @@ class Run:
             self._failures.given_away(messages, batch, failed.error)
             return self.give_back(batch)
         attempt = partial(attempted, handle, messages)
+        self._failures.apart = self._failures.closely
         try:
             outcome = self._failures.again(attempt, messages[0], failed.error, self._waiting(batch))
         except Left:
             return self.give_back(batch)
+        finally:
+            self._failures.apart = False
         if isinstance(outcome, GaveUp):
             if len(messages) > 1 and self._failures.narrows(outcome):
                 return self._one_by_one(batch, work, handle, len(messages))
             return self._set_aside(batch, work, outcome._replace(size=len(messages)))
-        return self.finish(batch, work, len(messages), handle)
+        if len(messages) > 1:
+            return self.finish(batch, work, len(messages), handle)
+        return self._finish_alone(batch, work, 1)
 
     def _refused(self, batch: Batch, work: Work, size: int, refused: RecordRefused, handle: Handling) -> Work:
         """Brokers refused a record of these: of which message is found out. Returns what is left, as ``again`` does."""
@@ -387,15 +391,19 @@ class Run:
             if failed is None and not handled:
                 return self.give_back(batch)
             if handled:
-                try:
-                    work = self.finish(batch, work, handled)
-                except RecordRefused as refused:
-                    if not self._failures.closely:
-                        raise
-                    work = self._set_aside(batch, work, GaveUp(refused, 1))
+                work = self._finish_alone(batch, work, handled)
             if failed is not None and work.messages:
                 work = self.again(batch, work, Failed(1, failed.error), handle)
         return work
+
+    def _finish_alone(self, batch: Batch, work: Work, handled: int) -> Work:
+        """Finish what was handled in calls of its own: one message, while it is looked closely, which may be set aside."""
+        try:
+            return self.finish(batch, work, handled)
+        except RecordRefused as refused:
+            if not self._failures.closely:
+                raise
+            return self._set_aside(batch, work, GaveUp(refused, 1))
 
     def _each(self, batch: Batch, messages: Sequence[Message], handle: Handling) -> tuple[int, Failed | None]:
         """Handle messages in calls of their own until the portion is full, up to one that fails. Returns how many they are."""

@@ -377,14 +377,15 @@ class PlainProducer(Handle):
     def failures(self, *, forget: bool, posted: bool = True, asked: bool = True) -> list[KafkaGuaranteesError]:
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
 
-        Those of records that were posted do so only with ``posted`` as well. Without ``asked`` those that ``forget_asked`` has
+        Those of records that were posted do so only with ``posted`` as well, and are not listed without ``forget``: whoever has
+        no part in a run hears nothing of what it sends, and may set aside. Without ``asked`` those that ``forget_asked`` has
         logged are not among them.
         """
         if forget:
             self.failed = False  # before they are listed: one that comes meanwhile sets it again
         failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None]
         found = [delivery._failure for delivery in failed if delivery._failure is not None]
-        not_written = self.not_written[:]
+        not_written = self.not_written[:] if forget else []
         if forget and posted:
             del self.not_written[: len(not_written)]
         if forget:

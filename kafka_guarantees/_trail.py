@@ -80,7 +80,6 @@ class Trail:
         within: seconds after its fetch that a batch can be ours.
         producer: of the client, if there is one by now.
         acknowledged: waits until everything produced is acknowledged, or raises.
-        failed: raises for records that were not written, if there are any.
     """
 
     def __init__(
@@ -91,14 +90,12 @@ class Trail:
         *,
         producer: Callable[[], PlainProducer | None],
         acknowledged: Callable[[], None],
-        failed: Callable[[], None],
     ) -> None:
         self._consumer = consumer
         self._lifecycle = lifecycle
         self._within = within
         self._producer = producer
         self._acknowledged = acknowledged
-        self._failed = failed
         self._portions: deque[Portion] = deque()
         self._in_flight: dict[Partition, int] = {}  # what the commit says that is not answered
         self._in_flight_portions = 0  # how many portions, from the first on, are in it
@@ -255,7 +252,7 @@ class Trail:
             problem, self._problem = self._problem, None
             raise problem
         if any(portion.posted is not None and portion.posted.failed for portion in self._portions):
-            self._failed()
+            self._acknowledged()  # raises, once all is reported: the one to blame may come after others of its request
         if self._in_flight or time.monotonic() < self._not_before:
             return
         ready = self._ready()

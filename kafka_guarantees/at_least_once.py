@@ -121,7 +121,7 @@ class AtLeastOnce:
     Promised: every message is handled to its end at least once; an offset moves only after that, and after every record that
     was produced meanwhile is acknowledged by all in-sync replicas. With an inbox the handler's writes to its database happen
     once for each message. With a store a message is handled once, unless its handler raises after an effect, or a worker dies
-    or loses its partition between an effect and its mark; or, with ``keep_alive``, stops behind a record that is refused.
+    or loses its partition between an effect and its mark; or a record is refused, by the brokers, or with ``keep_alive``.
     Not promised: that it is handled only once. Even the idempotent producer can write a record twice (P08).
 
     Raises:

@@ -130,7 +130,6 @@ class Scene:
             60.0,
             producer=lambda: producer,
             acknowledged=self.acknowledged,
-            failed=self.acknowledged,
         )
 
     def acknowledged(self) -> None:

@@ -44,7 +44,7 @@ from kafka_guarantees._recognition.message_ids import Problem
 from kafka_guarantees._threads import Flag
 from kafka_guarantees._trail import BEHIND, Portion
 from kafka_guarantees.errors import MessageIdMissing
-from kafka_guarantees.records import LOST, Delivery
+from kafka_guarantees.records import LOST, Delivery, RecordRefused
 
 from .test_commit_overlap import T0, T1, Asked, Scene
 from .world import in_thread
@@ -472,6 +472,27 @@ def test_brokers_have_their_grace_once_a_handler_has_returned() -> None:
         runs.lifecycle.leave(-1.0)
         runs.run.acknowledged()
     assert runs.producer.asked[0] == ("flush", False)
+
+
+def test_who_is_to_blame_is_looked_for_among_all_that_was_refused_with_it() -> None:
+    """P01: another thread may serve the reports of one request, and stand still between two of them. The last one tells."""
+    runs, not_written, message = Runs(topic="letters"), list[Any](), Message(topic="out", partition=0)
+    beside, to_blame = KafkaError(KafkaError._INVALID_DIFFERENT_RECORD), KafkaError(KafkaError.INVALID_RECORD)
+    posted = Posted(not_written)
+    posted.sent = 2
+
+    def flush(_give_up: object) -> int:
+        while posted.unknown:
+            posted.report(to_blame, message)
+        return 0
+
+    producer: Any = SimpleNamespace(not_written=not_written, flush=flush, begin=int, failures=lambda **_: not_written[:])
+    producer.refused = partial(PlainProducer.refused, producer)
+    runs.producer = producer
+    runs.run.trail.add(Portion({("t", 0): TopicPartition("t", 0, 1)}, runs.batch, posted, 1))
+    posted.report(beside, message)
+    with pytest.raises(RecordRefused):
+        runs.run.trail.follow(Membership(1, "me"))
 
 
 @pytest.mark.parametrize("other", [True, False])
