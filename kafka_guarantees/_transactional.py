@@ -52,6 +52,7 @@ HUNG = 10.0  # seconds after which a call that was to wait for CALL counts as on
 STOPPING = 1.0  # the same, while the client is to stop and has waited for a while already
 CALLER = "kafka-guarantees-offsets"  # name of a thread
 UNANSWERED = 60.0  # seconds, or twice as long as a transaction may last, that a new producer waits for its id
+WHY = 1.0  # seconds that the report on the record is waited for, since which librdkafka takes no other
 TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
 
@@ -158,6 +159,11 @@ class TransactionalProducer(Handle):
         return f". It took longer than {timeout}: brokers were away, or that is too short for it" if self.late else ""
 
     @property
+    def awaited(self) -> bool:
+        """Whether there is time for another record, and no stop that was asked for long ago."""
+        return self._patient(0)
+
+    @property
     def failure(self) -> KafkaGuaranteesError | None:
         """Why the transaction must abort, where a record is the reason."""
         return self._failure
@@ -229,9 +235,14 @@ class TransactionalProducer(Handle):
         if futile(error):
             self.poison(delivery_failure(error, topic))
             raise delivery_failure(error, topic) from exc
-        # not about this record: librdkafka is in an error state, which the next transactional call explains
+        # not about this record: librdkafka is in an error state. The reason may be one before it, whose report is on its way
         self.poison(None)
-        raise AbortNeeded(describe(error)) from exc
+        until = time.monotonic() + WHY
+        while self._failure is None and time.monotonic() < until and not self._callbacks.serving:
+            self._serve(lambda: self.raw.poll(SLICE))
+            if self._watch.refused is not None:  # not reported on before it is aborted
+                self.poison(self._refused(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), "producing"))
+        raise AbortNeeded(str(self._failure or describe(error))) from exc
 
     def _refuse_produce(self) -> None:
         if self._state.state is State.MUST_ABORT:
@@ -480,16 +491,19 @@ class TransactionalProducer(Handle):
                 "time: look for a group.id, group.instance.id or client.id that is not printable ASCII."
             ) from exc
         if verdict is Verdict.REFUSED:
-            raise broker_failure(
-                error,
-                doing,
-                "The open transaction will be aborted.",
-                topic=self._inputs,
-                output=self._watch.refused,
-                group=self._settings.group_id,
-                transactional_id=self._settings.transactional_id,
-            ) from exc
+            raise self._refused(error, doing) from exc
         raise InDoubt(why) from exc
+
+    def _refused(self, error: KafkaError, doing: str) -> KafkaGuaranteesError:
+        return broker_failure(
+            error,
+            doing,
+            "The open transaction will be aborted.",
+            topic=self._inputs,
+            output=self._watch.refused,
+            group=self._settings.group_id,
+            transactional_id=self._settings.transactional_id,
+        )
 
     def _lose(self) -> None:
         """Throw the C producer away."""

@@ -353,8 +353,10 @@ class ExactlyOnce:
                 if refused.number is None and len(outputs.ends) > 1:
                     outputs, failed = outputs.half(), None  # the other one is handled again
                     continue
-                if refused.number is None and len(outputs.records) > 1 and not apart:
-                    apart = True  # together they may be too large for one request
+                if refused.number is None and outputs.size == 1 and len(outputs.records) > 1 and not apart:
+                    apart = (
+                        True  # together they may be too large for one request. Of a batch each message is handled alone first
+                    )
                     continue
                 if outputs.size == 1:
                     self._most = 1  # what was handled behind it is handled again
@@ -438,6 +440,8 @@ class ExactlyOnce:
                 for record in left:
                     producer.produce([record])
                     producer.flush()
+                    if not producer.awaited:
+                        raise AbortNeeded(f"its records are sent one by one{producer.too_long}")
             producer.produce(left)
         except (TypeError, ValueError, DeliveryError) as error:
             if of_topic(error):

@@ -179,7 +179,7 @@ class Transaction:
                 raise  # the reason, as FencedError, for what produce() could only call aborted
             log.warning("%s", exc)
         # a broker's trouble is no reason to leave the loop: its next transaction has the same messages
-        return error is self._aborted and self._consumer is not None
+        return error is self._aborted and self._consumer is not None and self._producer.failure is None
 
     def _end(self) -> None:
         try:

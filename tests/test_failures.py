@@ -44,6 +44,7 @@ from kafka_guarantees import (
     ExactlyOnce,
     HandlerError,
     Record,
+    TransactionAborted,
     UnsafeConfigError,
 )
 from kafka_guarantees._consumer import GroupConsumer
@@ -1380,6 +1381,165 @@ def test_it_takes_any_time_until_such_a_message_is_in_hand_again(
         pass
     assert [number_of(letter) for letter in world.read(dead)] == [7]
     assert world.offsets(topic) == [20]
+
+
+@contextmanager
+def answered_meanwhile(monkeypatch: pytest.MonkeyPatch, client: Any) -> Iterator[None]:
+    """Brokers have the first records of a transaction, and have answered, before its last ones are produced."""
+    produce = TransactionalProducer.produce
+
+    def slowly(producer: TransactionalProducer, given: Iterable[Record]) -> None:
+        records = list(given)
+        produce(producer, records[:10])
+        if records[10:]:
+            time.sleep(0.3)
+            produce(producer, records[10:])
+
+    monkeypatch.setattr(TransactionalProducer, "produce", slowly)
+    timer = threading.Timer(SOON, client.stop)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("how", HOW)
+def test_such_a_record_may_be_refused_while_others_are_produced(
+    world: World, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X21: librdkafka takes no more then, and says nothing of why: it would be aborted and made again, for ever."""
+    topic, target, dead = world.given(40), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    client = world.client("exactly-once", dead_letter=dead)
+    with answered_meanwhile(monkeypatch, client):
+        getattr(client, how)([topic], bad_ones(target, "too large", [5]), **OPTIONS)
+    assert [number_of(letter) for letter in world.read(dead)] == [5]
+    assert world.outputs(target) == [number for number in range(40) if number != 5]
+    assert world.offsets(topic) == [40]
+
+
+@pytest.mark.broker
+@pytest.mark.parametrize("how", HOW)
+def test_such_a_record_ends_a_run_that_has_no_dead_letter_topic(
+    world: World, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise."""
+    topic, target = world.given(40), world.topic(config={"max.message.bytes": 1000})
+    client = world.client("exactly-once")
+    with answered_meanwhile(monkeypatch, client), pytest.raises(DeliveryError, match="MSG_SIZE_TOO_LARGE"):
+        getattr(client, how)([topic], bad_ones(target, "too large", [5]), **OPTIONS)
+    assert world.offsets(topic)[0] <= 5
+
+
+@pytest.mark.broker
+def test_a_loop_with_transactions_hears_of_a_record_that_is_refused(world: World) -> None:
+    """X21: also in the middle of a transaction. Its own work takes longer than an answer of the brokers."""
+    topic, target, rounds = world.given(200), world.topic(config={"max.message.bytes": 1000}), count(1)
+    client, made = world.client("exactly-once"), bad_ones(target, "too large", [5])
+
+    def loop() -> None:
+        for tx in client.transactions([topic], until_idle=IDLE):
+            if next(rounds) > 20:
+                return
+            with tx:
+                for message in tx.messages:
+                    for record in made(message):
+                        tx.produce(record.topic, record.value, record.key)
+                    time.sleep(0.02)
+
+    with pytest.raises(TransactionAborted, match="MSG_SIZE_TOO_LARGE"):
+        loop()
+    assert world.offsets(topic)[0] <= 5
+
+
+@pytest.mark.broker
+def test_a_transaction_says_which_record_was_refused(world: World) -> None:
+    """X21: and not only that it is being aborted, as if it could be made again."""
+    target = world.topic(config={"max.message.bytes": 1000})
+
+    def produced() -> None:
+        with world.client("exactly-once").transaction() as tx:
+            tx.produce(target, os.urandom(2000))
+            for _ in range(100):
+                tx.produce(target, b"y")
+                time.sleep(0.02)
+
+    with pytest.raises(TransactionAborted, match="MSG_SIZE_TOO_LARGE"):
+        produced()
+
+
+@pytest.mark.broker
+def test_a_large_batch_with_such_a_record_is_in_time(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """X07: its records are not sent one by one, for which a transaction is too short where brokers are far away."""
+    topic, target, dead = world.given(3000), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    client = world.client("exactly-once", dead_letter=dead, settings=SHORT)
+    flush = TransactionalProducer.flush
+
+    def far_away(producer: TransactionalProducer) -> None:
+        flush(producer)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(TransactionalProducer, "flush", far_away)
+    client.run_batches([topic], bad_ones(target, "too large", [2990]), max_batch=10_000, max_wait=1.0, **OPTIONS)
+    assert [number_of(letter) for letter in world.read(dead)] == [2990]
+    assert world.offsets(topic) == [3000]
+
+
+@side_by_side(["memory store", "sqlite store"], HOW)
+def test_what_is_beside_such_a_record_is_handled_twice(world: World, kind: str, how: str) -> None:
+    """D13: with a store its portion is in hand when it is refused. The run does not begin anew for it: that would be thrice."""
+    topic, target, dead = world.given(), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    calls, made = Counter[int](), bad_ones(target, "too large", [7])
+
+    def handler(given: Any) -> Any:
+        calls.update(map(number_of, given if isinstance(given, list) else [given]))
+        return made(given)
+
+    getattr(world.client(kind, dead_letter=dead), how)([topic], handler, **OPTIONS)
+    assert [number_of(letter) for letter in world.read(dead)] == [7]
+    assert set(calls) == set(range(20))
+    assert max(calls.values()) == 2
+
+
+@pytest.mark.broker
+def test_whoever_flushes_hears_nothing_of_what_a_run_sets_aside(world: World) -> None:
+    """P01: a run waits for what it sends by itself. What other threads have sent is theirs."""
+    topic, target, dead = world.given(200), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    client, over, raised = world.client("at-least-once", dead_letter=dead), threading.Event(), list[Exception]()
+
+    def flush() -> None:
+        while not over.is_set():
+            try:
+                client.produce(dead, b"-1").result()
+                client.flush()
+            except Exception as error:  # noqa: BLE001 - it is what is looked at
+                raised.append(error)
+
+    with running(flush):
+        try:
+            client.run([topic], bad_ones(target, "too large", range(0, 200, 10)), **OPTIONS)
+        finally:
+            over.set()
+    assert not raised
+    assert sorted({number_of(letter) for letter in world.read(dead)}) == [-1, *range(0, 200, 10)]
+
+
+@side_by_side(KINDS, ["run"])
+def test_such_a_record_may_come_of_a_second_attempt(world: World, kind: str, how: str) -> None:
+    """L05: of a handler whose first one always fails. Its message is set aside, and not tried again for ever."""
+    topic, target, dead = world.given(3), world.topic(config={"max.message.bytes": 1000}), world.topic()
+    calls, client = list[int](), world.client(kind, retry=QUICK, dead_letter=dead)
+
+    def handler(message: Message, *_connection: object) -> Record:
+        calls.append(number_of(message))
+        if number_of(message) == 1 and attempt.get() == 1:
+            raise Broken
+        return Record(target, os.urandom(2000) if number_of(message) == 1 else b"1")
+
+    getattr(client, how)([topic], handler, **OPTIONS)
+    assert [number_of(letter) for letter in world.read(dead)] == [1]
+    assert calls.count(1) < 10
 
 
 @side_by_side(["exactly-once"], [0.0, 0.5])

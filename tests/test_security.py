@@ -346,6 +346,18 @@ def test_tokens_are_renewed_while_a_run_goes_on(
     assert tokens.made > first[0]
 
 
+def test_a_right_that_is_missing_is_named_while_a_transaction_is_still_produced(
+    names: dict[str, str], config: dict[str, str], rights: Rights, secure: LocalKafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S07: librdkafka takes no more records then, and says nothing of why: it would be made again and again."""
+    fill(secure.bootstrap, names["source"], [b"%d" % number for number in range(2000)])
+    rights.grant([*CONSUME, WRITE_ID, WRITE_TARGET._replace(operation="DESCRIBE")])
+    with client(ExactlyOnce, config, names) as service, pytest.raises(AuthorizationError) as caught:
+        service.run([names["source"]], lambda message: [Record(names["target"], message.value())] * 50)
+    assert WRITE_TARGET.said(names) in str(caught.value)
+    assert caplog.text.count("fetched again") <= 1
+
+
 def test_at_most_once_says_that_it_may_not_write(names: dict[str, str], config: dict[str, str], rights: Rights) -> None:
     """S07: nobody asks for an acknowledgement, so the refusal of one record is raised by the next call."""
     with AtMostOnce(config) as service:
