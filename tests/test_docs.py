@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+WITH_CODE = [name for name in DOCUMENTS if "```python" in (ROOT / name).read_text()]
 
 
 def existing() -> set[str]:
@@ -68,7 +71,7 @@ def test_links_lead_somewhere(document: str) -> None:
     assert not [anchor for target, anchor in targets if anchor not in anchors(target)]
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/dedup.md", "docs/operations.md", "docs/security.md"])
+@pytest.mark.parametrize("document", [name for name in WITH_CODE if name != "docs/testing.md"])  # which imports the user's
 def test_examples_in_documents_are_valid(document: str) -> None:
     """Their code parses, and imports only what is public."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
@@ -77,6 +80,33 @@ def test_examples_in_documents_are_valid(document: str) -> None:
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom):
                 assert {alias.name for alias in node.names} <= set(import_module(node.module or "").__all__)
+
+
+def block(document: str, words: str) -> str:
+    """The one block of Python in a document that has these words."""
+    [found] = [code for code in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL) if words in code]
+    return str(found)
+
+
+SIGTERM = """
+import os, signal, threading, time
+from kafka_guarantees import AtLeastOnce
+
+def later():
+    while not callable(signal.getsignal(signal.SIGTERM)):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+threading.Thread(target=later, daemon=True).start()
+config, handler = {"bootstrap.servers": "127.0.0.1:1", "group.id": "batch"}, print
+"""
+
+
+def test_a_batch_job_that_is_stopped_does_not_look_finished() -> None:
+    """docs/operations.md: its exit status is that of SIGTERM, although run() returned."""
+    code = SIGTERM + block("docs/operations.md", "caught = []")
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False)
+    assert done.returncode == 143, done.stderr
 
 
 def test_stores_and_inboxes_are_described_as_they_are() -> None:
