@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import re
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, dedup, errors
+from kafka_guarantees import AtLeastOnce, AtMostOnce, DeliveryError, ExactlyOnce, dedup, errors
 from kafka_guarantees._recognition.options import COUNTED
 from kafka_guarantees.prove.checks import LAWS
 from kafka_guarantees.prove.faults import KINDS
@@ -107,6 +108,23 @@ def test_a_batch_job_that_is_stopped_does_not_look_finished() -> None:
     code = SIGTERM + block("docs/operations.md", "caught = []")
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, check=False)
     assert done.returncode == 143, done.stderr
+
+
+def test_a_stand_in_for_a_client_is_waited_for_and_awaited() -> None:
+    """docs/testing.md: it returns, or raises, what it was told to."""
+    names: dict[str, Any] = {}
+    exec(block("docs/testing.md", "create_autospec"), names)
+    kafka, result = names["kafka"], names["delivery"].result
+
+    async def awaited() -> object:
+        return await kafka.produce("orders", b"...")
+
+    for ask in (lambda: kafka.produce("orders", b"...").result(10), lambda: asyncio.run(awaited())):
+        with pytest.raises(DeliveryError):
+            ask()
+    result.side_effect = None
+    assert asyncio.run(awaited()) is result.return_value
+    kafka.produce.assert_called_with("orders", b"...")
 
 
 def test_stores_and_inboxes_are_described_as_they_are() -> None:
