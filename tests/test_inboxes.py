@@ -1994,3 +1994,37 @@ def test_what_a_child_commits_does_not_go_with_its_parent_s_inbox(tmp_path: Path
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[0, 1, 2, 3, 4]"
     assert not done.stderr
+
+
+FORKS_BESIDE = """
+import os, sys, threading, time
+from kafka_guarantees.dedup import Entry, SqliteInbox, Source
+from kafka_guarantees.dedup.ids import key_of
+
+inbox, source, handled = SqliteInbox(sys.argv[1]), Source("t", b"i" * 16, 0), []
+until = time.monotonic() + 3
+
+def run():
+    while time.monotonic() < until:
+        first = len(handled)
+        with inbox.transaction("s", [Entry(source, n, key_of(str(n))) for n in range(first, first + 100)]) as transaction:
+            handled.extend(first + index for index in transaction.fresh)
+        inbox.start_offsets("s", [source])
+        inbox.purge()
+
+thread = threading.Thread(target=run)
+thread.start()
+while thread.is_alive():
+    if (child := os.fork()) == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    time.sleep(0.01)
+print(inbox.start_offsets("s", [source]) == {source: len(handled)}, time.monotonic() > until)
+"""
+
+
+def test_other_threads_may_fork_beside_a_run(tmp_path: Path) -> None:
+    """D14: as multiprocessing does. Closed under a statement the connection would take the process along (SIGSEGV)."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKS_BESIDE, str(tmp_path / "effects.db")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "True True"), done.stderr

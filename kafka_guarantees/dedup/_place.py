@@ -23,6 +23,15 @@ def place_of(path: str | os.PathLike[str]) -> str:
     return name if name in {"", ":memory:"} else str(Path.cwd() / name)
 
 
+def file_at(path: str) -> tuple[int, int] | None:
+    """Which file is there; None: there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a fifth of the time that Path takes, in every call
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def refuse(path: str, error: BaseException | None) -> None:
     """Look at why a file could not be opened, and raise where that does not pass by itself.
 

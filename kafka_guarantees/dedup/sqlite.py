@@ -5,8 +5,7 @@ Rules.
 * One connection and a lock: SQLite has one writer anyway, and threads that wait for a lock are woken, while connections that
   wait for each other poll.
 * No connection crosses a fork. It is closed before, and opened again by the next call on either side. Opening another one in
-  the child is not enough: SQLite believes that the child has the locks of its parent, and marks that were committed go with a
-  write-ahead log that the parent deletes (D14; seen with SQLite 3.40).
+  the child is not enough (D14).
 * Completed ids lie in four tables, one for each third of the retention. A table is emptied as a whole, which costs next to
   nothing (D18), and is the current one then; so an id is remembered for 1 to 1.34 retentions. Claims are few, and have a table
   of their own: who claims and completes does not touch a page of the big tables twice.
@@ -15,22 +14,22 @@ Rules.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import threading
 import time
-import weakref
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
-from ._place import place_of, refuse, write_ahead
+from ._forks import let_go_before_forks
+from ._place import file_at, place_of, refuse, write_ahead
 from .contract import Capabilities, Outcome, check_retention
 from .ids import NO_FINGERPRINT, joined
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Iterator, Sequence
 
     from typing_extensions import Self
@@ -131,8 +130,7 @@ class SqliteDedupStore:
         self._closed = False
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None  # which file that was
-        with _forking:
-            _open_stores.add(self)
+        let_go_before_forks(self)
         try:
             with self._lock, self._answering():
                 self._connection = self._open()
@@ -214,7 +212,7 @@ class SqliteDedupStore:
             if self._closed:
                 raise KafkaGuaranteesError(f"the store {self._path!r} is closed. Nothing was changed. Make a new one.")
             with self._answering():
-                if self._connection is not None and _file_at(self._path) != self._opened:  # others would have another one
+                if self._connection is not None and file_at(self._path) != self._opened:  # others would have another one
                     log.warning(
                         "the file of the store %r was removed, or another one took its place: the ids in it are forgotten, and "
                         "their messages may be handled again",
@@ -258,7 +256,7 @@ class SqliteDedupStore:
         except BaseException:
             connection.close()
             raise
-        self._opened = _file_at(self._path)
+        self._opened = file_at(self._path)
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
@@ -338,15 +336,6 @@ class _Transaction:
         self._connection.execute("DELETE FROM claim WHERE until < ?", (self.now - period * (GENERATIONS - 1),))
 
 
-def _file_at(path: str) -> tuple[int, int] | None:
-    """Which file is there; None: there is none."""
-    try:
-        found = os.stat(path)  # noqa: PTH116 - a fifth of the time that Path takes, in every call
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def _chunks(items: Sequence[Item]) -> Iterator[tuple[list[Item], _Packed]]:
     """As many as one statement takes, in the order of their keys: neighbours share pages (D18)."""
     ordered = sorted(items, key=itemgetter(0))
@@ -373,27 +362,3 @@ def _judge(known: tuple[Any, ...] | None, item: Item, token: bytes, takeover: Ta
     if until <= now or (takeover == "position" and position == item.position):
         return Outcome.TAKEN_OVER
     return Outcome.IN_PROGRESS
-
-
-# -- forks ----------------------------------------------------------------------------------------------------------------
-
-_open_stores: weakref.WeakSet[SqliteDedupStore] = weakref.WeakSet()
-_forking = threading.Lock()
-_held: list[SqliteDedupStore] = []
-
-
-def _before_fork() -> None:
-    _forking.acquire()
-    for store in list(_open_stores):
-        store._lock.acquire()  # a transaction ends first
-        store._let_go()
-        _held.append(store)
-
-
-def _after_fork() -> None:
-    while _held:
-        _held.pop()._lock.release()
-    _forking.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)

@@ -3,8 +3,8 @@
 Rules.
 * Every transaction begins with the write lock: one that reads first and writes later fails where another wrote in between,
   and waiting does not help it (D14).
-* No connection crosses a fork, unless a transaction is open: with one that lies around in a child, SQLite believes that the
-  child has the locks of its parent, and what another connection there commits goes with the parent's write-ahead log (D14).
+* No connection crosses a fork, unless a transaction is open (D14). The lock is held where it is used but for the handler, which
+  may fork itself: a fork of another thread waits for BEGIN and COMMIT, and finds a transaction open between them.
 * The file is the user's: only tables named ``kg_inbox_...`` are ours, and ``user_version`` is not touched (D19).
 * An id takes few bytes and has no other index than its own: each one costs a page anyway, and what is written counts. So
   ``purge`` walks through the table from where it was, which takes along what lies together in a page.
@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 import time
-import weakref
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ._forks import let_go_before_forks
 from ._place import place_of, refuse, write_ahead
 from ._progress import (
     Reached,
@@ -145,6 +146,7 @@ class SqliteInbox:
         self._clock = clock
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._pid = os.getpid()
+        self._lock = threading.RLock()  # a signal may be handled, and its handler fork, in the thread that has it
         self._closed = False
         self._to_open = False
         self._reached = Reached()
@@ -152,12 +154,13 @@ class SqliteInbox:
         self._purged = _START  # up to which id purge() came
         self._in_hands = False  # of a handler, which must not end the transaction
         self._refused = False
+        let_go_before_forks(self)
         try:
-            self._connection = self._connect()
+            with self._lock:
+                self._connection = self._connect()
         except StoreUnavailable as exc:
             refuse(self._path, exc.__cause__)
             raise
-        _inboxes.add(self)
 
     @property
     def retention(self) -> timedelta:
@@ -170,9 +173,10 @@ class SqliteInbox:
             TopicRecreated: the offset that is stored belongs to another topic of the same name.
             StoreUnavailable: the file did not answer.
         """
-        self._check()
-        with self._answers("reading offsets"):
-            offsets = _offsets(self._connection, scope, sources)
+        with self._lock:
+            self._check()
+            with self._answers("reading offsets"):
+                offsets = _offsets(self._connection, scope, sources)
         self._reached.note(scope, offsets)
         return offsets
 
@@ -192,27 +196,19 @@ class SqliteInbox:
             StoreUnavailable: the file did not answer, or was locked for 5 seconds. Nothing was written.
             KafkaGuaranteesError: the handler tried to end the transaction.
         """
-        self._check()
-        batch = batch_of(entries)
-        self._begin()
+        opened = self._begun(scope, entries)
         try:
-            opened = self._open(self._connection, scope, batch)
-            if opened is None:  # some ids were known, and nobody knows which
-                with self._answers("looking for what is fresh"):
-                    self._connection.execute(_ROLLBACK)
-                    self._connection.execute(_BEGIN)
-                opened = self._open_one_by_one(self._connection, scope, batch)
-            self._reached.compare(scope, opened._stored)
-            self._in_hands, self._refused = True, False
             yield opened
-            opened._end()
-            self._in_hands = False
-            with self._answers("committing"):
-                self._connection.execute(_COMMIT)
+            with self._lock:
+                opened._end()
+                self._in_hands = False
+                with self._answers("committing"):
+                    self._connection.execute(_COMMIT)
             self._reached.note(scope, opened._moved)
         except BaseException as error:
-            refused, self._in_hands, self._refused = self._refused, False, False
-            self._roll_back()
+            with self._lock:
+                refused, self._in_hands, self._refused = self._refused, False, False
+                self._roll_back()
             if refused and isinstance(error, sqlite3.DatabaseError) and "not authorized" in str(error):
                 raise KafkaGuaranteesError(
                     "the handler called commit() or rollback(), or left a `with connection:` block: it must not end the "
@@ -230,7 +226,7 @@ class SqliteInbox:
             MessageIdReused: an entry has the id of another message. Roll back.
             StoreUnavailable: the file did not answer, or was locked. Roll back, and repeat the transaction.
         """
-        self._check()
+        self._check_process()
         batch = batch_of(entries)
         with self._answers("enlisting"):
             connection.execute(_LOCK)
@@ -251,36 +247,58 @@ class SqliteInbox:
 
     def purge(self, *, limit: int = 10_000) -> int:
         """Remove at most ``limit`` of the ids that are expired, and look at five times as many. Returns how many."""
-        self._check()
         removed, examine = 0, max(1000, EXAMINED * limit)
-        self._begin()  # else Python does, and commits nothing, where a handler has set isolation_level
-        try:
-            with self._answers("purging"):
-                for _ in range(2):  # to the end, and once more from the beginning
-                    begun, execute = self._purged, _plain(self._connection).execute
-                    end = execute(_WALK, (*begun, examine - 1)).fetchone() or _END
-                    gone = execute(_PURGE, (*begun, *end, self._now(), limit - removed)).fetchall()
-                    removed += len(gone)
-                    self._purged = max(gone) if removed == limit else _START if end == _END else end
-                    if removed == limit or end != _END or begun == _START:
-                        break
-                self._connection.execute(_COMMIT)
-        except BaseException:
-            self._roll_back()
-            raise
+        with self._lock:
+            self._check()
+            self._begin()  # else Python does, and commits nothing, where a handler has set isolation_level
+            try:
+                with self._answers("purging"):
+                    for _ in range(2):  # to the end, and once more from the beginning
+                        begun, execute = self._purged, _plain(self._connection).execute
+                        end = execute(_WALK, (*begun, examine - 1)).fetchone() or _END
+                        gone = execute(_PURGE, (*begun, *end, self._now(), limit - removed)).fetchall()
+                        removed += len(gone)
+                        self._purged = max(gone) if removed == limit else _START if end == _END else end
+                        if removed == limit or end != _END or begun == _START:
+                            break
+                    self._connection.execute(_COMMIT)
+            except BaseException:
+                self._roll_back()
+                raise
         return removed
 
     def close(self) -> None:
         """Close the file. An open transaction is rolled back."""
         if os.getpid() == self._pid:  # closed in a child, it would take the parent's locks along
-            self._closed = True
-            self._connection.close()
+            with self._lock:
+                self._closed = True
+                self._connection.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _begun(self, scope: str, entries: Sequence[Entry]) -> SqliteInboxTransaction:
+        """Begin a transaction, and find out what is fresh."""
+        with self._lock:
+            self._check()
+            batch = batch_of(entries)
+            self._begin()
+            try:
+                opened = self._open(self._connection, scope, batch)
+                if opened is None:  # some ids were known, and nobody knows which
+                    with self._answers("looking for what is fresh"):
+                        self._connection.execute(_ROLLBACK)
+                        self._connection.execute(_BEGIN)
+                    opened = self._open_one_by_one(self._connection, scope, batch)
+                self._reached.compare(scope, opened._stored)
+            except BaseException:
+                self._roll_back()
+                raise
+            self._in_hands, self._refused = True, False
+            return opened
 
     def _open(self, connection: sqlite3.Connection, scope: str, batch: Batch) -> SqliteInboxTransaction | None:
         """Find out what is fresh. None: some ids are known, and have to be told apart from those that were inserted."""
@@ -386,19 +404,24 @@ class SqliteInbox:
                 "Nothing was changed. Use the release of kafka-guarantees that wrote it, or a newer one."
             )
 
-    def _check(self) -> None:
+    def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise ForkedClientError(
                 "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
                 "Nothing was written. Open the inbox after the fork, in the process that uses it."
             )
+
+    def _check(self) -> None:
+        """Before the connection is used, with the lock."""
+        self._check_process()
         if self._to_open and not self._closed:
             self._connection = self._connect()
             self._to_open = False
 
     def _let_go(self) -> None:
-        """Close the connection until it is used again, before a fork."""
-        if not self._closed and not self._to_open and not self._connection.in_transaction:
+        """Close the connection until it is used again, before a fork. Not one of the parent's, nor under its transaction."""
+        ours = os.getpid() == self._pid and not self._closed and not self._to_open
+        if ours and not self._in_hands and not self._connection.in_transaction:
             self._connection.close()
             self._to_open = True
 
@@ -537,15 +560,3 @@ def _offsets(connection: sqlite3.Connection, scope: str, sources: Collection[Sou
             raise recreated(scope, source, row[0], "kg_inbox_offset")
         found[source] = None if row is None else row[1]
     return found
-
-
-_inboxes: weakref.WeakSet[SqliteInbox] = weakref.WeakSet()
-
-
-def _before_fork() -> None:
-    for inbox in list(_inboxes):
-        if inbox._pid == os.getpid():
-            inbox._let_go()
-
-
-os.register_at_fork(before=_before_fork)
