@@ -578,6 +578,27 @@ def test_a_backup_that_is_restored_into_a_file_in_use_is_noticed(lite: Place, tm
     assert lite.effects() == ["0", "1", "2", "3", "4"]
 
 
+def test_a_file_that_another_one_has_replaced_is_used_no_more(lite: Place, tmp_path: Path) -> None:
+    """D20: as by ``mv`` of a backup over it: what is written on would go into a file that nobody finds any more."""
+    inbox, backup = lite.inbox(), tmp_path / "backup.db"
+    for offset in range(3):
+        with inbox.transaction("group", entries(P0, [offset])) as tx:
+            act(tx.connection, offset)
+        if offset == 0:
+            with closing(lite.connect()) as live, closing(sqlite3.connect(backup)) as kept:
+                live.backup(kept)
+    for journal in ("-wal", "-shm"):
+        os.unlink(f"{lite.where}{journal}")  # noqa: PTH108 - no Path is here
+    backup.replace(lite.where)
+    with pytest.raises(PartitionFenced, match=r"has gone back: .* backup"), inbox.transaction("group", entries(P0, [3])):
+        pytest.fail("it began")
+    assert inbox.start_offsets("group", [P0]) == {P0: 1}
+    with inbox.transaction("group", entries(P0, [1, 2, 3])) as tx:
+        for index in tx.fresh:
+            act(tx.connection, 1 + index)
+    assert lite.effects() == ["0", "1", "2", "3"]
+
+
 def test_an_inbox_does_not_cross_a_fork(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a child every call raises, and close() leaves the parent's connections alone."""
     inbox = place.inbox()

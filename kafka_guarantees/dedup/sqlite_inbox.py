@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
 from ._forks import let_go_before_forks
-from ._place import place_of, refuse, write_ahead
+from ._place import file_at, place_of, refuse, write_ahead
 from ._progress import (
     Reached,
     advance,
@@ -149,6 +149,7 @@ class SqliteInbox:
         self._lock = threading.RLock()  # a signal may be handled, and its handler fork, in the thread that has it
         self._closed = False
         self._to_open = False
+        self._opened: tuple[int, int] | None = None  # which file that was
         self._reached = Reached()
         self._repeats = False  # whether the last transaction met ids that were known
         self._purged = _START  # up to which id purge() came
@@ -351,6 +352,7 @@ class SqliteInbox:
             except BaseException:
                 connection.close()
                 raise
+        self._opened = file_at(self._path)
         return connection
 
     def _authorize(self, action: int, *_what: object) -> int:
@@ -414,12 +416,14 @@ class SqliteInbox:
     def _check(self) -> None:
         """Before the connection is used, with the lock."""
         self._check_process()
+        if file_at(self._path) != self._opened:  # others have another one; whether it is behind, the offsets tell
+            self._let_go()
         if self._to_open and not self._closed:
             self._connection = self._connect()
             self._to_open = False
 
     def _let_go(self) -> None:
-        """Close the connection until it is used again, before a fork. Not one of the parent's, nor under its transaction."""
+        """Close the connection until it is used again. Not one of the parent's, nor under a transaction."""
         ours = os.getpid() == self._pid and not self._closed and not self._to_open
         if ours and not self._in_hands and not self._connection.in_transaction:
             self._connection.close()
