@@ -618,11 +618,12 @@ def test_files_of_others_are_refused(path: str) -> None:
         SqliteDedupStore(f"{path}.other")
 
 
+@pytest.mark.parametrize("kind", [SqliteDedupStore, SqliteInbox])
 @pytest.mark.parametrize("nowhere", [":memory:", ""])
-def test_a_file_is_a_file(nowhere: str) -> None:
-    """A store that says it survives its process is not kept in memory."""
+def test_a_file_is_a_file(kind: Any, nowhere: str) -> None:
+    """What says that it survives its process is not kept in memory, where not even a fork leaves it."""
     with pytest.raises(UnsafeConfigError, match="write-ahead log"):
-        SqliteDedupStore(nowhere)
+        kind(nowhere)
 
 
 def test_a_clock_that_was_put_back_loses_nothing(path: str, clock: Clock) -> None:

@@ -21,7 +21,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable
+from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
 from ._forks import let_go_before_forks
 from ._place import file_at, place_of, refuse, write_ahead
 from ._progress import (
@@ -387,7 +387,8 @@ class SqliteInbox:
             self._to_open = True
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        write_ahead(connection, PATIENCE)
+        if write_ahead(connection, PATIENCE) != "wal":
+            raise UnsafeConfigError("path", self._path, "SQLite keeps no write-ahead log there", "a file on a local disk")
         for pragma in (f"synchronous = {self._synchronous}", "wal_autocheckpoint = 10000"):
             connection.execute(f"PRAGMA {pragma}").fetchall()
         version = _version(connection)  # a look first: to write waits for whoever does, and most find what they need
