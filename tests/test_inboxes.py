@@ -364,6 +364,28 @@ def test_a_refusal_that_a_handler_swallowed_is_not_held_against_the_next(tmp_pat
             tx.connection.execute("INSERT INTO kg_inbox_version VALUES (NULL)")
 
 
+@pytest.mark.parametrize("ids", [True, False])
+def test_what_sqlite_rolled_back_is_not_forgotten_for_a_savepoint(lite: Place, *, ids: bool) -> None:
+    """D14: the SAVEPOINT begins another transaction, in which the offsets would pass what the first one took along."""
+    inbox = lite.inbox()
+    lite.sql("CREATE UNIQUE INDEX once ON effect (what)")
+    lite.sql("INSERT INTO effect VALUES ('taken')")
+    batch = entries(P0, [0, 1, 2]) if ids else [Entry(P0, offset, None) for offset in range(3)]
+    for finish_first in (False, True):
+        told = pytest.raises(KafkaGuaranteesError, match=r"ON CONFLICT ROLLBACK\)\. .*come again")
+        with told, inbox.transaction("group", batch) as tx:
+            if finish_first:
+                tx.finish()
+            act(tx.connection, "first")
+            for what in ("taken", "audit"):
+                tx.connection.execute("SAVEPOINT step")  # left open, as is allowed
+                with suppress(sqlite3.IntegrityError):
+                    tx.connection.execute(f"INSERT OR ROLLBACK INTO effect VALUES ('{what}')")
+        assert lite.effects() == ["taken"]
+    with inbox.transaction("group", batch) as tx:
+        assert list(tx.fresh) == [0, 1, 2]
+
+
 def test_a_closed_inbox_stays_closed(tmp_path: Path) -> None:
     """Whoever closes it in a transaction gets no new connection with the next call."""
     inbox = SqliteInbox(tmp_path / "effects.db")

@@ -249,6 +249,14 @@ def ended(how: str) -> KafkaGuaranteesError:
     )
 
 
+def no_longer() -> KafkaGuaranteesError:
+    """The error for a handler that goes on although SQLite has ended its transaction (D14)."""
+    return ended(
+        "the handler ended the transaction, or went on after an error by which SQLite did (a full disk, interrupt(), ON "
+        "CONFLICT ROLLBACK)"
+    )
+
+
 def check_open(connection: object) -> None:
     """Raise where a handler goes on although SQLite has ended its transaction: what it writes now is committed by itself (D14).
 
@@ -256,10 +264,7 @@ def check_open(connection: object) -> None:
         connection: of sqlite3; others, and sessions of an ORM, pass.
     """
     if not getattr(connection, "in_transaction", True):
-        raise ended(
-            "the handler ended the transaction, or went on after an error by which SQLite did (a full disk, interrupt(), ON "
-            "CONFLICT ROLLBACK)"
-        )
+        raise no_longer()
 
 
 def broke_off(error: BaseException) -> bool:

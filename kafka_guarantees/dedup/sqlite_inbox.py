@@ -34,6 +34,7 @@ from ._progress import (
     fenced,
     finished_twice,
     fresh_of,
+    no_longer,
     pending,
     recreated,
 )
@@ -73,6 +74,9 @@ _BUSY_SNAPSHOT = 517  # SQLITE_BUSY_SNAPSHOT, which Python 3.10 does not name
 # Texts of their own: a statement that is prepared already is not asked about again.
 _BEGIN, _COMMIT, _ROLLBACK = "BEGIN IMMEDIATE -- of the inbox", "COMMIT -- of the inbox", "ROLLBACK -- of the inbox"
 _LOCK = "UPDATE kg_inbox_version SET version = version WHERE 0"  # writes nothing, but takes the write lock
+# Around the handler: it is gone where SQLite has rolled back, also where in_transaction says that one is open, begun since by
+# a SAVEPOINT of the handler's. A row in its stead would be a page more to write in each transaction.
+_HANDLER, _STILL_THERE = "SAVEPOINT kg_inbox_handler", "RELEASE kg_inbox_handler"
 _READ = "SELECT topic_id, next_offset FROM kg_inbox_offset WHERE scope = ? AND topic = ? AND partition = ?"
 _FIRST = "INSERT INTO kg_inbox_offset VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _MOVE = "UPDATE kg_inbox_offset SET next_offset = ? WHERE scope = ? AND topic = ? AND partition = ? AND next_offset = ?"
@@ -295,6 +299,8 @@ class SqliteInbox:
                         self._connection.execute(_BEGIN)
                     opened = self._open_one_by_one(self._connection, scope, batch)
                 self._reached.compare(scope, opened._stored)
+                with self._answers("beginning a transaction"):
+                    self._connection.execute(_HANDLER)
             except BaseException:
                 self._roll_back()
                 raise
@@ -516,6 +522,10 @@ class SqliteInboxTransaction:
         if not self._finished:
             self.finish()
         check_open(self.connection)
+        try:
+            self.connection.execute(_STILL_THERE)
+        except sqlite3.OperationalError as exc:
+            raise no_longer() from exc
 
 
 def _made(connection: sqlite3.Connection) -> int:
