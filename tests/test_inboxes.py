@@ -386,6 +386,26 @@ def test_what_sqlite_rolled_back_is_not_forgotten_for_a_savepoint(lite: Place, *
         assert list(tx.fresh) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_statement_that_writes_and_is_left_half_read_holds_up_one_transaction(lite: Place, *, fails: bool) -> None:
+    """D14: SQLite commits nothing under it, and an error of the handler's keeps it. To try again would be in vain for ever."""
+    inbox, kept = lite.inbox(), []
+    error = LookupError if fails else KafkaGuaranteesError
+    told = pytest.raises(error, match="its own" if fails else r"half read, such as INSERT .* RETURNING\. .*come again")
+    with told as caught, inbox.transaction("group", entries(P0, [0])) as tx:
+        kept.append(tx.connection.execute("INSERT INTO effect VALUES ('a'), ('b') RETURNING what"))
+        assert kept[0].fetchone() == ("a",)
+        if fails:
+            raise LookupError("its own")
+    assert type(caught.value) is error
+    with pytest.raises(StoreUnavailable), inbox.transaction("group", entries(P0, [0])):
+        pytest.fail("it began")
+    lite.sql("INSERT INTO effect VALUES ('of somebody else')")
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        act(tx.connection, "c")
+    assert lite.effects() == ["c", "of somebody else"]
+
+
 def test_a_closed_inbox_stays_closed(tmp_path: Path) -> None:
     """Whoever closes it in a transaction gets no new connection with the next call."""
     inbox = SqliteInbox(tmp_path / "effects.db")

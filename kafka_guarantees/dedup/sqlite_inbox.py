@@ -300,7 +300,7 @@ class SqliteInbox:
                     opened = self._open_one_by_one(self._connection, scope, batch)
                 self._reached.compare(scope, opened._stored)
                 with self._answers("beginning a transaction"):
-                    self._connection.execute(_HANDLER)
+                    self._hand_over()
             except BaseException:
                 self._roll_back()
                 raise
@@ -380,6 +380,16 @@ class SqliteInbox:
                     self._connection.close()
                     self._to_open = True
                 raise
+
+    def _hand_over(self) -> None:
+        try:
+            self._connection.execute(_HANDLER)
+        except sqlite3.OperationalError:
+            # under a statement that writes, which a handler has left half read, nothing more could be committed
+            self._roll_back()
+            self._connection.close()
+            self._to_open = True
+            raise
 
     def _roll_back(self) -> None:
         """Undo what is open; a failure of that would hide what went wrong first."""
@@ -525,7 +535,11 @@ class SqliteInboxTransaction:
         try:
             self.connection.execute(_STILL_THERE)
         except sqlite3.OperationalError as exc:
-            raise no_longer() from exc
+            if "no such savepoint" in str(exc):
+                raise no_longer() from exc
+            if "statements in progress" not in str(exc):
+                raise
+            raise ended("the handler left a statement that writes half read, such as INSERT ... RETURNING") from exc
 
 
 def _made(connection: sqlite3.Connection) -> int:
