@@ -816,6 +816,21 @@ def test_purge_comes_to_every_id(lite: Place) -> None:
         assert inbox.purge() > 0
 
 
+def test_a_foreign_key_that_is_checked_at_the_commit_is_the_handler_s(lite: Place) -> None:
+    """It would be broken each time: a message to be tried again, and set aside, and no file to be waited for."""
+    lite.sql("CREATE TABLE account (name text PRIMARY KEY)")
+    lite.sql("CREATE TABLE credit (account text REFERENCES account DEFERRABLE INITIALLY DEFERRED)")
+    inbox = lite.inbox()
+    with inbox.transaction("group", []) as tx:
+        kept = tx.connection
+    kept.execute("PRAGMA foreign_keys = ON")  # which does nothing in a transaction
+    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"), inbox.transaction("group", entries(P0, [0])) as tx:
+        tx.connection.execute("INSERT INTO credit VALUES ('nobody')")
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+    with inbox.transaction("group", entries(P0, [0])) as tx:
+        assert list(tx.fresh) == [0]
+
+
 @pytest.mark.parametrize("level", ["DEFERRED", "IMMEDIATE"])
 def test_purge_leaves_no_transaction_open(lite: Place, level: str) -> None:
     """Where a handler has set isolation_level, Python begins one before a DELETE: the file would be locked for everybody."""
@@ -1604,9 +1619,9 @@ def test_enlisted_a_stream_that_is_half_read_is_told(postgres: Place) -> None:
 
 
 @pytest.mark.parametrize("then", ["", "SELECT 1"])
-def test_a_handler_that_closes_the_connection_is_told(postgres: Place, then: str) -> None:
-    """A database that is away is waited for; this one would be closed each time."""
-    inbox = postgres.inbox()
+def test_a_handler_that_closes_the_connection_is_told(place: Place, then: str) -> None:
+    """A database that is away is waited for; this one would be closed each time. It is not the fault of the message either."""
+    inbox = place.inbox()
     for finish_first in (True, False):
         told = pytest.raises(KafkaGuaranteesError, match=r"the handler closed the connection\. .*come again")
         with told as caught, inbox.transaction("group", entries(P0, [0])) as tx:
@@ -1617,7 +1632,7 @@ def test_a_handler_that_closes_the_connection_is_told(postgres: Place, then: str
             if then:
                 tx.connection.execute(then)
         assert type(caught.value) is KafkaGuaranteesError
-    assert postgres.effects() == []
+    assert place.effects() == []
     with inbox.transaction("group", entries(P0, [0])) as tx:
         assert list(tx.fresh) == [0]
 

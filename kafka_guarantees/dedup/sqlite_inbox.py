@@ -70,6 +70,7 @@ _SCHEMA = (
     *_IDS,
 )
 _TRANSACTION = 22  # SQLITE_TRANSACTION, which sqlite3 does not name
+_NOT_THE_FILE = (sqlite3.ProgrammingError, sqlite3.IntegrityError)  # the same the next time
 _BUSY_SNAPSHOT = 517  # SQLITE_BUSY_SNAPSHOT, which Python 3.10 does not name
 # Texts of their own: a statement that is prepared already is not asked about again.
 _BEGIN, _COMMIT, _ROLLBACK = "BEGIN IMMEDIATE -- of the inbox", "COMMIT -- of the inbox", "ROLLBACK -- of the inbox"
@@ -199,7 +200,8 @@ class SqliteInbox:
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Nothing was written.
             StoreUnavailable: the file did not answer, or was locked for 5 seconds. Nothing was written.
-            KafkaGuaranteesError: the handler tried to end the transaction.
+            KafkaGuaranteesError: the handler tried to end the transaction or closed the connection, or left a statement half
+                read.
         """
         opened = self._begun(scope, entries)
         try:
@@ -213,7 +215,9 @@ class SqliteInbox:
         except BaseException as error:
             with self._lock:
                 refused, self._in_hands, self._refused = self._refused, False, False
-                self._roll_back()
+                closed = self._roll_back() and not self._closed
+            if closed and isinstance(error, sqlite3.ProgrammingError):
+                raise ended("the handler closed the connection") from error
             if refused and isinstance(error, sqlite3.DatabaseError) and "not authorized" in str(error):
                 raise KafkaGuaranteesError(
                     "the handler called commit() or rollback(), or left a `with connection:` block: it must not end the "
@@ -391,16 +395,18 @@ class SqliteInbox:
             self._to_open = True
             raise
 
-    def _roll_back(self) -> None:
-        """Undo what is open; a failure of that would hide what went wrong first."""
+    def _roll_back(self) -> bool:
+        """Undo what is open; a failure of that would hide what went wrong first. Returns whether the connection was closed."""
         if os.getpid() != self._pid:
-            return  # a child that leaves the handler: the transaction is its parent's (Y04)
+            return False  # a child that leaves the handler: the transaction is its parent's (Y04)
         try:
             if self._connection.in_transaction:
                 self._connection.execute(_ROLLBACK)
-        except sqlite3.Error:
+        except sqlite3.Error as exc:
             self._connection.close()  # SQLite rolls back then, or when the file is opened next
             self._to_open = True
+            return isinstance(exc, sqlite3.ProgrammingError)
+        return False
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         if write_ahead(connection, PATIENCE) != "wal":
@@ -469,8 +475,8 @@ class _Answers:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        # a closed inbox does not answer the next time either
-        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.ProgrammingError):
+        # a closed inbox does not answer the next time either, and a constraint may be looked at in the commit
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, _NOT_THE_FILE):
             raise StoreUnavailable(
                 f"{self._doing} in the inbox {self._path!r} failed ({error}). It may be done again: what was written is left "
                 f"out then. If the file is locked, another transaction in it takes longer than the {PATIENCE:.0f} s that the "
