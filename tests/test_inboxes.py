@@ -1737,6 +1737,7 @@ def test_a_caller_that_commits_before_finish_keeps_nothing_of_the_inbox(place: P
             assert list(tx.fresh) == fresh
             tx.finish()
             mine.execute("COMMIT")
+    assert inbox.purge() == (1 if place.kind == "sqlite" else 0)  # what stood for the transaction
     assert place.ids() == 3
 
 
@@ -1747,11 +1748,54 @@ def test_a_caller_that_begins_anew_before_finish_is_told(lite: Place) -> None:
         mine.execute("BEGIN IMMEDIATE")
         tx = inbox.enlist(mine, "group", entries(P0, [0, 1]))
         mine.execute("COMMIT")
-        with inbox.transaction("group", entries(P1, [0], "0/1")):
+        with inbox.transaction("group", [*entries(P0, [0]), *entries(P1, [0], "0/1")]):
             pass
         mine.execute("BEGIN IMMEDIATE")
-        with pytest.raises(KafkaGuaranteesError, match="before finish"):
+        with pytest.raises(KafkaGuaranteesError, match="before finish") as caught:
             tx.finish()
+        assert type(caught.value) is KafkaGuaranteesError
+        mine.execute("COMMIT")
+    assert inbox.start_offsets("group", [P0, P1]) == {P0: 1, P1: 1}
+
+
+@pytest.mark.parametrize("ids", [True, False])
+@pytest.mark.parametrize("how", ["rollback", "savepoint"])
+def test_a_caller_that_rolls_back_and_goes_on_is_told(lite: Place, how: str, *, ids: bool) -> None:
+    """D20: sqlite3 begins another transaction by itself; the offsets would pass what is gone with the first one."""
+    inbox: Any = lite.inbox()
+    lite.sql("CREATE UNIQUE INDEX once ON effect (what)")
+    with closing(sqlite3.connect(lite.where)) as mine:
+        act(mine, "before")
+        mine.execute("SAVEPOINT older")
+        tx = inbox.enlist(mine, "group", entries(P0, [0, 1, 2]) if ids else [Entry(P0, offset, None) for offset in range(3)])
+        for what in ("a", "a", "c"):
+            try:
+                act(mine, what)
+            except sqlite3.IntegrityError:
+                mine.execute("ROLLBACK TO older") if how == "savepoint" else mine.rollback()
+        with pytest.raises(KafkaGuaranteesError, match=r"before finish\(\).*come again"):
+            tx.finish()
+        mine.rollback()
+    assert lite.effects() == []
+    assert inbox.start_offsets("group", [P0]) == {P0: None}
+
+
+def test_savepoints_of_a_caller_are_his(lite: Place) -> None:
+    """One that is older is released, one that is newer is rolled back: what is left is committed with the offsets."""
+    inbox: Any = lite.inbox()
+    with closing(lite.connect()) as mine:
+        mine.execute("BEGIN IMMEDIATE")
+        mine.execute("SAVEPOINT older")
+        tx = inbox.enlist(mine, "group", entries(P0, [0, 1]))
+        mine.execute("SAVEPOINT newer")
+        act(mine, "undone")
+        mine.execute("ROLLBACK TO newer")
+        act(mine, "kept")
+        mine.execute("RELEASE older")
+        tx.finish()
+        mine.execute("COMMIT")
+    assert lite.effects() == ["kept"]
+    assert lite.ids() == 2
 
 
 def test_enlisting_a_part_in_a_transaction_of_sqlite(lite: Place) -> None:

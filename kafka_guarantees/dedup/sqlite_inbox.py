@@ -19,7 +19,7 @@ import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
 from ._forks import let_go_before_forks
@@ -81,6 +81,10 @@ _HANDLER, _STILL_THERE = "SAVEPOINT kg_inbox_handler", "RELEASE kg_inbox_handler
 _READ = "SELECT topic_id, next_offset FROM kg_inbox_offset WHERE scope = ? AND topic = ? AND partition = ?"
 _FIRST = "INSERT INTO kg_inbox_offset VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
 _MOVE = "UPDATE kg_inbox_offset SET next_offset = ? WHERE scope = ? AND topic = ? AND partition = ? AND next_offset = ?"
+# In a transaction of the caller's, and gone with it, or with a savepoint: in the scope of nobody, and expired, so that purge()
+# removes what was committed of it.
+_WITNESS = "INSERT INTO kg_inbox_id VALUES (0, ?, 0, NULL)"
+_WITNESSED = "DELETE FROM kg_inbox_id WHERE scope = 0 AND key = ?"
 _SCOPE = "SELECT number FROM kg_inbox_scope WHERE name = ?"
 _NEW_SCOPE = "INSERT INTO kg_inbox_scope (name) VALUES (?) RETURNING number"
 _REMEMBER = (
@@ -250,8 +254,10 @@ class SqliteInbox:
             with self._answers("enlisting"):
                 connection.execute("ROLLBACK TO kg_inbox")
                 connection.execute("RELEASE kg_inbox")
-        if keys := _keys(batch, opened.fresh):
-            opened._ids = partial(self._rows, connection, scope, batch, keys)
+        witness = os.urandom(16)
+        with self._answers("enlisting"):
+            connection.execute(_WITNESS, (witness,))
+        opened._joined = partial(self._joined, opened, _keys(batch, opened.fresh), witness)
         return opened
 
     def purge(self, *, limit: int = 10_000) -> int:
@@ -341,6 +347,14 @@ class SqliteInbox:
                         compare(batch, fresh, known)
                     fresh = fresh_of(batch, fresh, new)
         return SqliteInboxTransaction(connection, scope, batch, stored, fresh)
+
+    def _joined(self, opened: SqliteInboxTransaction, keys: list[bytes], witness: bytes) -> None:
+        """What finish() does besides in a transaction of the caller's, before it moves the offsets."""
+        connection = opened.connection
+        rows = self._rows(connection, opened._scope, opened._batch, keys) if keys else []
+        here = connection.execute(_WITNESSED, (witness,)).rowcount == 1
+        if not here or connection.executemany(_REMEMBER, rows).rowcount < len(rows):
+            raise ended("the transaction was ended before finish(), or rolled back to a savepoint that is older than enlist()")
 
     def _rows(
         self, connection: sqlite3.Connection, scope: str, batch: Batch, keys: list[bytes]
@@ -499,7 +513,7 @@ class SqliteInboxTransaction:
         self._batch = batch
         self._stored = stored
         self._moved: Offsets = {}
-        self._ids: Callable[[], Sequence[tuple[Any, ...]]] | None = None  # what finish() is to remember
+        self._joined: Callable[[], None] | None = None  # what finish() does besides, after enlist()
         self._finished = False
 
     def finish(self, handled: int | None = None) -> None:
@@ -509,13 +523,16 @@ class SqliteInboxTransaction:
             handled: how many of ``fresh`` are handled, if not all.
 
         Raises:
-            PartitionFenced: the transaction was begun anew, and another owner advanced an offset meanwhile.
-            KafkaGuaranteesError: the handler ended the transaction, or this is the second call.
+            PartitionFenced: somebody has moved an offset since the transaction began.
+            KafkaGuaranteesError: the handler ended the transaction, also where another one is open now, or this is the second
+                call. Roll back.
         """
         if self._finished:
             raise finished_twice()
         check_open(self.connection)
         offsets, forget = advance(self._batch, self._stored, self.fresh, handled)
+        if self._joined is not None:
+            self._joined()
         for source, offset in offsets.items():
             before = self._stored[source]
             place = (self._scope, source.topic, source.partition)
@@ -525,10 +542,6 @@ class SqliteInboxTransaction:
                 moved = self.connection.execute(_MOVE, (offset, *place, before)).rowcount
             if moved != 1:
                 raise fenced(self._scope, [source])
-        if self._ids is not None:
-            rows = self._ids()
-            if self.connection.executemany(_REMEMBER, rows).rowcount < len(rows):
-                raise ended("the transaction was ended before finish()")
         if forget:
             self.connection.executemany(_FORGET, [(self._scope, key) for key in forget])
         self._moved = offsets
