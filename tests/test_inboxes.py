@@ -589,6 +589,53 @@ def test_offsets_that_have_gone_back_are_noticed(place: Place, ids: bool) -> Non
         assert list(tx.fresh) == [0, 1, 2, 3]
 
 
+class Caller:
+    """Handles messages in transactions of its own."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.inbox: Any = place.inbox()
+
+    def handle(self, *offsets: int, how: str = "COMMIT") -> None:
+        with closing(self.place.connect()) as mine:
+            mine.execute("BEGIN IMMEDIATE")
+            try:
+                self.inbox.enlist(mine, "group", [Entry(P0, offset, None) for offset in offsets]).finish()
+            except BaseException:
+                mine.execute("ROLLBACK")
+                raise
+            mine.execute(how)
+
+    def fall_back(self, offset: int) -> None:
+        self.place.sql(f"UPDATE kg_inbox_offset SET next_offset = {offset}")
+
+
+def test_offsets_that_have_gone_back_are_noticed_with_enlist(lite: Place) -> None:
+    """D20: as in transactions of the inbox; what the caller has rolled back, and repeats in parts, has not gone back."""
+    caller = Caller(lite)
+    for offset in range(3):
+        caller.handle(offset, offset + 1, offset + 2, how="ROLLBACK")
+        caller.handle(offset)
+    caller.fall_back(1)
+    with pytest.raises(PartitionFenced, match="has gone back"):
+        caller.handle(3)
+    assert caller.inbox.start_offsets("group", [P0]) == {P0: 1}
+    caller.handle(1, 2, 3)
+    caller.handle(4)
+
+
+def test_offsets_that_have_gone_back_by_what_failed_a_commit_are_noticed(lite: Place) -> None:
+    """D20: as a failover does. The caller repeats it, and what was committed before may be lost as well."""
+    caller = Caller(lite)
+    for offset in range(2):
+        caller.handle(offset)
+    caller.handle(2, how="ROLLBACK")
+    caller.fall_back(1)
+    with pytest.raises(PartitionFenced, match="has gone back"):
+        caller.handle(2)
+    caller.handle(1, 2)
+
+
 def test_an_offset_that_began_there_and_has_gone_back_is_noticed(place: Place) -> None:
     """D20: also by a member that has committed nothing since it began at that offset."""
     with place.inbox().transaction("group", entries(P0, [0, 1])):

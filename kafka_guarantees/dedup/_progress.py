@@ -181,6 +181,7 @@ class Reached:
 
     def __init__(self) -> None:
         self._offsets: dict[tuple[str, Source], int] = {}
+        self._joined: dict[tuple[str, Source], int] = {}
 
     def note(self, scope: str, offsets: Offsets) -> None:
         """They are so far now, or somebody goes on there."""
@@ -198,6 +199,24 @@ class Reached:
             for source in gone_back:
                 del self._offsets[scope, source]
             raise set_back(scope, gone_back)
+
+    def join(self, scope: str, stored: Offsets, first: Mapping[Source, int]) -> None:
+        """The same in a transaction of the caller's, who alone knows whether the one before was committed.
+
+        Who goes on behind it says so; who repeats it, from a ``first`` before its end, does not. What is stored now is
+        committed, whoever did it.
+
+        Raises:
+            PartitionFenced: as above.
+        """
+        before = {source: self._joined.pop((scope, source), 0) for source in first}
+        self.note(scope, {source: offset for source, offset in before.items() if offset <= first[source]})
+        self.compare(scope, stored)
+        self.note(scope, stored)
+
+    def note_joined(self, scope: str, offsets: Offsets) -> None:
+        """They are so far if the caller commits."""
+        self._joined.update(((scope, source), offset or 0) for source, offset in offsets.items())
 
 
 # -- what went wrong ------------------------------------------------------------------------------------------------------

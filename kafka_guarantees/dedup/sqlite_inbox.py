@@ -235,6 +235,7 @@ class SqliteInbox:
         Call ``finish()`` before the commit. The connection is one to the same file.
 
         Raises:
+            PartitionFenced: an offset has gone back, as in ``transaction()``. Roll back.
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Roll back.
             StoreUnavailable: the file did not answer, or was locked. Roll back, and repeat the transaction.
@@ -254,9 +255,11 @@ class SqliteInbox:
             with self._answers("enlisting"):
                 connection.execute("ROLLBACK TO kg_inbox")
                 connection.execute("RELEASE kg_inbox")
+        self._reached.join(scope, opened._stored, batch.first)
         witness = os.urandom(16)
         with self._answers("enlisting"):
             connection.execute(_WITNESS, (witness,))
+        opened._reached = self._reached
         opened._joined = partial(self._joined, opened, _keys(batch, opened.fresh), witness)
         return opened
 
@@ -514,6 +517,7 @@ class SqliteInboxTransaction:
         self._stored = stored
         self._moved: Offsets = {}
         self._joined: Callable[[], None] | None = None  # what finish() does besides, after enlist()
+        self._reached: Reached | None = None  # after enlist()
         self._finished = False
 
     def finish(self, handled: int | None = None) -> None:
@@ -546,6 +550,8 @@ class SqliteInboxTransaction:
             self.connection.executemany(_FORGET, [(self._scope, key) for key in forget])
         self._moved = offsets
         self._finished = True
+        if self._reached is not None:
+            self._reached.note_joined(self._scope, offsets)
 
     def _end(self) -> None:
         if not self._finished:
