@@ -1805,6 +1805,27 @@ def test_a_caller_that_begins_anew_before_finish_is_told(lite: Place) -> None:
     assert inbox.start_offsets("group", [P0, P1]) == {P0: 1, P1: 1}
 
 
+@pytest.mark.parametrize("inbox_there", [True, False])
+def test_a_connection_to_another_file_is_refused(lite: Place, tmp_path: Path, *, inbox_there: bool) -> None:
+    """A file without the tables would be tried for ever; one with an inbox has other offsets, at which no run goes on."""
+    inbox, other = lite.inbox(), str(tmp_path / "other.db")
+    assert isinstance(inbox, SqliteInbox)
+    if inbox_there:
+        SqliteInbox(other).close()
+    for where in (other, ":memory:"):
+        with closing(sqlite3.connect(where, isolation_level=None)) as mine:
+            mine.execute("BEGIN IMMEDIATE")
+            with pytest.raises(KafkaGuaranteesError, match=r"the connection to .*Nothing was done") as caught:
+                inbox.enlist(mine, "group", entries(P0, [0]))
+            assert type(caught.value) is KafkaGuaranteesError
+    (tmp_path / "link.db").symlink_to(lite.where)
+    with closing(sqlite3.connect(tmp_path / "link.db", isolation_level=None)) as mine:
+        mine.row_factory = lambda cursor, row: {column[0]: value for column, value in zip(cursor.description, row, strict=True)}
+        mine.execute("BEGIN IMMEDIATE")
+        inbox.enlist(mine, "group", entries(P0, [0])).finish()
+        mine.execute("COMMIT")
+
+
 @pytest.mark.parametrize("ids", [True, False])
 @pytest.mark.parametrize("how", ["rollback", "savepoint"])
 def test_a_caller_that_rolls_back_and_goes_on_is_told(lite: Place, how: str, *, ids: bool) -> None:

@@ -239,9 +239,11 @@ class SqliteInbox:
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Roll back.
             StoreUnavailable: the file did not answer, or was locked. Roll back, and repeat the transaction.
+            KafkaGuaranteesError: the connection is to another file, or no transaction is open.
         """
         self._check_process()
         batch = batch_of(entries)
+        self._check_file(connection)
         with self._answers("enlisting"):
             connection.execute(_LOCK)
         if not connection.in_transaction:
@@ -451,6 +453,16 @@ class SqliteInbox:
             raise ForkedClientError(
                 "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
                 "Nothing was written. Open the inbox after the fork, in the process that uses it."
+            )
+
+    def _check_file(self, connection: sqlite3.Connection) -> None:
+        """Raise where a connection of the caller's is to another file: there may be an inbox as well, with other offsets."""
+        here = file_at(self._path)
+        paths = [path for _, _, path in _plain(connection).execute("PRAGMA database_list")]
+        if here is None or here not in map(file_at, paths):
+            raise KafkaGuaranteesError(
+                f"the inbox is in the file {self._path!r}, and the connection to {', '.join(map(repr, paths))}. Nothing was "
+                "done. Enlist with a connection to the file of the inbox, in which the effects are, too."
             )
 
     def _check(self) -> None:
