@@ -676,8 +676,11 @@ def test_a_file_that_another_one_has_replaced_is_used_no_more(lite: Place, tmp_p
         if offset == 0:
             with closing(lite.connect()) as live, closing(sqlite3.connect(backup)) as kept:
                 live.backup(kept)
-    for journal in ("-wal", "-shm"):
-        os.unlink(f"{lite.where}{journal}")  # noqa: PTH108 - no Path is here
+    for end in ("", "-wal", "-shm"):
+        os.unlink(f"{lite.where}{end}")  # noqa: PTH108 - no Path is here
+    with pytest.raises(StoreUnavailable, match="was removed"), inbox.transaction("group", entries(P0, [3])):
+        pytest.fail("it began")
+    assert not os.path.exists(lite.where)  # noqa: PTH110
     backup.replace(lite.where)
     with pytest.raises(PartitionFenced, match=r"has gone back: .* backup"), inbox.transaction("group", entries(P0, [3])):
         pytest.fail("it began")

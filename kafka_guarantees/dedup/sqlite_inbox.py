@@ -468,9 +468,15 @@ class SqliteInbox:
     def _check(self) -> None:
         """Before the connection is used, with the lock."""
         self._check_process()
-        if file_at(self._path) != self._opened:  # others have another one; whether it is behind, the offsets tell
+        here = file_at(self._path)
+        if here != self._opened:  # others have another one; whether it is behind, the offsets tell
             self._let_go()
         if self._to_open and not self._closed:
+            if here is None:  # an empty one would be in the way of a backup that is being restored
+                raise StoreUnavailable(
+                    f"the file of the inbox {self._path!r} was removed. Nothing was written. It may be done again when a file "
+                    "is there: put it back. Without it its effects are gone, and so is where to go on."
+                )
             self._connection = self._connect()
             self._to_open = False
 
