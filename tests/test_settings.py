@@ -504,6 +504,59 @@ def test_a_secret_is_not_sent_readable_without_a_warning(url: str, weak: bool) -
     assert bool(explain(ALO, config | {"sasl.oauthbearer.token.endpoint.url": url}).warnings) == weak
 
 
+SASL = {"security.protocol": "SASL_SSL"}
+TOKENS: dict[str, object] = {**SASL, "sasl.mechanism": "OAUTHBEARER"}
+
+
+@pytest.mark.parametrize(
+    "giver",
+    [
+        {"oauth_cb": print},
+        {"sasl.oauthbearer.method": "OIDC"},
+        {"enable.sasl.oauthbearer.unsecure.jwt": True},
+        {"sasl.oauthbearer.metadata.authentication.type": "aws_iam"},
+    ],
+    ids=str,
+)
+def test_tokens_need_somebody_who_gives_them(giver: dict[str, object]) -> None:
+    """S02: librdkafka waits for one for ever, and says nothing. A file that is explained has no functions in it."""
+    spelled: dict[str, object] = {**SASL, "sasl.mechanisms": "OAUTHBEARER"}
+    error = refused(ALO, minimal(ALO) | spelled)
+    assert (error.setting, error.others) == ("sasl.mechanisms", ())
+    for part in ("OAUTHBEARER", "nobody gives it tokens", "oauth_cb", "oidc"):
+        assert part in str(error)
+    assert explain(ALO, minimal(ALO) | spelled)
+    assert resolved(ALO, minimal(ALO) | spelled | giver)
+    assert resolved(ALO, minimal(ALO) | {"sasl.mechanism": "OAUTHBEARER"}), "a SecurityWarning: nobody logs in"
+
+
+@pytest.mark.parametrize(
+    "login", [{}, SASL, {"sasl.mechanism": "OAUTHBEARER"}, {**SASL, "sasl.mechanism": "PLAIN", "sasl.username": "u"}], ids=str
+)
+def test_an_oauth_cb_that_nobody_asks_is_refused(login: dict[str, object]) -> None:
+    """confluent-kafka would wait for its first token for ten seconds, and then make no client."""
+    config = minimal(ALO) | login | {"oauth_cb": print}
+    for call in (resolved, explain):
+        with pytest.raises(UnsafeConfigError, match=r"OAUTHBEARER.*set both, or leave it out") as caught:
+            call(ALO, config)
+        assert (caught.value.setting, caught.value.others) == ("oauth_cb", ())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"security.protocol": "sasl-ssl", "oauth_cb": print}, "security.protocol"),
+        ({"oauth_cb": "print"}, "oauth_cb"),
+        ({"sasl.oauthbearer.method": "odic"}, "sasl.oauthbearer.method"),
+    ],
+    ids=str,
+)
+def test_a_login_by_tokens_that_is_mistyped_is_one_mistake(wrong: dict[str, object], named: str) -> None:
+    """What hangs on a setting that is refused is not known."""
+    error = refused(ALO, minimal(ALO) | TOKENS | wrong)
+    assert (error.setting, error.others) == (named, ())
+
+
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "ssl", "SASL_PLAINTEXT", "SASL_SSL", None])
 def test_credentials_that_are_not_used_are_a_warning(protocol: str | None) -> None:
     """S02: who gives them thinks that they protect something."""
@@ -1015,7 +1068,7 @@ def test_callbacks_are_taken_out_except_oauth() -> None:
     """The library calls the user's callbacks from its own (C01); librdkafka must ask for tokens itself."""
     given_ = {"error_cb": print, "stats_cb": print, "throttle_cb": print, "oauth_cb": print}
     logger = logging.getLogger("x")
-    result = resolved(ALO, minimal(ALO) | given_ | {"logger": logger})
+    result = resolved(ALO, minimal(ALO) | TOKENS | given_ | {"logger": logger})
     assert result.callbacks == {**given_, "logger": logger}
     for side in (result.producer, result.consumer):
         assert side["oauth_cb"] is print

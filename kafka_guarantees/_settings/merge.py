@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -45,6 +45,14 @@ from .values import HIDDEN, Value, normalise, shown, shown_raw
 
 _DEFAULT_SESSION_MS = 45_000  # librdkafka's and the broker's (KIP-735)
 _COMMIT_INTERVAL = 0.1  # seconds: fits every transaction.timeout.ms that librdkafka takes
+
+# Who gives tokens where there is no oauth_cb: librdkafka, and confluent-kafka, which makes an oauth_cb of its own for AWS.
+_GIVE_TOKENS = {
+    "sasl.oauthbearer.method": "oidc",
+    "enable.sasl.oauthbearer.unsecure.jwt": "true",
+    "sasl.oauthbearer.metadata.authentication.type": "aws_iam",
+}
+_OF_TOKENS = frozenset({"oauth_cb", "security.protocol", "sasl.mechanism", *_GIVE_TOKENS})
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,7 @@ def _merge(guarantee: Guarantee, config: Mapping[str, object], commit_interval: 
     while True:
         try:
             merged = _Merged(guarantee, left, commit_interval)
+            merged.check_tokens(refused, for_client=for_client)
             if for_client:
                 merged.require(refused)
         except UnsafeConfigError as error:
@@ -175,6 +184,32 @@ class _Merged:
                 "give one that is stable per instance and unique among instances, for example "
                 '"<service>-<StatefulSet ordinal>"; never random at each start and never the process id, '
                 "which fence nothing",
+            )
+
+    def check_tokens(self, refused: Iterable[str], *, for_client: bool) -> None:
+        """Who asks for tokens, and who gives them, belong together: the one waits for the other, and librdkafka for ever.
+
+        A client needs a giver, and an explanation does not, as of a file, which has no functions. Nothing is said of it where
+        one of the settings that decide it is refused.
+        """
+        if not _OF_TOKENS.isdisjoint(map(canonical, refused)):
+            return
+        sasl = self.effective["security.protocol"] in {"sasl_plaintext", "sasl_ssl"}
+        asked = sasl and self.effective["sasl.mechanism"] == "OAUTHBEARER"
+        if "oauth_cb" in self.callbacks and not asked:
+            raise UnsafeConfigError(
+                "oauth_cb",
+                HIDDEN,
+                "only sasl.mechanism=OAUTHBEARER, with a security.protocol that has SASL, asks it: confluent-kafka would wait "
+                "for a token, and make no client",
+                "set both, or leave it out",
+            )
+        given = "oauth_cb" in self.callbacks or any(self.effective.get(name) == value for name, value in _GIVE_TOKENS.items())
+        if for_client and asked and not given:
+            raise self._error(
+                "sasl.mechanism",
+                "nobody gives it tokens, and librdkafka would wait for one for ever",
+                "give oauth_cb, or sasl.oauthbearer.method=oidc and its settings",
             )
 
     def sentence(self, row: Weakening) -> str:
