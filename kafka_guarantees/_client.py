@@ -149,6 +149,8 @@ class Callbacks:
             try:
                 callback(*args)
             except Exception as error:
+                if isinstance(error, SystemError) and isinstance(error.__cause__, KafkaException):
+                    return  # no fault of it: confluent-kafka called while it was raising that, for want of a token
                 # A traceback takes time. Statistics that come faster than they are logged would never let a flush end.
                 if self._complains((name, type(error))):
                     log.exception("%s raised; this does not disturb the delivery of messages", name)
@@ -273,6 +275,7 @@ class _Tokens:
 
     def __init__(self, oauth_cb: Callable[[str], tuple[Any, ...]]) -> None:
         self._ask = oauth_cb
+        self._given = False  # one that is over by now, perhaps
         self._problem: Exception | None = None
 
     def __call__(self, config: str) -> tuple[Any, ...]:
@@ -280,9 +283,12 @@ class _Tokens:
             given = self._ask(config)
         except Exception as error:
             self._problem = error
-            log.exception("oauth_cb raised; it is asked again after 10 s, and the token before serves until it is over")
+            if self._given:
+                log.exception("oauth_cb raised; it is asked again after 10 s, and the token before serves until it is over")
+            else:
+                log.exception("oauth_cb raised; there is no token before, and without one no client is made")
             raise
-        self._problem = None
+        self._problem, self._given = None, True
         return given
 
     def missing(self, error: Exception) -> BrokerError | None:

@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, _lifecycle
@@ -472,6 +472,19 @@ def test_a_callback_that_always_raises_is_logged_now_and_then(caplog: pytest.Log
     for number in range(10):
         shim(number)
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == faults
+
+
+def test_a_callback_that_comes_while_a_client_fails_has_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """confluent-kafka calls it while it raises that there is no token: whatever it calls fails. The BrokerError tells."""
+    fault = SystemError("<built-in function monotonic> returned a result with an exception set")
+
+    def callback() -> None:
+        raise fault from KafkaException("OAuth token not set")
+
+    callbacks = Callbacks()
+    callbacks.shim("error_cb", callback)()
+    callbacks.raise_interrupt()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])

@@ -34,7 +34,7 @@ from kafka_guarantees import (
     SecurityWarning,
     TransactionAborted,
 )
-from kafka_guarantees._client import Handle
+from kafka_guarantees._client import Handle, _Tokens
 from kafka_guarantees.testing import LocalKafka
 
 from .conftest import fill, read_all, values
@@ -569,7 +569,19 @@ def test_a_provider_of_tokens_that_is_down_is_named(guarantee: type[Client], cap
         else:
             service.produce("topic", b"x")
     assert isinstance(caught.value.__cause__, ConnectionError)
-    assert "oauth_cb raised" in caplog.text
+    assert "oauth_cb raised; there is no token before" in caplog.text
+
+
+def test_a_provider_of_tokens_that_goes_down_later_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """With what that costs: the token before serves until it is over."""
+    answers = iter([("token", time.time() + 60)])
+    tokens = _Tokens(lambda _config: next(answers))
+    tokens("")
+    with pytest.raises(StopIteration):
+        tokens("")
+    assert [record.message for record in caplog.records] == [
+        "oauth_cb raised; it is asked again after 10 s, and the token before serves until it is over"
+    ]
 
 
 @pytest.mark.parametrize("reason", [SystemError("returned NULL"), KafkaException("OAuth token not set")])
