@@ -557,6 +557,14 @@ def test_a_login_by_tokens_that_is_mistyped_is_one_mistake(wrong: dict[str, obje
     assert (error.setting, error.others) == (named, ())
 
 
+@pytest.mark.parametrize("assigned", [{}, {"partition.assignment.strategy": "range"}, {"group.protocol": "consumer"}], ids=str)
+def test_a_static_member_is_weaker_with_cooperative_sticky_alone(assigned: dict[str, object]) -> None:
+    """C18: and with the other protocols it is what it is for."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resolve(ALO, minimal(ALO) | {"group.instance.id": "offers-0"} | assigned)
+
+
 @pytest.mark.parametrize("protocol", ["PLAINTEXT", "ssl", "SASL_PLAINTEXT", "SASL_SSL", None])
 def test_credentials_that_are_not_used_are_a_warning(protocol: str | None) -> None:
     """S02: who gives them thinks that they protect something."""
@@ -575,6 +583,7 @@ WEAKER: dict[str, object] = {
     "isolation.level": "read_uncommitted",
     "allow.auto.create.topics": "True",
     "check.crcs": 0,
+    "group.instance.id": "offers-0",
     "topic.metadata.refresh.interval.ms": -1,
     "enable.ssl.certificate.verification": False,
     "security.protocol": "SASL_PLAINTEXT",
@@ -604,6 +613,8 @@ def test_a_weaker_setting_is_marked(guarantee: Guarantee, weakening: Any) -> Non
     config = minimal(guarantee) | {weakening.setting: WEAKER[weakening.setting]}
     if weakening.setting == "security.protocol":
         config |= {"sasl.mechanism": "PLAIN", "sasl.username": "offers", "sasl.password": "secret"}
+    if weakening.setting == "group.instance.id":
+        config |= {"partition.assignment.strategy": "cooperative-sticky"}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         resolve(guarantee, config)
@@ -618,6 +629,7 @@ def test_what_is_weaker() -> None:
     """DESIGN 3 S02: a weakening that is no longer marked shows here."""
     always = {
         "allow.auto.create.topics",
+        "group.instance.id",
         "topic.metadata.refresh.interval.ms",
         "enable.ssl.certificate.verification",
         "security.protocol",

@@ -385,6 +385,14 @@ WEAKENINGS = (
         "partitions that are added to a topic are never read, and nothing says so",
         "C19",
     ),
+    Weakening(
+        ALL,
+        "group.instance.id",
+        lambda _value, effective: effective["partition.assignment.strategy"] == "cooperative-sticky",
+        "with cooperative-sticky, a static member that is killed in the middle of a rebalance comes back to a part of its "
+        "partitions, and nobody reads the others until members come or go: choose group.protocol=consumer, or range",
+        "C18",
+    ),
     Weakening(ACKED, "check.crcs", _is("false"), "records damaged on the way are handled as if they were whole", "C21"),
     Weakening(
         ALL,
