@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
+CONFIG = "config"  # stands for a setting where it is not known which one of them is refused
+
+
 class KafkaGuaranteesError(Exception):
     """The root of every error that this library raises on its own account."""
 
@@ -48,7 +51,7 @@ class UnsafeConfigError(KafkaGuaranteesError, ValueError):
     """A setting contradicts the guarantee; or the brokers do, where a run asks them. Nothing was consumed or sent.
 
     Attributes:
-        setting: the name of the librdkafka property or of our own argument.
+        setting: the name of the librdkafka property or of our own argument; ``"config"``: it is not known which.
         value: what was given (a secret is replaced by ``"<hidden>"``).
         others: what else is wrong with the same configuration; it is in the text as well.
     """
@@ -57,7 +60,8 @@ class UnsafeConfigError(KafkaGuaranteesError, ValueError):
 
     def __init__(self, setting: str, value: object, breaks: str, instead: str) -> None:
         stop = "" if instead.endswith("?") else "."
-        super().__init__(f"{setting}={value!r} is refused: {breaks}. Instead: {instead}{stop}")
+        refused = "the configuration" if setting == CONFIG else f"{setting}={value!r}"
+        super().__init__(f"{refused} is refused: {breaks}. Instead: {instead}{stop}")
         self.setting = setting
         self.value = value
         self.breaks = breaks

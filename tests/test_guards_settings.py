@@ -36,6 +36,7 @@ SECRET = "s3cret/w0rd"
         (f"/keys/{SECRET} of mine", f"'/keys/{SECRET} of mine' is no key"),  # of several words
         (f"{SECRET};{SECRET}", f"unknown: {SECRET}"),  # it quotes a part
         ("pw", "'pw' is too short"),
+        ("pw", "cannot load pw.so: no such file"),
     ],
 )
 def test_no_part_of_a_secret_is_in_the_words_of_librdkafka(value: str, said: str) -> None:
@@ -44,6 +45,20 @@ def test_no_part_of_a_secret_is_in_the_words_of_librdkafka(value: str, said: str
     assert SECRET not in str(error)
     assert "pw" not in str(error)
     assert HIDDEN in str(error)
+
+
+def test_a_secret_of_a_letter_does_not_hide_the_words_of_librdkafka() -> None:
+    """They say what is wrong."""
+    said = "Failed to create producer: sasl.username and sasl.password must be set"
+    error = librdkafka.creation_failure(ValueError(said), {"sasl.username": "a"})
+    assert said in str(error)
+    assert error.setting == "sasl.username"
+
+
+def test_where_no_setting_is_named_the_configuration_is_refused() -> None:
+    """There is none of that name that the user could look for."""
+    error = librdkafka.creation_failure(ValueError("sasl.username and sasl.password must be set"), {"sasl.mechanism": "PLAIN"})
+    assert str(error).startswith("the configuration is refused: librdkafka cannot make a client with it (sasl.username and")
 
 
 @pytest.mark.parametrize(

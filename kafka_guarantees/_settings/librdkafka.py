@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import Producer
 
 from .._threads import beside
-from ..errors import UnsafeConfigError
+from ..errors import CONFIG, UnsafeConfigError
 from .properties import PROPERTIES
 from .values import HIDDEN, shown, shown_raw
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _NO_SUCH = "kafka.guarantees.no.such.property"
 _RANGE = re.compile(r"is outside allowed range (-?[0-9]+)\.\.(-?[0-9]+)")
 _WORD = re.compile(r"[^\s\"'`:;,=()\[\]]+")
-_SHORT = 3  # a word shorter than this is hidden only if it is a whole value
+_SHORT = 3  # a word shorter than this is hidden only if it is a whole value, and such a value hides no longer word by itself
+_PART = re.compile(r"[^\W_]+")
 _PLUGINS = "plugin.library.paths"  # its libraries may bring properties of their own
 
 
@@ -48,7 +49,7 @@ def check(config: Mapping[str, object]) -> None:
         complaint = _complaint({**plugins, name: value})
         if complaint:
             raise _refusal(name, value, complaint)
-    raise UnsafeConfigError("config", HIDDEN, "librdkafka does not accept it", "check the settings that are yours")
+    raise UnsafeConfigError(CONFIG, HIDDEN, "librdkafka does not accept it", "check the settings that are yours")
 
 
 def creation_failure(error: Exception, config: Mapping[str, object]) -> UnsafeConfigError:
@@ -61,7 +62,7 @@ def creation_failure(error: Exception, config: Mapping[str, object]) -> UnsafeCo
         config: that dict.
     """
     text = _scrubbed(_text(error), config)
-    named = max((name for name in config if name in text), key=len, default="config")
+    named = max((name for name in config if name in text), key=len, default=CONFIG)
     instead = "correct the setting; docs: librdkafka's CONFIGURATION.md"
     if "No provider for SASL mechanism" in text:  # librdkafka's default is GSSAPI, which few builds have
         named, instead = "sasl.mechanism", "give the mechanism of your brokers, such as SCRAM-SHA-512, PLAIN or OAUTHBEARER"
@@ -110,11 +111,12 @@ def _refusal(name: str, value: object, complaint: str) -> UnsafeConfigError:
 
 def _scrubbed(text: str, config: Mapping[str, object]) -> str:
     given = [(name, value) for name, value in config.items() if not callable(value) and name != "logger"]
-    hidden = [str(value) for name, value in given if shown(name, value) == HIDDEN]
+    hidden = [str(value) for name, value in given if shown(name, value) == HIDDEN and value != ""]
 
     def scrub(word: re.Match[str]) -> str:
         secret = any(word[0] == value or (len(word[0]) >= _SHORT and word[0] in value) for value in hidden)
         # a word may also be longer than the value: librdkafka appends to it (".so" to a plugin's path)
-        return HIDDEN if secret or any(value and value in word[0] for value in hidden) else word[0]
+        within = any(value in (word[0] if len(value) >= _SHORT else _PART.findall(word[0])) for value in hidden)
+        return HIDDEN if secret or within else word[0]
 
     return _WORD.sub(scrub, text)
