@@ -173,6 +173,8 @@ class GroupConsumer:
             batch = self.fetch(pace.size, pace.max_wait)
             if self.gone_silent:
                 return
+            if batch is None and not self._assignment.owned:
+                self._topics.nothing_comes()
             if batch is not None and self._in_flight is not None:
                 # librdkafka 2.16 gives a portion once more, though nobody sought it, where the group stops its partition, which
                 # stays, in the moment in which that is given out: it goes on where it has noted that the client is

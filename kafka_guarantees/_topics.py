@@ -23,6 +23,8 @@ from ._settings.values import shown_raw
 from .errors import NO_TOPIC, BrokerError, UnsafeConfigError, broker_failure, describe, kafka_error, stops
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from confluent_kafka import KafkaError
 
     from ._client import Callbacks
@@ -34,6 +36,8 @@ log = logging.getLogger("kafka_guarantees")
 
 UNKNOWN_TOPIC = 5.0  # seconds until a topic that the brokers do not know is an error: metadata takes a moment to spread
 AGAIN = 0.1  # seconds until that is asked again
+SILENT = 5.0  # seconds without partitions until a run looks whether there is a topic for its patterns
+LOOK = 300.0  # seconds until it looks again
 
 
 def check_run(
@@ -96,12 +100,12 @@ def _includes(topic: str, name: str) -> bool:
 _ANOTHER = re.compile(r"\[:|\(\?|\\[A-Za-z0-9]")  # classes of POSIX; what Python has besides, as \d
 
 
-def _matches(pattern: str, name: str) -> bool:
+def _matches(pattern: str, name: str, match: Callable[[str, str], object] = re.search) -> bool:
     """Whether a pattern of librdkafka is for a topic, as far as Python knows it."""
     if _ANOTHER.search(pattern):
         return False  # which Python takes for something else
     with suppress(re.error):
-        return re.search(pattern, name) is not None
+        return match(pattern, name) is not None
     return False
 
 
@@ -124,6 +128,7 @@ class Topics:
         self._callbacks = callbacks
         self._lifecycle = lifecycle
         self._rarely = Rarely()
+        self._look_at = time.monotonic() + SILENT
 
     def require(self, topics: Sequence[str], *, written: bool = False) -> None:
         """A topic that does not exist is an error, not a silence (C19)."""
@@ -153,6 +158,12 @@ class Topics:
         error = self._error(topic)
         return error is not None and error.code() in NO_TOPIC
 
+    def nothing_comes(self) -> None:
+        """This member has no partition: now and then, say so where there is no topic for its patterns."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK
+            self.match_nothing()
+
     def match_nothing(self) -> bool:
         """Whether there are only patterns, and no topic for any of them: then nobody joins the group."""
         if not all(topic.startswith("^") and not _ANOTHER.search(topic) for topic in self.names):
@@ -162,7 +173,8 @@ class Topics:
         except KafkaException:
             return False
         time.sleep(AGAIN)  # it is asked with every fetch
-        if any(_includes(pattern, name) for pattern in self.names for name in known):
+        match = re.fullmatch if self._client.kip_848 else re.search  # C17: of brokers that match, the whole name
+        if any(_matches(pattern, name, match) for pattern in self.names for name in known):
             return False
         if self._rarely("patterns"):
             log.warning("no topic matches %s", ", ".join(self.names))

@@ -404,7 +404,7 @@ class Known:
     def __init__(self, *answers: KafkaError | Exception | None) -> None:
         self.answers = list(answers)
         self.asked = 0
-        self.joined = False
+        self.joined = self.kip_848 = False
         self.raw = self
 
     def list_topics(self, topic: str = "", timeout: float = 0) -> Any:

@@ -62,3 +62,37 @@ def test_a_pattern_does_not_read_what_its_own_commits_write(
         client.run([f"^(__consumer_offsets|{topic})$"], lambda message: seen.append(message.topic()), until_idle=1)
         end.cancel()
     assert seen == [topic] * 2
+
+
+@pytest.mark.parametrize(
+    ("protocol", "pattern", "silent"),
+    [
+        ("classic", "^{}-one", False),
+        ("classic", "^{}-t", True),
+        ("consumer", "^{}-.*", False),
+        ("consumer", "^{}-", True),
+    ],
+)
+def test_a_pattern_that_no_topic_matches_is_told(
+    kafka: RunningKafka,
+    fresh: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    protocol: str,
+    pattern: str,
+    silent: bool,
+) -> None:
+    """A service would wait without a word. Brokers match the whole name (C17), librdkafka what it begins with."""
+    monkeypatch.setattr("kafka_guarantees._topics.SILENT", 0.5)
+    name = fresh("told")
+    kafka.create_topic(f"{name}-one", 1, None, None)
+    fill(kafka.bootstrap, f"{name}-one", [b"1"])
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group"), "group.protocol": protocol}
+    with AtLeastOnce(config, preflight="off") as client:
+        end = threading.Timer(2.5, client.stop)
+        end.start()
+        client.run([pattern.format(name)], lambda _message: client.stop())
+        end.cancel()
+    told = [text for text in caplog.messages if "no topic matches" in text]
+    assert told == [f"no topic matches {pattern.format(name)}"] * silent
