@@ -296,7 +296,7 @@ class Failures:
             type(failed.error).__name__,
             self.topic,
             exc_info=failed.error,
-            extra=fields(message),
+            extra={**fields(message), "kafka_dead_letter": self.topic},
         )
         return dead_letter(
             self.topic,

@@ -1774,10 +1774,11 @@ def test_at_most_once_goes_on_without_its_dead_letter_topic(world: World, troubl
 @pytest.mark.parametrize("kind", ["at-least-once", "at-most-once"])
 def test_a_line_about_one_message_has_its_place_for_programs(world: World, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """A log that is kept as JSON can be searched by topic, partition and offset."""
-    topic = world.given()
-    options: dict[str, Any] = {"retry": QUICK, "dead_letter": world.topic()} if kind == "at-least-once" else {}
+    topic, dead = world.given(), world.topic()
+    options: dict[str, Any] = {"retry": QUICK, "dead_letter": dead} if kind == "at-least-once" else {}
     Calls(seven).run(world.client(kind, **options), topic)
     lines = [line.__dict__ for line in caplog.records if "offset 7" in line.getMessage()]
     assert len(lines) == (3 if kind == "at-least-once" else 1)
     for line in lines:
         assert (line["kafka_topic"], line["kafka_partition"], line["kafka_offset"]) == (topic, 0, 7)
+    assert [line.get("kafka_dead_letter") for line in lines] == ([None, None, dead] if kind == "at-least-once" else [None])
