@@ -28,9 +28,10 @@ from confluent_kafka import KafkaException
 
 from ._apart import apart_of, ended_after
 from ._consumer import GroupConsumer, sent_twice
+from ._dead_letters import text_of
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
-from ._offsets import fields
+from ._offsets import fields, where
 from ._pace import Pace
 from ._places import Places
 from ._preflight import Preflight
@@ -464,10 +465,10 @@ def refused(error: BrokerError) -> bool:
 
 def _log_dropped(message: Message, error: Exception) -> None:
     log.error(
-        "the handler raised at topic %r partition %s offset %s; the message is dropped",
-        message.topic(),
-        message.partition(),
-        message.offset(),
+        "%s could not be handled (%s: %s); the message is dropped",
+        where(message),
+        type(error).__name__,
+        text_of(error),
         exc_info=error,
         extra=fields(message),
     )

@@ -185,6 +185,14 @@ def test_a_handler_that_empties_its_list_takes_nothing_from_the_report(once: Cal
     assert one.producer.sent == [b"0", b"1", b"2"]
 
 
+def test_what_is_dropped_is_in_the_log_with_the_reason(once: Callable[..., Once], caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the handler has not raised, but returned what is no record."""
+    once(on_error=None).client.run(["t"], lambda message: cast("Any", message.offset() == 1) or None)
+    (line,) = caplog.messages
+    assert line.startswith("topic 't' partition 0 offset 1 could not be handled (NotRecords: the handler returned bool: return")
+    assert line.endswith("); the message is dropped")
+
+
 def test_an_on_error_that_raises_costs_no_letter(once: Callable[..., Once]) -> None:
     """Nor the messages behind: it is logged, and the run goes on."""
 
