@@ -523,7 +523,8 @@ class AtLeastOnce:
             producer = self._made(topic if timeout is None else None)
         elif (producer.failed or producer.not_written) and not self._lifecycle.in_run:
             producer.forget_asked()
-            self._raise_failures(0, "This record was not sent.", asked=False)
+            safe = f"That is of earlier calls; the record of this one, for topic {topic!r}, was not sent."
+            self._raise_failures(0, safe, asked=False)
         return producer.deliver(topic, value, key, headers, partition, timestamp, timeout)
 
     def _send_all(self, records: Records, *, ready: bool = False) -> None:
