@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException
 
 from .errors import DeliveryError
-from .records import no_pairs, pairs
+from .records import Record, no_pairs, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from confluent_kafka import KafkaError, Message, Producer
 
-    from .records import Headers, Payload, Record
+    from .records import Headers, Payload
 
     DeliveryCallback = Callable[[KafkaError | None, Message], None]
 
@@ -44,6 +44,15 @@ def _payload(part: Payload, name: str) -> bytes | str | None:
     if isinstance(part, (bytearray, memoryview)):
         return bytes(part)
     raise TypeError(f"{name} must be bytes, str or None, not {type(part).__name__}. Nothing was sent. Serialize it first.")
+
+
+def not_a_topic(topic: object) -> TypeError | None:
+    """Why that cannot be the name of a topic: librdkafka says that it is argument 1. None: it can."""
+    if isinstance(topic, str):
+        return None
+    kind = "None" if topic is None else type(topic).__name__
+    advice = " Give its parts, or return it from the handler." if isinstance(topic, Record) else ""
+    return TypeError(f"topic must be str, not {kind}. Nothing was sent.{advice}")
 
 
 def _whole(number: int, what: str) -> int:
@@ -120,6 +129,8 @@ def enqueue(
         QueueFull: the queue stayed full for longer than ``patient`` allows.
     """
     topic, value, key = record.topic, record.value, record.key
+    if topic.__class__ is not str and (wrong := not_a_topic(topic)) is not None:
+        raise wrong
     if value.__class__ not in AS_IT_IS:
         value = _payload(value, "value")
     if key.__class__ not in AS_IT_IS:

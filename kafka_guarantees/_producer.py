@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._awaited import Awaited
 from ._client import Callbacks, Handle, Rarely
-from ._enqueue import AS_IT_IS, KNOWING, SLICE, checked_headers, enqueue
+from ._enqueue import AS_IT_IS, KNOWING, SLICE, checked_headers, enqueue, not_a_topic
 from ._posted import Posted
 from ._threads import Flag, start
 from ._turns import Turns
@@ -149,12 +149,13 @@ class PlainProducer(Handle):
         except KafkaException as exc:
             delivery._fail(self._not_taken(exc, topic))
         except (TypeError, ValueError) as exc:
-            failure = DeliveryError(f"a record for topic {topic!r} was not written: {exc}")
-            failure.__cause__ = exc
+            problem = not_a_topic(topic) or exc
+            failure = DeliveryError(f"a record for topic {topic!r} was not written: {problem}")
+            failure.__cause__ = problem
             delivery._fail(failure)
             if not self._lifecycle.in_hand:  # a handler may swallow it, but then its message is not finished
                 self.unacknowledged.discard(delivery)
-            raise
+            raise problem from problem.__cause__
         self._unserved += 1
         if self._unserved >= SERVE_EVERY:  # behind all that: what a signal handler raises here says nothing of the record
             self.serve()
@@ -189,9 +190,10 @@ class PlainProducer(Handle):
         except KafkaException as exc:
             posted.sent -= 1
             raise self._not_taken(exc, topic) from exc
-        except (DeliveryError, TypeError, ValueError):
+        except (DeliveryError, TypeError, ValueError) as exc:
             posted.sent -= 1
-            raise
+            problem = not_a_topic(topic) or exc
+            raise problem from problem.__cause__
         self._unserved += 1
         if self._unserved >= SERVE_EVERY:
             self.serve()

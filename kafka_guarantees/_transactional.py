@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._client import LOOK, Abandoned, Callbacks, Caller, Handle
-from ._enqueue import AS_IT_IS, SLICE, QueueFull, checked_headers, enqueue
+from ._enqueue import AS_IT_IS, SLICE, QueueFull, checked_headers, enqueue, not_a_topic
 from ._producer import warn_unclosed
 from ._transaction_state import NOT_SENT, Event, State, TransactionState, Verdict, judge
 from .errors import (
@@ -223,9 +223,10 @@ class TransactionalProducer(Handle):
             self.poison(None)
             raise AbortNeeded(str(exc)) from exc
         except (DeliveryError, TypeError, ValueError) as exc:
-            why = f"a record for topic {topic!r} was not written: {exc}"
-            self.poison(exc if isinstance(exc, DeliveryError) else DeliveryError(why))
-            raise
+            problem = not_a_topic(topic) or exc
+            why = f"a record for topic {topic!r} was not written: {problem}"
+            self.poison(problem if isinstance(problem, DeliveryError) else DeliveryError(why))
+            raise problem from problem.__cause__
         except BaseException:
             self.poison(None)
             raise

@@ -122,6 +122,15 @@ def test_why_the_last_transaction_was_aborted_is_not_held_against_the_next(produ
     producer.commit()
 
 
+def test_what_is_no_topic_is_named_in_a_transaction_too(producer: TransactionalProducer) -> None:
+    """X05: by the error of the record, and by that of the transaction where somebody swallows it."""
+    producer.begin()
+    producer.raw.fails["produce"] = [TypeError("argument 1 must be str, not None")]
+    with pytest.raises(TypeError, match=r"topic must be str, not None\. Nothing was sent"):
+        producer.produce([Record(cast("Any", None))])
+    assert "topic must be str" in str(producer.failure)
+
+
 def test_an_interrupt_while_a_record_is_produced_aborts_the_transaction(producer: TransactionalProducer) -> None:
     """X05, Y03: whoever swallows it must not commit without the record."""
     producer.begin()

@@ -8,6 +8,7 @@ import pickle
 import re
 import threading
 import time
+import traceback
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -542,6 +543,31 @@ def test_what_is_not_a_record_raises_at_produce_and_nothing_else_later(
     """TypeError or ValueError, in the line of the mistake; close() has nothing left to complain about."""
     with make({"bootstrap.servers": DEAD}) as kafka, pytest.raises((TypeError, ValueError)):
         kafka.produce(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("topic", "said"),
+    [
+        (None, "topic must be str, not None. Nothing was sent."),
+        (b"t", "topic must be str, not bytes. Nothing was sent."),
+        (A, "topic must be str, not Record. Nothing was sent. Give its parts, or return it from the handler."),
+    ],
+    ids=["None", "bytes", "Record"],
+)
+@pytest.mark.parametrize("partition", [None, 0])
+def test_what_is_no_topic_is_named(topic: Any, said: str, partition: int | None) -> None:
+    """C would speak of argument 1, which nobody has written."""
+    record = Record(topic, b"v", partition=partition)
+    with AtMostOnce({"bootstrap.servers": DEAD}) as once, AtLeastOnce({"bootstrap.servers": DEAD}) as kafka:
+        for send in (
+            lambda: once.produce(topic, b"v", partition=partition),
+            lambda: kafka.produce(topic, b"v", partition=partition),
+            lambda: kafka._send_all(record),
+        ):
+            with pytest.raises(TypeError) as caught:
+                send()
+            assert str(caught.value) == said
+            assert "argument 1" not in "".join(traceback.format_exception(caught.value))
 
 
 # --- what arrives ----------------------------------------------------------------------------------------------------
