@@ -129,10 +129,13 @@ class TransactionalProducer(Handle):
         owner: the client that this belongs to; when it is forgotten without ``close()``, a warning says so.
         settings: the resolved settings.
         lifecycle: of the owner.
+        given: the transactional.id that the user gave: that of the settings may be another, see ``turns``.
     """
 
-    def __init__(self, owner: object, settings: Settings, lifecycle: Lifecycle) -> None:
+    def __init__(self, owner: object, settings: Settings, lifecycle: Lifecycle, given: str | None) -> None:
         super().__init__()
+        own = settings.transactional_id
+        self._known_as = repr(own) if own == given else f"{own!r} (of this client's {given!r})"
         self._owner = weakref.ref(owner)
         self._settings = settings
         self._lifecycle = lifecycle
@@ -477,12 +480,12 @@ class TransactionalProducer(Handle):
             raise FencedError(
                 f"{self._timed_out} transactions in a row were longer than transaction.timeout.ms "
                 f"({self._settings.transaction_timeout:.0f} s), or another instance uses transactional.id "
-                f"{self._settings.transactional_id!r} ({why}). {fate if in_doubt else 'Nothing of them is visible.'} Make "
+                f"{self._known_as} ({why}). {fate if in_doubt else 'Nothing of them is visible.'} Make "
                 "batches smaller or the timeout longer, and give each instance its own id."
             ) from exc
         if verdict is Verdict.FENCED:
             raise FencedError(
-                f"another instance has begun to use transactional.id {self._settings.transactional_id!r} ({why}). "
+                f"another instance has begun to use transactional.id {self._known_as} ({why}). "
                 f"{fate if in_doubt else 'The open transaction of this one was aborted and nothing of it is visible.'} Stop "
                 "this instance, or give each its own id."
             ) from exc

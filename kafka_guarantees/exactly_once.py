@@ -179,8 +179,8 @@ class ExactlyOnce:
         self._places = Places(self._settings.group_id, start)
         self._commit_interval = commit_interval
         self._lifecycle = Lifecycle("ExactlyOnce")
-        turn = turns(self._settings, transactions_in_flight)
-        self._producer, *others = (TransactionalProducer(self, settings, self._lifecycle) for settings in turn)
+        turn, given = turns(self._settings, transactions_in_flight), self._settings.transactional_id
+        self._producer, *others = (TransactionalProducer(self, settings, self._lifecycle, given) for settings in turn)
         self._in_flight = InFlight([self._producer, *others], self._lifecycle)
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)

@@ -305,6 +305,22 @@ def test_who_is_fenced_while_it_commits_does_not_know(producer: TransactionalPro
         producer.commit() if committing else producer.abort()
 
 
+@pytest.mark.parametrize(
+    ("number", "named"), [(0, "'t' (committing"), (2, "'t-in-flight-2' (of this client's 't') (committing")]
+)
+def test_who_is_fenced_names_the_id_that_was_configured(kafka: ExactlyOnce, number: int, named: str) -> None:
+    """Nobody has written the others down. Also where it may be that transactions took too long."""
+    producer = kafka._in_flight.producers[number]
+    producer.begin()
+    producer.raw.fails[COMMIT] = [FENCED]
+    with pytest.raises(FencedError) as caught:
+        producer.commit()
+    assert named in str(caught.value)
+    *_, last = (timed_out(producer) for _ in range(3))
+    assert isinstance(last, FencedError)
+    assert named in str(last)
+
+
 def test_who_is_fenced_as_it_takes_over_does_not_know_of_the_last_commit(producer: TransactionalProducer) -> None:
     """X09: that was in doubt, and the new producer is the one that would have found out."""
     producer.begin()
