@@ -123,6 +123,7 @@ class GroupConsumer:
         self._places = places
         self._callbacks = Callbacks()
         self._strict = strict
+        self._done = ""  # why there are no more batches, where nobody stops
         self._took_over = False  # whether a member before this one has left the group
         self._stray = ""  # why something that was committed may still be on its way
         self._fenced_from = 0.0  # an id that is not given back by then, once it was asked for, is somebody else's
@@ -192,6 +193,7 @@ class GroupConsumer:
                 if batch is not None or joining or not self._drained():
                     last = time.monotonic()
                 elif time.monotonic() - last >= until_idle:
+                    self._done = f"nothing came for {until_idle:g} s"
                     return
 
     @staticmethod
@@ -669,4 +671,4 @@ class GroupConsumer:
         """Leave the group, and let the client go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
         collector_rests.over()
         if not self._lifecycle.forked:  # the parent is still a member
-            self._client.close()
+            self._client.close(self._lifecycle.why if self._lifecycle.stopping else self._done)

@@ -96,21 +96,25 @@ class GroupClient(Handle):
         self.leaving = False
         self.make(Consumer, self._config)
 
-    def close(self) -> None:
-        """Leave the group, and let the consumer go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops."""
+    def close(self, why: str = "") -> None:
+        """Leave the group, and let the consumer go. Waits for that CLOSING seconds, or STOP_GRACE in a client that stops.
+
+        Args:
+            why: for the log.
+        """
         try:
             self._be_let_in()
         finally:
             try:
-                self.leave()
+                self.leave(why=why)
             finally:
                 self._caller.end()
 
-    def leave(self, level: int = logging.WARNING) -> None:
+    def leave(self, level: int = logging.WARNING, *, why: str = "") -> None:
         """The same; a new member takes over. ``level``: of the line that says that this was not heard."""
         if self.raw is None:
             return  # what interrupted a rejoin is not to be hidden
-        log.info("leaving group %r", self._group)
+        log.info("leaving group %r%s", self._group, why and f": {why}")
         deadline = time.monotonic() + CLOSING
         self.leaving = True
 

@@ -48,6 +48,7 @@ class Lifecycle:
         self.closed = False
         self.forked = False
         self.stopping = False  # a stop was asked for; read once per message, so no property
+        self.why = ""  # by what, while stopping: for the log, where that is not an error
         self.interruptible = True  # handlers are called in the thread that runs
         self._give_up_at: float | None = None
         self._closing = False  # close() has said until when the run may take: handled() must not extend that
@@ -72,12 +73,14 @@ class Lifecycle:
                 "Nothing was sent. Make the client after the fork, in the process that uses it."
             )
 
-    def stop(self) -> None:
+    def stop(self, why: str = "stop()") -> None:
         """Ask the run to end; returns at once."""
-        self.leave(STOP_GRACE)
+        self.leave(STOP_GRACE, why)
 
-    def leave(self, grace: float) -> None:
+    def leave(self, grace: float, why: str = "") -> None:
         """Ask the run to end, and not to wait longer than ``grace`` seconds for brokers that do not answer."""
+        if not self.stopping:  # else the first counts
+            self.why = why
         self._give_up_at = self._give_up_at or time.monotonic() + grace
         self.stopping = True
 
@@ -159,6 +162,8 @@ class Lifecycle:
 
     def _end_by(self, until: float) -> None:
         """Ask the run to end by this moment. Also after a stop, whose grace is shorter."""
+        if not self.stopping:
+            self.why = "close()"
         self._closing = self.stopping = True
         self._give_up_at = until
 
@@ -207,7 +212,7 @@ def _gone(thread: threading.Thread) -> bool:
 
 
 @contextmanager
-def _stop_on_signal(stop: Callable[[], None], interruptible: Callable[[], bool]) -> Iterator[None]:
+def _stop_on_signal(stop: Callable[[str], None], interruptible: Callable[[], bool]) -> Iterator[None]:
     """SIGINT and SIGTERM call ``stop`` while the block runs in the main thread; then the old handlers are back.
 
     From the second on a SIGINT is also what it was before, KeyboardInterrupt mostly, where that would interrupt the handler.
@@ -224,10 +229,11 @@ def _stop_on_signal(stop: Callable[[], None], interruptible: Callable[[], bool])
             _restore(before)
             os.kill(os.getpid(), number)
             return
+        name = signal.Signals(number).name
         try:
-            stop()  # and nothing else: logging is not reentrant
+            stop(name)  # and nothing else: logging is not reentrant
         except BaseException:  # out of another signal's handler, in the middle of this one
-            stop()
+            stop(name)
             raise
         if number == signal.SIGINT:
             interrupted.append(time.monotonic())

@@ -614,6 +614,29 @@ def test_stop_from_another_thread_ends_the_run_soon(kafka_client: Client, topic:
 
 
 @pytest.mark.broker
+def test_why_a_run_ended_is_in_the_log(kafka_client: Client, topic: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A batch job that SIGTERM has cut short ends as one that is done: without an error. Each run has its own reason."""
+    caplog.set_level(logging.INFO, "kafka_guarantees")
+    kafka_client.stop()
+    kafka_client.run([topic], lambda _message: None)
+    kafka_client.run([topic], lambda _message: None, until_idle=0.3)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate() -> None:
+        assert becomes_true(lambda: signal.getsignal(signal.SIGTERM) is not before)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with in_thread(terminate):
+        kafka_client.run([topic], lambda _message: None)
+    with in_thread(lambda: kafka_client.run([topic], lambda _message: None)):
+        assert becomes_true(lambda: kafka_client._lifecycle.in_run)
+        kafka_client.close()
+    leaving = f"leaving group {kafka_client._settings.group_id!r}: "
+    reasons = [line.removeprefix(leaving) for line in caplog.messages if line.startswith(leaving)]
+    assert reasons == ["stop()", "nothing came for 0.3 s", "SIGTERM", "close()"]
+
+
+@pytest.mark.broker
 def test_stop_before_run_ends_the_next_run(kafka_client: Client, topic: str) -> None:
     """A stop that a signal or thread asked for a moment too early is not lost, and handles nothing."""
     seen: list[bytes | None] = []
