@@ -21,6 +21,7 @@ from ._awaited import Awaited
 from ._client import Callbacks, Handle, Rarely
 from ._enqueue import AS_IT_IS, KNOWING, SLICE, checked_headers, enqueue, not_a_topic
 from ._posted import Posted
+from ._settings.values import shown
 from ._threads import Flag, start
 from ._turns import Turns
 from .errors import (
@@ -81,7 +82,7 @@ class PlainProducer(Handle):
         self._served = time.monotonic()
         self.failed = False  # a hint that there are failures in the next: looking through it for each record is too slow
         self.unacknowledged: set[Delivery] = set()  # on their way, or failed and not looked at
-        self.warn_if_forgotten(owner, _warn_unsent, self.raw, self._callbacks, settings.guarantee.value)
+        self.warn_if_forgotten(owner, _warn_unsent, self.raw, self._callbacks, introduced(settings))
         self._open: list[Posted] = []  # with reports that have not come
         self.not_written: list[KafkaGuaranteesError] = []  # of what was posted, and not looked at
         self._turns = Turns()
@@ -509,21 +510,31 @@ def _note_lost(refused: deque[KafkaGuaranteesError], rarely: Rarely, error: Kafk
         log.warning("a record for topic %r is lost, or may be, and is not sent again: %s", topic, describe(error))
 
 
-def _warn_unsent(raw: Producer, callbacks: Callbacks, guarantee: str) -> None:
+def introduced(settings: Settings) -> str:
+    """A client, for a sentence that begins with it: its guarantee, and its client.id where it has one."""
+    name = settings.producer.get("client.id")
+    return f"an {settings.guarantee.value} client" + ("" if name is None else f" ({shown('client.id', name)})")
+
+
+def _records(number: int) -> str:
+    return "1 record" if number == 1 else f"{number} records"
+
+
+def _warn_unsent(raw: Producer, callbacks: Callbacks, client: str) -> None:
     """P04: a producer that is forgotten loses its queue without a word."""
     if not callbacks.serving:  # forgotten in one of its callbacks: to serve it again would abort the process (P12)
         callbacks.serve(partial(raw.poll, 0))  # len() counts waiting events as well
     unsent = len(raw)
     if unsent:
-        text = f"an {guarantee} producer was not closed: {unsent} records were never acknowledged. Use `with`, or close()."
+        text = f"{client} was not closed, with {_records(unsent)} that nobody has acknowledged. Use `with`, or close()."
         warnings.warn(text, DurabilityWarning, stacklevel=2)
     else:
-        warn_unclosed(guarantee)
+        warn_unclosed(client)
 
 
-def warn_unclosed(guarantee: str) -> None:
+def warn_unclosed(client: str) -> None:
     """A client that is forgotten leaves its group late, and its transaction open."""
-    warnings.warn(f"an {guarantee} client was not closed. Use `with`, or close().", ResourceWarning, stacklevel=2)
+    warnings.warn(f"{client} was not closed. Use `with`, or close().", ResourceWarning, stacklevel=2)
 
 
 def _serve_idle(producer: weakref.ref[PlainProducer], end: Flag) -> None:
@@ -545,11 +556,11 @@ def _serve_once(producer: PlainProducer | None) -> bool:
 def raise_failures(failures: list[KafkaGuaranteesError], left: int, safe: str) -> None:
     """Raise for records that were not acknowledged, with their number; nothing where all were."""
     if failures:
-        more = f" And {len(failures) - 1} more records failed." if len(failures) > 1 else ""
+        more = f" And {len(failures) - 1} more failed." if len(failures) > 1 else ""
         if left:
             more += f" Of {left} more it is not known whether they were written: there was no answer in time."
         unknown = left or any(isinstance(failure, DeliveryUnknown) for failure in failures)
         kind = DeliveryUnknown if unknown else DeliveryError
         raise kind(f"{failures[0]}{more} {safe}") from failures[0]
     if left:
-        raise DeliveryUnknown(f"{left} records were not acknowledged in time: they may or may not have been written. {safe}")
+        raise DeliveryUnknown(f"not acknowledged in time: {_records(left)}, which may or may not have been written. {safe}")

@@ -20,7 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ._client import LOOK, Abandoned, Callbacks, Caller, Handle
 from ._enqueue import AS_IT_IS, SLICE, QueueFull, checked_headers, enqueue, not_a_topic
-from ._producer import warn_unclosed
+from ._producer import introduced, warn_unclosed
 from ._transaction_state import NOT_SENT, Event, State, TransactionState, Verdict, judge
 from .errors import (
     FENCED,
@@ -522,7 +522,7 @@ class TransactionalProducer(Handle):
             self._lose()
             self.renewals += 1
         elif (owner := self._owner()) is not None:
-            self.warn_if_forgotten(owner, warn_unclosed, self._settings.guarantee.value)
+            self.warn_if_forgotten(owner, warn_unclosed, introduced(self._settings))
         deadline = self._init_deadline()
         while True:
             self._make()
