@@ -62,6 +62,10 @@ def check_run(
     listed = isinstance(topics, Sequence) and not isinstance(topics, str)  # a set has no order, and a generator ends
     if not (listed and topics and all(isinstance(topic, str) and topic for topic in topics)):
         raise TypeError(f"topics must be a list of topic names that is not empty, not {topics!r}")
+    if twice := next((topic for topic in topics if topics.count(topic) > 1), None):
+        raise ValueError(
+            f"topic {twice!r} is named twice. Nothing was consumed. Name it once: librdkafka takes no list with both."
+        )
     _refuse_blacklisted(settings, topics)
     if dead_letter is not None and any(_includes(topic, dead_letter) for topic in topics):
         raise own_dead_letters(dead_letter, topics)

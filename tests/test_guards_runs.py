@@ -492,6 +492,14 @@ def test_topics_are_a_list(topics: Any) -> None:
         check_run(settings, Lifecycle("test"), topics, 0)
 
 
+@pytest.mark.parametrize("topics", [["t", "t"], ["^p", "t", "u", "t"]])
+def test_a_topic_is_named_once(topics: list[str]) -> None:
+    """Brokers would be asked first, and librdkafka would speak of an invalid argument."""
+    settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
+    with pytest.raises(ValueError, match="topic 't' is named twice"):
+        check_run(settings, Lifecycle("test"), topics, 0)
+
+
 @pytest.mark.parametrize(
     ("blacklist", "topics", "out"),
     [
