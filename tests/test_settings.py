@@ -385,7 +385,7 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (ALO, "max.poll.records", 100, "max_batch"),
         (ALO, "share.acknowledgement.mode", "explicit", "share groups"),
         (ALO, "client.id", None, "Is an environment variable missing"),
-        (ALO, "client.id", b"x", "bytes"),
+        (ALO, "client.id", b"x", "librdkafka takes no bytes. Instead: give a str"),
         (ALO, "client.id", "a\0b", "NUL"),
         (ALO, "client.id", "\ud800", "surrogate"),
         (ALO, "debug", ["eos"], "list"),

@@ -111,7 +111,7 @@ def _text(name: str, value: object) -> str:
     raise UnsafeConfigError(
         name,
         HIDDEN,
-        f"a {kind} is not a value of librdkafka's",
+        f"librdkafka takes no {kind}",
         "give a str, int, float or bool; a list is written as a, b, c",
     )
 
