@@ -172,6 +172,18 @@ def test_what_was_handled_is_completed_although_another_has_begun_it() -> None:
     assert counts["lost"] == 1
 
 
+def test_who_has_lost_a_partition_takes_no_claim_back() -> None:
+    """D04: a slow handler's claims are renewed; one that the new owner has is that one's, and a third one waits for it."""
+    with MemoryDedupStore() as store:
+        slow = claims(store)
+        slow.claim([message("a", 0)])
+        assert store.claim("scope", [item("a", 0)], token=OTHER, lease=1000) == [Outcome.TAKEN_OVER]
+        slow._renew_at = 0.0
+        slow.renew()
+        slow.release()  # its handler failed, or its batch is given back
+        assert store.claim("scope", [item("a", 7)], token=b"3" * 16, lease=1000) == [Outcome.IN_PROGRESS]
+
+
 # -- an inbox in an SQLite file ------------------------------------------------------------------------------------------
 
 

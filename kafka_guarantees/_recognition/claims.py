@@ -316,13 +316,16 @@ class Claims:
         return Work(messages)
 
     def renew(self) -> None:
-        """Have the leases of what is in hand begin anew, before they are over: a handler or a retry takes its time."""
+        """Have the leases of what is in hand begin anew, before they are over: a handler or a retry takes its time.
+
+        Not of what a new owner of the partition has taken over: that is claimed in its name, whatever ``takeover`` says (D04).
+        """
         if time.monotonic() < self._renew_at:
             return
         self._renew_at = time.monotonic() + self._lease / 3
         items = [item for item in self._open if item is not None]
         try:
-            self._store.claim(self._scope, items, token=self._token, lease=self._lease, takeover=self._takeover)
+            self._store.claim(self._scope, items, token=self._token, lease=self._lease, takeover="lease")
         except _NO_STORE as error:
             log.info("claims were not renewed: %s", error)
 
