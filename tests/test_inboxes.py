@@ -1528,11 +1528,13 @@ def test_a_schema_may_have_any_name(postgres: Place, schema: str) -> None:
     assert postgres.sql(f"SELECT count(*) FROM {name}.kg_inbox_id") == [(3,)]
 
 
-def test_a_constraint_of_the_users_may_have_a_name_like_the_inboxes(postgres: Place) -> None:
+@pytest.mark.parametrize("constraint", ["CHECK (n > 0)", "REFERENCES job"])
+def test_a_constraint_of_the_users_may_have_a_name_like_the_inboxes(postgres: Place, constraint: str) -> None:
     """A message that breaks it is to blame, and nobody has ended the transaction."""
     inbox = postgres.inbox()
-    postgres.sql("CREATE TABLE task (n int CONSTRAINT task_not_finished CHECK (n > 0))")
-    with pytest.raises(psycopg.errors.CheckViolation), inbox.transaction("group", entries(P0, [0])) as tx:
+    postgres.sql("CREATE TABLE job (n int PRIMARY KEY)")
+    postgres.sql(f"CREATE TABLE task (n int CONSTRAINT task_not_finished {constraint})")
+    with pytest.raises(psycopg.errors.IntegrityError), inbox.transaction("group", entries(P0, [0])) as tx:
         tx.connection.execute("INSERT INTO task VALUES (0)")
 
 

@@ -289,15 +289,17 @@ def check_open(connection: object) -> None:
 def broke_off(error: BaseException) -> bool:
     """Whether an error came of a COMMIT by somebody else than the inbox, or of looking at its constraint too early.
 
-    PostgreSQL says which constraint was broken; psycopg refuses ``commit()`` and ``rollback()`` itself. An ORM of whatever make
-    has that error as its cause.
+    PostgreSQL says which constraint of which table was broken: the user's may have a name that ends alike. psycopg refuses
+    ``commit()`` and ``rollback()`` itself. An ORM of whatever make has that error as its cause.
     """
     seen: set[int] = set()
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
         seen.add(id(at))
-        name = getattr(getattr(at, "diag", None), "constraint_name", None)
-        if isinstance(name, str) and name.endswith(UNFINISHED) and getattr(at, "sqlstate", None) == _FOREIGN_KEY:
+        diag = getattr(at, "diag", None)
+        name, table = getattr(diag, "constraint_name", None), getattr(diag, "table_name", None)
+        ours = isinstance(name, str) and name.endswith(UNFINISHED) and table == f"{name.removesuffix(UNFINISHED)}_offset"
+        if ours and getattr(at, "sqlstate", None) == _FOREIGN_KEY:
             return True
         if type(at).__module__.startswith("psycopg") and "forbidden within a Transaction" in str(at):
             return True
