@@ -1887,6 +1887,18 @@ def test_enlisting_a_part_in_a_transaction_of_sqlite(lite: Place) -> None:
     assert [inbox.start_offsets(scope, [P0])[P0] for scope in ("group", "other")] == [2, 1]
 
 
+def test_a_database_without_an_encoding_will_do(postgres: Place) -> None:
+    """SQL_ASCII, which initdb chooses for the locale C: there texts come as bytes."""
+    where = make_conninfo(postgres.where, client_encoding="SQL_ASCII")
+    with PostgresInbox(where) as inbox, psycopg.connect(where) as mine:
+        for offset in range(3):
+            with inbox.transaction("größe", entries(P0, [offset, offset + 1])) as tx:
+                assert list(tx.fresh) == ([0, 1] if offset == 0 else [1])
+        inbox.enlist(mine, "größe", entries(P0, [4])).finish()
+        mine.commit()
+        assert inbox.start_offsets("größe", [P0]) == {P0: 5}
+
+
 @pytest.mark.parametrize("prepared", [{}, {"prepare_threshold": 0}, {"prepare_threshold": None}])
 def test_a_pool_of_the_user_stays_his(postgres: Place, prepared: dict[str, Any]) -> None:
     """Whatever his connections are set to, the inbox works, and ``close()`` leaves the pool open."""

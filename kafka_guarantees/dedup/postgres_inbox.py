@@ -101,7 +101,7 @@ _WHERE = "SELECT nspname FROM pg_namespace WHERE oid = (SELECT relnamespace FROM
 # details of other errors quote values, which may be anything.
 _MOVED = "kafka_guarantees: an offset has moved"
 _ENDED = "kafka_guarantees: another transaction"
-_TRANSACTION = b"SELECT current_setting('transaction_isolation'), pg_current_xact_id_if_assigned()::text"
+_TRANSACTION = b"SELECT current_setting('transaction_isolation'), pg_current_xact_id_if_assigned()::text::bigint"
 _MEDDLED = "the handler ended the transaction"
 _CLOSED = "the handler closed the connection"
 
@@ -160,7 +160,7 @@ class _Statements:
             "SELECT set_config('lock_timeout', limits.before, true) FROM limits, done"
         )
         self._begun = named(
-            " SELECT locked.*, pg_current_xact_id()::text, done.new, done.keys, "
+            " SELECT locked.*, pg_current_xact_id()::text::bigint, done.new, done.keys, "
             "set_config('lock_timeout', limits.before, true) FROM limits, done, locked"
         )
         # FOR UPDATE in the order of the keys comes first: UPDATE alone locks in any order.
@@ -181,7 +181,7 @@ class _Statements:
             "FROM (VALUES @) AS m(topic, partition, topic_id, before, after) "
             "WHERE o.scope = %s AND o.topic = m.topic AND o.partition = m.partition "
             "AND o.next_offset IS NOT DISTINCT FROM m.before RETURNING 1) "
-            "SELECT FROM moved HAVING (CASE WHEN pg_current_xact_id() <> %s::xid8 THEN '{ended}' "
+            "SELECT FROM moved HAVING (CASE WHEN pg_current_xact_id() <> %s::bigint::text::xid8 THEN '{ended}' "
             "WHEN count(*) <> %s THEN '{moved}' END)::int IS NOT NULL"
         )
         self.purge = named(
@@ -374,7 +374,7 @@ class PostgresInbox:
                 "enlist() was called in this transaction already, whose finish() lets it commit: the ids of a second one might "
                 "stay without its offsets. Nothing was done. Enlist all entries at once, or in a transaction of their own."
             )
-        if level != "read committed":
+        if (level := _decoded(level)) != "read committed":
             raise KafkaGuaranteesError(
                 f"the isolation level of this transaction is {level}, in which it fails when it has waited for another one "
                 "(40001), each time that it is repeated. Nothing was done. Begin it with READ COMMITTED."
@@ -469,7 +469,7 @@ class PostgresInbox:
         return fresh_of(batch, waiting, new)
 
     def _offsets(self, scope: str, sources: Collection[Source], rows: Iterable[tuple[Any, ...]]) -> dict[Source, int | None]:
-        found = {(topic, partition): (topic_id, offset) for topic, partition, topic_id, offset, *_ in rows}
+        found = {(_decoded(topic), partition): (topic_id, offset) for topic, partition, topic_id, offset, *_ in rows}
         offsets: dict[Source, int | None] = {}
         for source in sources:
             topic_id, offset = found.get((source.topic, source.partition), (source.topic_id, None))
@@ -519,7 +519,7 @@ class PostgresInbox:
                 f"the inbox {self._prefix!r} has version {version} of its tables, and this library knows {VERSION}. "
                 "Nothing was changed. Use the release of kafka-guarantees that made them, or a newer one."
             )
-        self._statements = _Statements(self._prefix, str(schema))
+        self._statements = _Statements(self._prefix, _decoded(schema))
         self._prepared = True
 
     def _upgrade(self, cursor: Cursor) -> int:
@@ -553,7 +553,7 @@ class PostgresInboxTransaction:
         batch: Batch,
         stored: Offsets,
         fresh: Sequence[int],
-        number: str | None,
+        number: int | None,
         enlisted: bool,
     ) -> None:
         self.connection = connection
@@ -725,6 +725,11 @@ def _read_committed(connection: Connection) -> Iterator[None]:
                 connection.autocommit = False
             if before[1] is not IsolationLevel.READ_COMMITTED:
                 connection.isolation_level = before[1]
+
+
+def _decoded(text: str | bytes) -> str:
+    """Texts come as bytes from SQL_ASCII, which initdb chooses for the locale C."""
+    return text.decode(errors="replace") if isinstance(text, bytes) else text
 
 
 def _places(sources: Iterable[Source]) -> tuple[list[str], list[int]]:
