@@ -20,6 +20,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from psycopg.conninfo import make_conninfo
+from tenacity import Retrying, stop_after_attempt
 
 from kafka_guarantees import (
     AtLeastOnce,
@@ -660,6 +661,32 @@ def test_a_failing_handler_leaves_no_effect(
         assert effects(path) == ["0", "1", "2", "3", "4"]
         kafka.run([topic], effect, until_idle=1)
     assert effects(path) == [str(n) for n in range(8)]
+
+
+def test_an_inbox_that_commits_nothing_ends_the_run_with_one_dead_letter(
+    config: dict[str, Any], kafka_topic: Callable[..., str], database: tuple[SqliteInbox, Path]
+) -> None:
+    """L05: as where it cannot write its own tables: the message is not to blame, and would be set aside again and again."""
+
+    class Broken(SqliteInbox):
+        @contextmanager
+        def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[Any]:
+            with super().transaction(scope, entries) as transaction:
+                yield transaction
+                raise ValueError("it cannot be committed, says the test")
+
+    _, path = database
+    topic, dead = kafka_topic(), kafka_topic()
+    send(config, topic, ["a"])
+    retry = Retrying(stop=stop_after_attempt(2))
+    with Broken(path) as inbox, AtLeastOnce(config, inbox=inbox, dead_letter=dead, retry=retry) as kafka:
+        stop = threading.Timer(10, kafka.stop)
+        stop.start()
+        with pytest.raises(ValueError, match="says the test"):
+            kafka.run([topic], effect)
+        stop.cancel()
+    assert len(read_all(config["bootstrap.servers"], dead)) == 1
+    assert effects(path) == []
 
 
 @pytest.mark.parametrize("keep_alive", [False, True])

@@ -213,7 +213,11 @@ class Portions:
         return len(messages)
 
     def set_aside(self, batch: Batch, message: Message, entry: Entry, outcome: GaveUp) -> int:
-        """Send a message to the dead letter topic, and move its offset. Its id is not noted, so that it can be sent again."""
+        """Send a message to the dead letter topic, and move its offset. Its id is not noted, so that it can be sent again.
+
+        Raises:
+            Exception: the database does not commit that, and not for the message: it would be sent there again and again.
+        """
         letter = self._failures.letter(message, outcome)
         sent: Delivery | None = None
 
@@ -224,7 +228,9 @@ class Portions:
                 sent = self._send(letter)
             return len(fresh), None
 
-        done, _ = self.transact(batch, [message], [entry._replace(key=None)], send)
+        done, failed = self.transact(batch, [message], [entry._replace(key=None)], send)
+        if failed is not None:
+            raise failed.error
         return done
 
     def _in_transaction(
