@@ -1952,6 +1952,23 @@ def test_enlisting_twice_in_a_transaction_is_refused(postgres: Place) -> None:
     assert inbox.start_offsets("group", [P0]) == {P0: None}
 
 
+def test_enlisting_again_after_an_error_needs_another_transaction(postgres: Place) -> None:
+    """D13: the ids of the first are there, and the messages would be left out as repeats that nobody has handled."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    good, bad = printed(P0, 1, "good", b"good"), printed(P0, 2, "id", b"another")
+    with inbox.transaction("group", [printed(P0, 0, "id", b"one")]):
+        pass
+    with psycopg.connect(postgres.where) as connection:
+        with pytest.raises(MessageIdReused):
+            inbox.enlist(connection, "group", [good, bad])
+        with pytest.raises(KafkaGuaranteesError, match=r"already.*Nothing was done\. If the first has raised, roll back"):
+            inbox.enlist(connection, "group", [good])
+        connection.rollback()
+        assert list(inbox.enlist(connection, "group", [good]).fresh) == [0]
+        connection.rollback()
+
+
 def test_enlisting_in_a_pipeline(postgres: Place) -> None:
     """``finish()`` tells what became of the offsets, also where the caller sends his statements without waiting."""
     inbox = postgres.inbox()

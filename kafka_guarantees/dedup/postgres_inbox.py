@@ -101,7 +101,7 @@ _WHERE = "SELECT nspname FROM pg_namespace WHERE oid = (SELECT relnamespace FROM
 # details of other errors quote values, which may be anything.
 _MOVED = "kafka_guarantees: an offset has moved"
 _ENDED = "kafka_guarantees: another transaction"
-_TRANSACTION = b"SELECT current_setting('transaction_isolation'), pg_current_xact_id_if_assigned()::text::bigint"
+_TRANSACTION = b"SELECT current_setting('transaction_isolation'), pg_current_xact_id()::text::bigint"
 _MEDDLED = "the handler ended the transaction"
 _CLOSED = "the handler closed the connection"
 
@@ -369,23 +369,22 @@ class PostgresInbox:
             raise KafkaGuaranteesError("no transaction is open on this connection. Nothing was done. Begin one first.")
         with _answers("enlisting"), Asked(connection):
             [(level, number)] = plain_cursor(connection).execute(_TRANSACTION).fetchall()
-        if number is not None and self._enlisted.get(connection) == number:
+        if self._enlisted.get(connection) == number:
             raise KafkaGuaranteesError(
-                "enlist() was called in this transaction already, whose finish() lets it commit: the ids of a second one might "
-                "stay without its offsets. Nothing was done. Enlist all entries at once, or in a transaction of their own."
+                "enlist() was called in this transaction already, whose finish() lets it commit: the ids of another one might "
+                "stay without its offsets. Nothing was done. If the first has raised, roll back, and begin anew; else enlist "
+                "all entries at once, or in a transaction of their own."
             )
         if (level := _decoded(level)) != "read committed":
             raise KafkaGuaranteesError(
                 f"the isolation level of this transaction is {level}, in which it fails when it has waited for another one "
                 "(40001), each time that it is repeated. Nothing was done. Begin it with READ COMMITTED."
             )
+        self._enlisted[connection] = number  # before it may raise: the ids are there then, and would be repeats for another one
         with Asked(connection):
             with _answers("enlisting"), connection.pipeline():
                 asked = self._ask(connection, scope, batch, "0")
-            opened = self._open(connection, scope, batch, asked, enlisted=True)
-        if opened._number is not None:
-            self._enlisted[connection] = opened._number
-        return opened
+            return self._open(connection, scope, batch, asked, enlisted=True)
 
     def purge(self, *, limit: int = 10_000) -> int:
         """Remove at most ``limit`` of the ids that are expired, and look at some five times as many. Returns how many."""
