@@ -2017,6 +2017,26 @@ def test_a_savepoint_that_is_rolled_back_takes_the_inbox_along(postgres: Place) 
         mine.rollback()
 
 
+@pytest.mark.parametrize("handled", [0, 2])
+def test_a_savepoint_that_takes_the_ids_along_leaves_no_offset_without_them(postgres: Place, handled: int) -> None:
+    """D20: repeats of these messages would be handled again. Nobody else came in between."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+    with inbox.transaction("group", entries(P0, [0])):
+        pass
+    batch = entries(P0, [1, 2])
+    with psycopg.connect(postgres.where) as mine:
+        mine.execute("SELECT 1; SAVEPOINT before")
+        tx = inbox.enlist(mine, "group", batch)
+        mine.execute("ROLLBACK TO before")
+        with pytest.raises(KafkaGuaranteesError, match=r"rolled back to a savepoint of before enlist.*Roll it back"):
+            tx.finish(handled)
+        mine.rollback()
+        assert list(inbox.enlist(mine, "group", batch).fresh) == [0, 1]
+        mine.rollback()
+    assert (postgres.ids(), inbox.start_offsets("group", [P0])) == (1, {P0: 1})
+
+
 def test_enlisting_in_a_session_of_sqlalchemy(postgres: Place) -> None:
     """The connection under a session is one that the inbox can join: one commit keeps, one rollback undoes everything."""
     sqlalchemy = pytest.importorskip("sqlalchemy")

@@ -101,6 +101,7 @@ _WHERE = "SELECT nspname FROM pg_namespace WHERE oid = (SELECT relnamespace FROM
 # details of other errors quote values, which may be anything.
 _MOVED = "kafka_guarantees: an offset has moved"
 _ENDED = "kafka_guarantees: another transaction"
+_UNDONE = "kafka_guarantees: enlist() was rolled back"
 _TRANSACTION = b"SELECT current_setting('transaction_isolation'), pg_current_xact_id()::text::bigint"
 _MEDDLED = "the handler ended the transaction"
 _CLOSED = "the handler closed the connection"
@@ -122,7 +123,8 @@ class _Statements:
         def named(statement: str) -> bytes:
             sizes = {"version": VERSION, "size": KEY_SIZE, "short": FINGERPRINT_SIZE}
             guard = _GUARD.format(p=prefix)
-            return statement.format(p=prefix, s=inside, guard=guard, ended=_ENDED, moved=_MOVED, **sizes).encode()
+            said = {"ended": _ENDED, "moved": _MOVED, "undone": _UNDONE}
+            return statement.format(p=prefix, s=inside, guard=guard, **said, **sizes).encode()
 
         self.schema = [named(statement) for statement in _SCHEMA]
         self.upgrade = [named(statement) for statement in _UPGRADE]
@@ -174,15 +176,17 @@ class _Statements:
         self.fingerprints = named('SELECT key, fingerprint FROM {s}"{p}_id" WHERE scope = %s AND key = ANY(%s)')
         self.forget = named('DELETE FROM {s}"{p}_id" WHERE scope = %s AND key = ANY(%s)')
         # It fails where it does not move what it has to, so that the COMMIT that is sent with it is not executed. The number of
-        # the transaction is that of the locks and the ids. Another one: the handler ended that. Else it has no rows: behind a
-        # cursor.stream() of the handler's libpq would hand out those of what comes first in a pipeline one by one.
+        # the transaction is that of the locks and the ids. Another one: the handler ended that. A guard that does not say
+        # unfinished: a savepoint took the ids along. Else it has no rows: behind a cursor.stream() of the handler's libpq would
+        # hand out those of what comes first in a pipeline one by one.
         self._move = named(
-            'WITH moved AS (UPDATE {s}"{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after, unfinished = NULL '
+            'WITH moved AS (UPDATE {s}"{p}_offset" AS o SET topic_id = m.topic_id, next_offset = m.after, unfinished = '
+            "CASE WHEN o.unfinished IS NULL AND o.topic = %s AND o.partition = %s THEN 0 END "
             "FROM (VALUES @) AS m(topic, partition, topic_id, before, after) "
             "WHERE o.scope = %s AND o.topic = m.topic AND o.partition = m.partition "
-            "AND o.next_offset IS NOT DISTINCT FROM m.before RETURNING 1) "
+            "AND o.next_offset IS NOT DISTINCT FROM m.before RETURNING unfinished) "
             "SELECT FROM moved HAVING (CASE WHEN pg_current_xact_id() <> %s::bigint::text::xid8 THEN '{ended}' "
-            "WHEN count(*) <> %s THEN '{moved}' END)::int IS NOT NULL"
+            "WHEN count(*) <> %s THEN '{moved}' WHEN count(unfinished) > 0 THEN '{undone}' END)::int IS NOT NULL"
         )
         self.purge = named(
             'DELETE FROM {s}"{p}_id" WHERE ctid = ANY(ARRAY(SELECT ctid FROM {s}"{p}_id" '
@@ -576,7 +580,8 @@ class PostgresInboxTransaction:
             PartitionFenced: another owner advanced an offset since this transaction began. This one, and the next, only after
                 ``enlist()``; else the end of ``transaction()`` raises them.
             StoreUnavailable: the database did not answer. Nothing was written.
-            KafkaGuaranteesError: the handler ended the transaction, or went on after a failure, or this is the second call.
+            KafkaGuaranteesError: the handler ended the transaction, or went on after a failure; or a savepoint of before
+                ``enlist()`` was rolled back; or this is the second call.
         """
         if self._finished:
             raise finished_twice()
@@ -605,7 +610,7 @@ class PostgresInboxTransaction:
         if self._batch.first:
             guard = self._batch.guard  # also where its offset stays
             moves = {guard: self._stored[guard], **offsets}
-            what: list[object] = []
+            what: list[object] = [guard.topic, guard.partition]
             for source, offset in moves.items():
                 what += (source.topic, source.partition, source.topic_id, self._stored[source], offset)
             what += (self._scope, self._number, len(moves))
@@ -623,6 +628,11 @@ class PostgresInboxTransaction:
                 raise fenced(self._scope, self._advance.offsets or self._batch.first) from exc
             if _ENDED in said:
                 raise ended(_MEDDLED) from exc
+            if _UNDONE in said:
+                raise KafkaGuaranteesError(
+                    "the transaction was rolled back to a savepoint of before enlist(): the ids of the messages are gone. "
+                    "Nothing of it can be committed any more. Roll it back, and enlist them in another one."
+                ) from exc
             if isinstance(first, psycopg.errors.InsufficientPrivilege) and self._statements.prefix in str(first):
                 raise AuthorizationError(
                     f"moving the offsets in the inbox was refused ({_text(exc)}). Nothing was written. If the handler has set "
