@@ -2017,6 +2017,27 @@ def test_a_savepoint_that_is_rolled_back_takes_the_inbox_along(postgres: Place) 
         mine.rollback()
 
 
+def test_offsets_that_have_gone_back_are_noticed_by_who_enlists(postgres: Place) -> None:
+    """D20: as in transactions of the inbox. What its caller rolls back has gone nowhere, and he repeats it."""
+    inbox = postgres.inbox()
+    assert isinstance(inbox, PostgresInbox)
+
+    def handle(*offsets: int, committed: bool = True) -> None:
+        with psycopg.connect(postgres.where) as mine:
+            inbox.enlist(mine, "group", [Entry(P0, offset, None) for offset in offsets]).finish()
+            if not committed:
+                mine.rollback()
+
+    for offset in range(3):
+        handle(offset, committed=False)
+        handle(offset)
+    postgres.sql("UPDATE kg_inbox_offset SET next_offset = 1")
+    with pytest.raises(PartitionFenced, match="has gone back"):
+        handle(3)
+    assert inbox.start_offsets("group", [P0]) == {P0: 1}
+    handle(1, 2, 3)
+
+
 @pytest.mark.parametrize("handled", [0, 2])
 def test_a_savepoint_that_takes_the_ids_along_leaves_no_offset_without_them(postgres: Place, handled: int) -> None:
     """D20: repeats of these messages would be handled again. Nobody else came in between."""

@@ -361,6 +361,8 @@ class PostgresInbox:
         ``session.connection().connection.driver_connection``. How long it may stay idle is up to the caller.
 
         Raises:
+            PartitionFenced: an offset has gone back, as where a failover lost transactions. Roll back, and go on at
+                ``start_offsets()``.
             TopicRecreated: an offset that is stored belongs to another topic of the same name.
             MessageIdReused: an entry has the id of another message. Roll back.
             AuthorizationError: the database does not let this client in, or it has no right to the tables.
@@ -388,7 +390,9 @@ class PostgresInbox:
         with Asked(connection):
             with _answers("enlisting"), connection.pipeline():
                 asked = self._ask(connection, scope, batch, "0")
-            return self._open(connection, scope, batch, asked, enlisted=True)
+            opened = self._open(connection, scope, batch, asked, enlisted=self._reached)
+        self._reached.join(scope, opened._stored, batch.first)
+        return opened
 
     def purge(self, *, limit: int = 10_000) -> int:
         """Remove at most ``limit`` of the ids that are expired, and look at some five times as many. Returns how many."""
@@ -435,7 +439,7 @@ class PostgresInbox:
         return asked
 
     def _open(
-        self, connection: Connection, scope: str, batch: Batch, asked: Cursor, *, enlisted: bool = False
+        self, connection: Connection, scope: str, batch: Batch, asked: Cursor, *, enlisted: Reached | None = None
     ) -> PostgresInboxTransaction:
         with _answers("looking for what is fresh"):
             rows = asked.fetchall() if batch.first else []
@@ -557,7 +561,7 @@ class PostgresInboxTransaction:
         stored: Offsets,
         fresh: Sequence[int],
         number: int | None,
-        enlisted: bool,
+        enlisted: Reached | None,
     ) -> None:
         self.connection = connection
         self.fresh = fresh
@@ -566,7 +570,7 @@ class PostgresInboxTransaction:
         self._batch = batch
         self._stored = stored
         self._number = number
-        self._enlisted = enlisted
+        self._enlisted = enlisted  # where finish() notes the offsets; None: who commits does
         self._advance = Advance({}, [])
         self._finished = False
 
@@ -587,10 +591,11 @@ class PostgresInboxTransaction:
             raise finished_twice()
         self._check_open()
         self._advance = advance(self._batch, self._stored, self.fresh, handled)
-        if self._enlisted:
+        if self._enlisted is not None:
             # A pipeline of the caller may be open: what became of the move is known at the end of ours.
             with Asked(self.connection), _answers("advancing the offsets"), self._fenced(), self.connection.pipeline():
                 self._send()
+            self._enlisted.note_joined(self._scope, self._advance.offsets)
         self._finished = True
 
     def _commit(self, committed: ExitStack) -> None:
