@@ -617,6 +617,20 @@ def test_an_address_is_no_client_of_redis() -> None:
         RedisDedupStore("redis://127.0.0.1:1")  # type: ignore[arg-type] # that is the point
 
 
+@pytest.mark.parametrize("cluster", [False, True])
+@pytest.mark.parametrize("kind", ["pipeline", "of asyncio"])
+def test_a_client_that_does_not_answer_at_once_is_refused(kind: str, cluster: bool) -> None:  # noqa: FBT001
+    """A pipeline answers with itself, which has no end, and never stops growing; asyncio's with a coroutine."""
+    made: Any
+    if kind == "pipeline":  # of a cluster that nobody asks who is in it
+        made = redis.cluster.ClusterPipeline.__new__(redis.cluster.ClusterPipeline) if cluster else redis.Redis().pipeline()
+    else:
+        here = [redis.asyncio.cluster.ClusterNode("127.0.0.1", 1)]
+        made = redis.asyncio.RedisCluster(startup_nodes=here) if cluster else redis.asyncio.Redis(socket_timeout=5)
+    with pytest.raises(TypeError, match=f"client is .*{kind}.*give"):
+        RedisDedupStore(made)
+
+
 @pytest.mark.parametrize(("name", "module"), [("PostgresInbox", "postgres_inbox"), ("PostgresDedupStore", "postgres")])
 def test_what_is_not_installed_is_named_with_how_to_install_it(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only as a module that is missing."""

@@ -19,6 +19,7 @@ import warnings
 from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha1
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import AuthorizationError, DurabilityWarning, StoreUnavailable, UnsafeConfigError
@@ -150,7 +151,7 @@ class RedisDedupStore:
 
     Raises:
         ValueError: the prefix or the retention is not valid.
-        TypeError: that is no client.
+        TypeError: that is no client, or a pipeline, or one of ``redis.asyncio``.
         UnsafeConfigError: the client waits for ever for an answer.
     """
 
@@ -159,6 +160,10 @@ class RedisDedupStore:
             raise ValueError(f"prefix={prefix!r}: up to 64 letters, digits and _ . : - are allowed")
         if not hasattr(client, "evalsha"):
             raise TypeError(f"client is one of redis-py, such as redis.Redis.from_url(...), not a {type(client).__name__}")
+        if hasattr(client, "pipeline_execute_command"):
+            raise TypeError("client is a pipeline, which answers nothing before its execute(): give the client itself")
+        if iscoroutinefunction(getattr(client, "execute_command", None)):
+            raise TypeError("client is one of asyncio, whose calls are coroutines: give a redis.Redis, or a redis.RedisCluster")
         check_retention(retention, timedelta(milliseconds=1))
         if _waits_for_ever(client):
             raise UnsafeConfigError(
