@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 
 from .._places import Stored
 from ..dedup.contract import Source, Takeover
-from ..dedup.ids import header
+from ..dedup.ids import cloudevent, first_of, header, json_field, position
 from ..errors import DurabilityWarning, UnsafeConfigError
 from ..records import MESSAGE_ID
 from .claims import Claims, OnStoreError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 BY_HEADER: Final = header(MESSAGE_ID)
+_MAKERS: Final[tuple[object, ...]] = (cloudevent, first_of, header, json_field, position)  # of extractors, and none themselves
 COUNTED = ("duplicate", "taken over", "waited for", "unprotected", "lost")  # see AtLeastOnce.dedup_counts
 SHORT = timedelta(hours=1)  # a relay that starts again, or a worker that was down, repeats older messages than that
 
@@ -69,8 +70,7 @@ class Recognition:
             raise ValueError("message_id has no use without a store (dedup) or an inbox")
         if message_id is None and dedup is not None:
             raise ValueError("a store needs ids: give message_id; position() is the record itself")
-        if message_id is not None and not callable(message_id):
-            raise TypeError(f"message_id is a function of a message, such as header({message_id!r}), not {message_id!r}")
+        _check_extractor(message_id)
         if inbox is not None and on_store_error == "process":
             raise UnsafeConfigError(
                 "on_store_error",
@@ -78,10 +78,10 @@ class Recognition:
                 "the inbox is the handler's own database: without it nothing can be handled",
                 'leave on_store_error at "wait"',
             )
-        if dedup is not None and not hasattr(dedup, "claim"):
-            raise TypeError(f"dedup is a store, such as SqliteDedupStore('ids.db'), not a {type(dedup).__name__}")
-        if inbox is not None and not hasattr(inbox, "transaction"):
-            raise TypeError(f"inbox is one, such as SqliteInbox('app.db'), not a {type(inbox).__name__}")
+        if not isinstance(fingerprint, bool):
+            raise TypeError(f"fingerprint is True or False, not {fingerprint!r}")
+        _check_made(dedup, "claim", "dedup is a store, such as SqliteDedupStore('ids.db')")
+        _check_made(inbox, "transaction", "inbox is one, such as SqliteInbox('app.db')")
         memory = dedup if inbox is None else inbox
         if memory is not None and memory.retention < SHORT and message_id is not None:
             warnings.warn(
@@ -153,6 +153,21 @@ class Recognition:
             return {(source.topic, source.partition): offset for source, offset in found.items() if offset is not None}
 
         return Stored(offsets, self.mark)
+
+
+def _check_extractor(message_id: object) -> None:
+    if message_id in _MAKERS:
+        name = getattr(message_id, "__name__", "")
+        raise TypeError(f"message_id is {name} itself, which makes a function of a message: call it, as in {name}(...)")
+    if message_id is not None and not callable(message_id):
+        raise TypeError(f"message_id is a function of a message, such as header({message_id!r}), not {message_id!r}")
+
+
+def _check_made(value: object, call: str, wanted: str) -> None:
+    if isinstance(value, type):
+        raise TypeError(f"{wanted}, not the class {value.__name__} itself")
+    if value is not None and not hasattr(value, call):
+        raise TypeError(f"{wanted}, not a {type(value).__name__}")
 
 
 def _one_of(name: str, value: object, allowed: Any) -> None:
