@@ -23,7 +23,7 @@ import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
-from psycopg_pool import ConnectionPool, NullConnectionPool
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool
 from redis.cluster import RedisCluster
 from redis.sentinel import Sentinel
 
@@ -615,6 +615,15 @@ def test_an_address_is_no_client_of_redis() -> None:
     """It would be noticed with the first message only."""
     with pytest.raises(TypeError, match=r"redis\.Redis\.from_url"):
         RedisDedupStore("redis://127.0.0.1:1")  # type: ignore[arg-type] # that is the point
+
+
+@pytest.mark.parametrize("made", [PostgresDedupStore, PostgresInbox])
+def test_what_is_no_pool_is_refused(made: type[Any]) -> None:
+    """At once, and with its name: a run would end with an error that names neither."""
+    with pytest.raises(TypeError, match=r"psycopg_pool\.ConnectionPool, or a str .* not a AsyncConnectionPool"):
+        made(AsyncConnectionPool("", open=False))
+    with pytest.raises(TypeError, match="not a NoneType"):
+        made(None)
 
 
 @pytest.mark.parametrize("cluster", [False, True])

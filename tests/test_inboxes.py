@@ -715,6 +715,15 @@ def test_a_retention_is_longer_than_nothing(place: Place, retention: timedelta) 
         place.inbox(retention=retention)
 
 
+@pytest.mark.parametrize("limit", [timedelta(0), timedelta(days=24, hours=21)])
+def test_an_idle_limit_is_one_that_postgresql_takes(postgres: Place, limit: timedelta) -> None:
+    """Milliseconds in 32 bits: it would be noticed in the middle of a run."""
+    with pytest.raises(ValueError, match=r"idle_limit is a millisecond or longer, and 24 days, 20:31:23\.647000 at most"):
+        postgres.inbox(idle_limit=limit)
+    with postgres.inbox(idle_limit=postgres_inbox.LONGEST_IDLE).transaction("group", entries(P0, [0])):
+        pass
+
+
 # -- other processes ----------------------------------------------------------------------------------------------------------
 
 # kind, where, partition, then commands on stdin: "commit", "rollback"; or the number of messages to handle.

@@ -65,6 +65,14 @@ def plain_cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[tuple[An
     return psycopg.Cursor(connection, row_factory=tuple_row)
 
 
+def check_pool(given: object) -> None:
+    """Raise where that is neither a pool of psycopg's nor where to connect."""
+    if not isinstance(given, (ConnectionPool, str)):
+        raise TypeError(
+            f"give a psycopg_pool.ConnectionPool, or a str that says where to connect, not a {type(given).__name__}"
+        )
+
+
 @contextmanager
 def connection_of(pool: ConnectionPool[Any], within: float | None = None) -> Iterator[psycopg.Connection[Any]]:
     """A connection of the pool, that goes back to it afterwards.

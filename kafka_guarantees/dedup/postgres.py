@@ -37,7 +37,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._connecting import connection_of, first_line, own_options, plain_cursor
+from ._connecting import check_pool, connection_of, first_line, own_options, plain_cursor
 from ._pooler import pooled
 from ._silence import Asked
 from .contract import Capabilities, Outcome, check_retention
@@ -211,6 +211,7 @@ class PostgresDedupStore:
 
     Raises:
         ValueError: the table's name, the retention or the connection string is not valid.
+        TypeError: that is no pool, or one of asyncio (``AsyncConnectionPool``).
     """
 
     def __init__(
@@ -219,6 +220,7 @@ class PostgresDedupStore:
         if not isinstance(table, str) or not _TABLE.fullmatch(table):
             raise ValueError(f"table={table!r}: letters, digits and _ are allowed, and one dot after a schema")
         check_retention(retention)
+        check_pool(pool)
         self._pool: ConnectionPool[Any] = _small_pool(pool) if isinstance(pool, str) else pool
         self._own = isinstance(pool, str)
         self._pid = os.getpid()

@@ -26,7 +26,7 @@ from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool
 
 from ..errors import AuthorizationError, ForkedClientError, KafkaGuaranteesError, StoreUnavailable
-from ._connecting import connection_of, first_line, own_options, plain_cursor, shut_down
+from ._connecting import check_pool, connection_of, first_line, own_options, plain_cursor, shut_down
 from ._pooler import pooled
 from ._progress import (
     UNFINISHED,
@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 VERSION = 3  # 1: without fingerprints; 2: without the constraint that no COMMIT of a handler keeps
 PATIENCE = "10s"  # that a transaction waits for a lock of another one, or for a connection
 CONNECT_TIMEOUT = 10  # seconds
+LONGEST_IDLE = timedelta(milliseconds=2**31 - 1)  # that PostgreSQL takes
 LET_GO = 0.5  # seconds that a handler's own thread may still use the connection when the handler has ended
 
 _PREFIX = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}", re.ASCII)  # S03; PostgreSQL cuts names off at 63
@@ -239,13 +240,18 @@ class PostgresInbox:
             prefix: what the names of the tables begin with: an ASCII letter or ``_``, then letters, digits and ``_``.
             retention: how long an id is remembered at least.
             idle_limit: how long a handler may let the connection wait for its next statement, until the server rolls the
-                transaction back and frees the partition. Not less than ``max.poll.interval.ms``.
+                transaction back and frees the partition. Not less than ``max.poll.interval.ms``; 24 days at most.
+
+        Raises:
+            ValueError: the prefix, the retention, the idle_limit or the connection string is not valid.
+            TypeError: that is no pool, or one of asyncio (``AsyncConnectionPool``).
         """
         if not isinstance(prefix, str) or not _PREFIX.fullmatch(prefix):
             raise ValueError(f"prefix is an ASCII letter or _, then at most 49 letters, digits and _, not {prefix!r}")
         check_retention(retention)
-        if idle_limit < timedelta(milliseconds=1):
-            raise ValueError(f"idle_limit is a millisecond or longer, not {idle_limit}")
+        check_pool(pool_or_conninfo)
+        if not timedelta(milliseconds=1) <= idle_limit <= LONGEST_IDLE:
+            raise ValueError(f"idle_limit is a millisecond or longer, and {LONGEST_IDLE} at most, not {idle_limit}")
         self._retention = retention
         self._idle_limit = f"{idle_limit // timedelta(milliseconds=1)}ms"
         self._prefix = prefix
