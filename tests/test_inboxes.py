@@ -1024,7 +1024,7 @@ def test_groups_keep_out_of_each_other_s_ids(place: Place) -> None:
 
 
 def test_who_may_not_change_the_tables_is_told_what_to_do(postgres: Place) -> None:
-    """The statements, for their owner."""
+    """The statements, for their owner, who executes them one by one as psql does."""
     postgres.inbox().start_offsets("group", [P0])
     postgres.sql("ALTER TABLE kg_inbox_id DROP COLUMN fingerprint")
     postgres.sql("UPDATE kg_inbox_version SET version = 1")
@@ -1035,10 +1035,16 @@ def test_who_may_not_change_the_tables_is_told_what_to_do(postgres: Place) -> No
     postgres.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {user}")
     with (
         PostgresInbox(make_conninfo(postgres.where, user=user, password=secret)) as inbox,
-        pytest.raises(KafkaGuaranteesError, match=r'may not change them.*ALTER TABLE "kg_inbox_id" ADD COLUMN'),
+        pytest.raises(KafkaGuaranteesError, match=r'may not change them.*ALTER TABLE "kg_inbox_id" ADD COLUMN') as told,
     ):
         inbox.start_offsets("group", [P0])
     assert postgres.sql("SELECT version FROM kg_inbox_version") == [(1,)]
+    _, _, statements = str(told.value).partition("execute: ")
+    with closing(postgres.connect()) as owner:
+        for statement in statements.split("; "):
+            owner.execute(statement)
+    with PostgresInbox(make_conninfo(postgres.where, user=user, password=secret)) as inbox:
+        assert inbox.start_offsets("group", [P0]) == {P0: None}
 
 
 def test_rights_that_are_missing_are_named(postgres: Place) -> None:

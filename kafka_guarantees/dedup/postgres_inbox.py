@@ -541,10 +541,10 @@ class PostgresInbox:
             for statement in self._statements.upgrade:
                 cursor.execute(statement)
         except psycopg.errors.InsufficientPrivilege as exc:
-            by_hand = "; ".join(statement.decode() for statement in self._statements.upgrade)
+            by_hand = "; ".join(["BEGIN", *(statement.decode() for statement in self._statements.upgrade), "COMMIT"])
             raise KafkaGuaranteesError(
                 f"the tables of the inbox {self._prefix!r} are of an earlier version, and this user may not change them. "
-                f"Nothing was changed. Have their owner execute: {by_hand}"
+                f"Nothing was changed. Have their owner execute: {by_hand};"
             ) from exc
         return VERSION
 
