@@ -77,7 +77,7 @@ def checked_headers(headers: Headers) -> list[tuple[str, str | bytes | None]] | 
         try:
             name, value = header
         except (TypeError, ValueError):
-            raise no_pairs(headers) from None
+            raise no_pairs(headers if isinstance(headers, (str, bytes)) else header) from None
         if name.__class__ is not str or not name.isascii() or "\0" in name:
             _check_header_name(name)
         checked.append((name, value if value.__class__ is bytes else _header_value(value)))

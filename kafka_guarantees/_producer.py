@@ -381,14 +381,14 @@ class PlainProducer(Handle):
         """The failures that nobody has looked at. With ``forget`` these, and no later ones, count as looked at.
 
         Those of records that were posted do so only with ``posted`` as well, and are not listed without ``forget``: whoever has
-        no part in a run hears nothing of what it sends, and may set aside. Without ``asked`` those that ``forget_asked`` has
-        logged are not among them.
+        no part in a run hears nothing of what it sends, and may set aside; but for ``close()``, which ends that. Without
+        ``asked`` those that ``forget_asked`` has logged are not among them.
         """
         if forget:
             self.failed = False  # before they are listed: one that comes meanwhile sets it again
         failed = [delivery for delivery in list(self.unacknowledged) if delivery._failure is not None]
         found = [delivery._failure for delivery in failed if delivery._failure is not None]
-        not_written = self.not_written[:] if forget else []
+        not_written = self.not_written[:] if forget or self._lifecycle.closed else []
         if forget and posted:
             del self.not_written[: len(not_written)]
         if forget:
@@ -446,7 +446,7 @@ class PlainProducer(Handle):
                 self.raw.purge(in_queue=True, in_flight=True, blocking=True)
                 # the reports of what was purged: every delivery is settled
                 self._callbacks.serve(partial(self.raw.flush, SLICE))
-                _lose(list(self.unacknowledged), [])
+                _lose(list(self.unacknowledged), self._open)
         finally:  # also of a producer that cannot go on (P09)
             self.closed()
             self.let_go()

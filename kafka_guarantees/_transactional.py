@@ -239,14 +239,29 @@ class TransactionalProducer(Handle):
         if futile(error):
             self.poison(delivery_failure(error, topic))
             raise delivery_failure(error, topic) from exc
-        # not about this record: librdkafka is in an error state. The reason may be one before it, whose report is on its way
+        # not about this record: librdkafka is in an error state
         self.poison(None)
+        self._hear_why()
+        raise AbortNeeded(str(self._failure or describe(error))) from (self._failure or exc)
+
+    def _hear_why(self) -> None:
+        """Wait a moment for the report on a record that was refused, if that is why librdkafka takes no other.
+
+        Raises:
+            AbortNeeded: there is a fatal error. What it means is judged by the abort, which is refused likewise: where it is a
+                fence, another instance has the id, and to make a new producer would take it back.
+        """
         until = time.monotonic() + WHY
-        while self._failure is None and time.monotonic() < until and not self._callbacks.serving:
-            self._serve(lambda: self.raw.poll(SLICE))
+        while self._failure is None and time.monotonic() < until and not (self._callbacks.serving or self._out_of_patience):
+            self._lifecycle.check()
+            try:
+                self._callbacks.serve(lambda: self.raw.poll(SLICE))
+            except KafkaException as fatal:
+                raise AbortNeeded(describe(kafka_error(fatal))) from fatal
+            finally:
+                self._callbacks.raise_interrupt()
             if self._watch.refused is not None:  # not reported on before it is aborted
                 self.poison(self._refused(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), "producing"))
-        raise AbortNeeded(str(self._failure or describe(error))) from exc
 
     def _refuse_produce(self) -> None:
         if self._state.state is State.MUST_ABORT:

@@ -21,7 +21,8 @@ from confluent_kafka import IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined] # not re-exported by its stubs
 
 from ._client import Handle
-from .errors import BrokerError
+from ._offsets import named
+from .errors import BrokerError, KafkaGuaranteesError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -74,10 +75,18 @@ class Vanished:
             self._positions = {(place.topic, place.partition): place.offset for place in here}
             quiet = {p for p, offset in self._positions.items() if before.get(p) == offset}
             vanished, beyond = self._places.vanished(quiet, ask)
-            ends = _ends(self._settings, beyond.keys() & self._beyond)
-        except (KafkaException, BrokerError, TimeoutError) as exc:
+        except (KafkaException, BrokerError) as exc:
             log.info("whether the group still has its offsets is not known: %s", exc)
             return set()
+        try:
+            ends = _ends(self._settings, beyond.keys() & self._beyond)
+        except (
+            KafkaException,
+            KafkaGuaranteesError,
+            TimeoutError,
+        ) as exc:  # perhaps files with certificates are being replaced
+            log.info("where %s end is not known: %s", named(beyond), exc)
+            return vanished
         for partition, end in ends.items():
             if end < beyond[partition]:
                 raise self._places.ended_before(partition, end)

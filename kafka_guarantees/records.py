@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from types import GeneratorType
@@ -132,8 +132,9 @@ def pairs(headers: Headers) -> list[tuple[str, Payload]]:
 
 
 def no_pairs(headers: object) -> TypeError:
-    """The error for headers that nobody can read as such."""
-    return TypeError(f"headers are pairs of name and value, or a dict, not {headers!r}. Nothing was sent.")
+    """The error for headers, or one of them, that nobody can read as such. Without the values, which may be secret."""
+    kind = type(headers).__name__ + (f" of {len(headers)}" if isinstance(headers, Sized) else "")
+    return TypeError(f"headers are pairs of name and value, or a dict, not {kind}. Nothing was sent.")
 
 
 def with_id(headers: Headers, message_id: str | bytes) -> list[tuple[str, Payload]]:

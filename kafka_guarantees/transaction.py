@@ -114,7 +114,7 @@ class Transaction:
             self._producer.produce([record])
         except AbortNeeded as exc:
             self._aborted = TransactionAborted(f"the transaction is being aborted: {exc}")
-            raise self._aborted from exc
+            raise self._aborted from (self._producer.failure or exc)
 
     def _made(self, record: Record) -> Record:
         """A record as it is sent. Where that fails, the transaction would lack it, whoever swallows the error (X05)."""

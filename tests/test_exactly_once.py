@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from .world import DEADLINE, Scripted, World, fatal, in_thread, names, retriable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from confluent_kafka import Message
 
@@ -957,6 +958,83 @@ def test_x27_empty_transactions(world: Callable[..., World]) -> None:
                     pass
     assert here.committed() == [10]
     assert here.output() == []
+
+
+@pytest.mark.parametrize("swallows", [True, False])
+def test_x07_a_block_that_goes_on_producing_in_an_aborted_transaction(
+    world: Callable[..., World],
+    swallows: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """X07, X05: librdkafka has a fatal error then, which a record is not to be told of: what it means the abort finds out."""
+    here = world()
+    wire = Wire(here.bootstrap, here.transactional_id)
+
+    def block(kafka: ExactlyOnce) -> None:
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"1")
+            kafka._producer.flush()
+            wire.wait_for("CompleteAbort")
+            tx.produce(here.sink, b"2")
+            time.sleep(1)
+            for _ in range(2):
+                with suppress(TransactionAborted) if swallows else nullcontext():
+                    tx.produce(here.sink, b"3")
+
+    with here.client(commit_interval=0.5, transaction_timeout_ms=1500) as kafka:
+        with pytest.raises(TransactionAborted):
+            block(kafka)
+        with kafka.transaction() as tx:
+            tx.produce(here.sink, b"good")
+    assert here.output() == [b"good"]
+
+
+def test_x07_a_loop_that_goes_on_producing_in_an_aborted_transaction_has_its_messages_again(
+    world: Callable[..., World],
+) -> None:
+    """X07: likewise; it is no reason to leave the loop."""
+    here = world()
+    written, first = here.fill(3), [True]
+    wire = Wire(here.bootstrap, here.transactional_id)
+    with here.client(commit_interval=0.5, transaction_timeout_ms=1500) as kafka:
+        for tx in kafka.transactions([here.source], until_idle=1):
+            with tx:
+                for message in tx.messages:
+                    tx.produce(here.sink, message.value())
+                if first.pop() if first else False:
+                    wire.wait_for("Ongoing")
+                    wire.wait_for("CompleteAbort")
+                    tx.produce(here.sink, b"aborted")
+                    time.sleep(1)
+                    tx.produce(here.sink, b"aborted")
+    assert here.output() == written
+
+
+@pytest.mark.parametrize("how", ["transaction", "transactions"])
+def test_who_is_fenced_while_it_produces_does_not_take_its_id_back(world: Callable[..., World], how: str) -> None:
+    """KIP-98: the newer one goes on; this one is told to stop."""
+    here = world()
+    here.fill(3)
+    with here.client() as old, here.client() as new:
+
+        def use(given: AbstractContextManager[Transaction]) -> None:
+            with given as tx:
+                tx.produce(here.sink, b"old")
+                old._producer.flush()
+                with new.transaction() as other:
+                    other.produce(here.sink, b"new")
+                tx.produce(here.sink, b"old")
+                time.sleep(1)
+                tx.produce(here.sink, b"old")
+
+        def loop() -> None:
+            for tx in old.transactions([here.source], until_idle=1):
+                use(tx)
+
+        with pytest.raises(FencedError):
+            use(old.transaction()) if how == "transaction" else loop()
+        with new.transaction() as other:
+            other.produce(here.sink, b"new")
+    assert here.output() == [b"new", b"new"]
 
 
 def test_x07_a_block_slower_than_its_transaction_is_aborted_for_certain(world: Callable[..., World]) -> None:

@@ -875,6 +875,15 @@ def test_serving_in_a_callback_does_nothing(plain: PlainProducer) -> None:
     plain._callbacks.serve(plain.serve)
 
 
+def test_what_a_run_sends_is_told_to_nobody_beside_it_but_close(plain: PlainProducer) -> None:
+    """P01: it may set that aside; and a handler that never returns would leave it untold."""
+    plain.not_written.append(DeliveryError("too large"))
+    assert plain.failures(forget=False) == []
+    plain._lifecycle.closed = True
+    assert [str(error) for error in plain.failures(forget=False)] == ["too large"]
+    assert plain.not_written  # the run must not commit past it
+
+
 def test_failures_that_were_waited_for_in_vain_are_counted(plain: PlainProducer, monkeypatch: pytest.MonkeyPatch) -> None:
     """P02: also those that there is no room for; and one that somebody is told of later is not told again."""
     monkeypatch.setattr("kafka_guarantees._producer.ASKED", 2)

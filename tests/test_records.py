@@ -488,10 +488,20 @@ def test_headers_that_can_be_read_once_are_refused() -> None:
         checked_headers(zip(["a"], [b"1"], strict=True))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("headers", ["abc", ["abc"], [1], [("a", b"1", 0)], 7])
-def test_headers_that_are_no_pairs_are_named(headers: Any) -> None:
+@pytest.mark.parametrize(
+    ("headers", "kind"),
+    [
+        ("abc", "str of 3"),
+        (b"abc", "bytes of 3"),
+        (["abc"], "str of 3"),
+        ([1], "int"),
+        ([("a", b"1", 0)], "tuple of 3"),
+        (7, "int"),
+    ],
+)
+def test_headers_that_are_no_pairs_are_named(headers: Any, kind: str) -> None:
     """Python would say that there are not enough values to unpack, or that something cannot be iterated."""
-    with pytest.raises(TypeError, match=r"headers are pairs of name and value, or a dict, not .*Nothing was sent"):
+    with pytest.raises(TypeError, match=f"headers are pairs of name and value, or a dict, not {kind}. Nothing was sent"):
         checked_headers(headers)
 
 
