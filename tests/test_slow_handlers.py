@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
@@ -351,15 +352,26 @@ def test_what_was_handled_behind_a_refused_record_is_not_handled_again(apart: Ap
 
 def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quick messages cost no pause; a slow one ends it, and so do a stop, many records, and whoever interrupts the wait."""
-    served = list[int]()
-    apart.attend(lambda: served.append(1), lambda: None)
-    monkeypatch.setattr(_apart, "AT_ONCE", 0.4)
-    assert 1 < len(together(apart, lambda _message: time.sleep(0.01) or [], range(1000))[0]) <= 21  # type: ignore[func-returns-value]
-    assert not served
-    assert len(together(apart, lambda _message: time.sleep(0.7) or [], range(1000))[0]) == 1  # type: ignore[func-returns-value]
-    assert served
-    assert len(together(apart, lambda _message: time.sleep(0.01) or [], range(1000), 0.05)[0]) <= 6  # type: ignore[func-returns-value]
+    served, now = threading.Event(), [0.0]
+    monkeypatch.setattr(_apart, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def quick(_message: object) -> list[Any]:
+        now[0] += 0.5
+        return []
+
+    def slow(_message: object) -> list[Any]:
+        now[0] += 5
+        assert served.wait(60)
+        return []
+
+    apart.attend(served.set, lambda: None)
+    monkeypatch.setattr(_apart, "AT_ONCE", 8.0)
+    assert len(together(apart, quick, range(1000))[0]) == 8
+    assert len(together(apart, quick, range(1000), 1.0)[0]) == 2
     assert len(together(apart, lambda _message: [1] * 4000, range(1000))[0]) == 3
+    assert not served.is_set()
+    monkeypatch.setattr(_apart, "AT_ONCE", 0.1)
+    assert len(together(apart, slow, range(1000))[0]) == 1
     done: list[Any] = []
 
     interrupted = threading.Event()
@@ -368,15 +380,15 @@ def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatc
         interrupted.set()
         raise KeyboardInterrupt
 
-    def slow(_message: Message) -> list[Record]:
+    def slower(_message: Message) -> list[Record]:
+        now[0] += 5
         assert interrupted.wait(60)
         return []
 
     apart.attend(interrupt, lambda: None)
-    monkeypatch.setattr(_apart, "AT_ONCE", 0.1)
     monkeypatch.setattr(apart._lifecycle, "hands", set())
     with pytest.raises(KeyboardInterrupt):
-        apart.each(slow, cast("Any", range(1000)), done, 60)
+        apart.each(slower, cast("Any", range(1000)), done, 60)
     assert len(done) == 1  # what was handled is known
     with apart._lifecycle.running():
         apart._lifecycle.stop()
