@@ -8,6 +8,7 @@ import random
 import signal
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from datetime import timedelta
@@ -467,6 +468,20 @@ def test_a_fork_shares_no_connection(path: str) -> None:
         assert [claim(store, item(name)) for name in ("before", "parent", "child 1", "child 2")] == [DUPLICATE] * 4
 
 
+def test_a_signal_handler_may_fork_in_the_middle_of_a_call_of_a_store(path: str) -> None:
+    """D14: the fork does not wait for its own thread, nor close the connection under it."""
+    forks: list[int] = []
+
+    def clock() -> float:  # is looked at in the middle of each call
+        forks.append(in_child(lambda: None)())
+        return time.time()
+
+    with SqliteDedupStore(path, clock=clock) as store:
+        handle(store, item("a"))
+        assert claim(store, item("a")) == DUPLICATE
+    assert set(forks) == {0}
+
+
 def test_a_file_is_the_same_after_a_fork_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """D14: it is opened again, where a service that became a daemon has changed its working directory."""
     elsewhere = tmp_path / "elsewhere"
@@ -578,8 +593,10 @@ def test_a_locked_file_is_unavailable(path: str, monkeypatch: pytest.MonkeyPatch
 def test_a_thread_waits_in_bounded_time(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """D16: a call that another thread keeps waiting says so."""
     monkeypatch.setattr(sqlite, "WAIT", 0.05)
-    with SqliteDedupStore(path) as store, store._lock, pytest.raises(StoreUnavailable, match="other threads"):
-        store.purge()
+    with SqliteDedupStore(path) as store, ThreadPoolExecutor() as threads, store._lock:
+        waited = threads.submit(store.purge)
+        with pytest.raises(StoreUnavailable, match="other threads"):
+            waited.result()
 
 
 def test_a_call_that_fails_changes_nothing(path: str) -> None:

@@ -32,6 +32,7 @@ from kafka_guarantees.errors import (
     AuthorizationError,
     BrokerError,
     DeliveryError,
+    ForkedClientError,
     KafkaGuaranteesError,
     MessageIdMissing,
     StoreUnavailable,
@@ -329,6 +330,19 @@ def batch(*names: str | None) -> tuple[list[Message], list[Entry]]:
 
 def every(messages: Sequence[Message], _connection: object) -> tuple[int, None]:
     return len(messages), None
+
+
+def test_a_child_that_returns_from_its_handler_moves_no_offset(inbox: SqliteInbox) -> None:
+    """Y04: whatever the inbox is: one around an ORM does not know of forks."""
+    run = portions(inbox)
+
+    def handle(messages: Sequence[Message], _connection: object) -> tuple[int, None]:
+        run._lifecycle.forked = True
+        return len(messages), None
+
+    with pytest.raises(ForkedClientError):
+        run.transact(BATCH, *batch("a"), handle)
+    assert inbox.start_offsets("scope", [PLACE]) == {PLACE: None}
 
 
 def test_offsets_wait_for_the_records_that_a_handler_produced(inbox: SqliteInbox) -> None:

@@ -37,6 +37,7 @@ SECRET = "s3cret/w0rd"
         (f"{SECRET};{SECRET}", f"unknown: {SECRET}"),  # it quotes a part
         ("pw", "'pw' is too short"),
         ("pw", "cannot load pw.so: no such file"),
+        ("p+", "'p+a' is no key"),
     ],
 )
 def test_no_part_of_a_secret_is_in_the_words_of_librdkafka(value: str, said: str) -> None:

@@ -2308,3 +2308,82 @@ def test_other_threads_may_fork_beside_a_run(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", FORKS_BESIDE, str(tmp_path / "effects.db")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "True True"), done.stderr
+
+
+def forked(does: Callable[[], object] = lambda: None) -> int:
+    """Fork, and end the child when it has done that. Returns the child's exit status: 0 where nothing was raised there."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            does()
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+class Forks(list[Entry]):
+    """Entries that fork when they are looked at, as a signal handler may in any moment."""
+
+    def __iter__(self) -> Iterator[Entry]:
+        assert forked() == 0
+        return super().__iter__()
+
+
+def test_a_signal_handler_may_fork_in_the_middle_of_a_call(lite: Place) -> None:
+    """D14: the connection is in use there, and is not closed; nor does the fork wait for its own thread."""
+    inbox: Any = lite.inbox()
+    with inbox.transaction("group", Forks(entries(P0, [0, 1]))) as tx:
+        act(tx.connection, 0)
+    assert not inbox._to_open
+    assert inbox.start_offsets("group", [P0]) == {P0: 2}
+
+
+def test_an_inbox_that_could_not_be_opened_does_not_keep_others_open_in_a_fork(lite: Place, tmp_path: Path) -> None:
+    """D14: it lives on with its exception."""
+    inboxes = [lite.inbox() for _ in range(4)]
+    with pytest.raises(UnsafeConfigError) as raised:
+        SqliteInbox(tmp_path / "nowhere" / "inbox.db")
+    assert forked() == 0
+    assert [inbox._to_open for inbox in inboxes] == [True] * 4  # type: ignore[attr-defined]
+    assert raised.value
+
+
+def test_a_child_that_returns_from_a_handler_commits_nothing(lite: Place) -> None:
+    """Y04: the transaction is its parent's, who may still roll it back."""
+    inbox = lite.inbox()
+
+    def child(tx: Any) -> None:
+        act(tx.connection, "child")
+        tx.finish()
+
+    pid = -1
+    try:
+        with inbox.transaction("group", entries(P0, [0])) as tx:
+            pid = os.fork()
+            if pid == 0:
+                child(tx)
+            else:
+                assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+                assert lite.effects() == []
+                act(tx.connection, "parent")
+    except ForkedClientError:
+        if pid == 0:
+            os._exit(0)
+        raise
+    finally:
+        if pid == 0:
+            os._exit(1)
+    assert lite.effects() == ["parent"]
+
+
+def test_an_inbox_that_is_closed_under_its_handler_writes_nothing(lite: Place) -> None:
+    """Y01: as by another thread, where the process ends. Closed under a statement the connection would take it along."""
+    inbox = lite.inbox()
+    ended = pytest.raises(KafkaGuaranteesError, match="closed while a handler was at work")
+    with ended, inbox.transaction("group", entries(P0, [0])) as tx:
+        inbox.close()
+        act(tx.connection, 0)
+    assert lite.effects() == []
+    assert lite.inbox().start_offsets("group", [P0]) == {P0: None}

@@ -156,7 +156,7 @@ class Recognition:
 
 
 def _check_extractor(message_id: object) -> None:
-    if message_id in _MAKERS:
+    if any(message_id is maker for maker in _MAKERS):
         name = getattr(message_id, "__name__", "")
         raise TypeError(f"message_id is {name} itself, which makes a function of a message: call it, as in {name}(...)")
     if message_id is not None and not callable(message_id):

@@ -251,6 +251,7 @@ class Portions:
                 begun = True
                 work = Work(messages, transaction.fresh)
                 handled, failed = handle(work.fresh, transaction.connection)
+                self._lifecycle.check_fork()  # a child that returns from the handler commits nothing of its parent's (Y04)
                 finished = work.finished(handled)
                 if failed is not None:
                     # one that failed alone stays alone: repeats of others behind it are not tried with it

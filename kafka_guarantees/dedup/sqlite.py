@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -23,7 +22,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
-from ._forks import let_go_before_forks
+from ._forks import InUse, let_go_before_forks
 from ._place import file_at, place_of, refuse, write_ahead
 from .contract import Capabilities, Outcome, check_retention
 from .ids import NO_FINGERPRINT, joined
@@ -126,7 +125,7 @@ class SqliteDedupStore:
         self._retention = retention
         self._durability = durability
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = InUse()
         self._closed = False
         self._connection: sqlite3.Connection | None = None
         self._opened: tuple[int, int] | None = None  # which file that was

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -22,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import ForkedClientError, KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
-from ._forks import let_go_before_forks
+from ._forks import InUse, let_go_before_forks
 from ._place import file_at, place_of, refuse, write_ahead
 from ._progress import (
     Reached,
@@ -155,9 +154,9 @@ class SqliteInbox:
         self._clock = clock
         self._synchronous = "FULL" if durability == "power" else "NORMAL"
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # a signal may be handled, and its handler fork, in the thread that has it
+        self._lock = InUse()
         self._closed = False
-        self._to_open = False
+        self._to_open = True
         self._opened: tuple[int, int] | None = None  # which file that was
         self._reached = Reached()
         self._repeats = False  # whether the last transaction met ids that were known
@@ -168,6 +167,7 @@ class SqliteInbox:
         try:
             with self._lock:
                 self._connection = self._connect()
+                self._to_open = False
         except StoreUnavailable as exc:
             refuse(self._path, exc.__cause__)
             raise
@@ -210,7 +210,9 @@ class SqliteInbox:
         opened = self._begun(scope, entries)
         try:
             yield opened
+            self._check_process()  # a child that returns from the handler: the transaction is its parent's (Y04)
             with self._lock:
+                self._check_not_closed()
                 opened._end()
                 self._in_hands = False
                 with self._answers("committing"):
@@ -220,6 +222,8 @@ class SqliteInbox:
             with self._lock:
                 refused, self._in_hands, self._refused = self._refused, False, False
                 closed = self._roll_back() and not self._closed
+                if self._closed and os.getpid() == self._pid:
+                    self._connection.close()
             if closed and isinstance(error, sqlite3.ProgrammingError):
                 raise ended("the handler closed the connection") from error
             if refused and isinstance(error, sqlite3.DatabaseError) and "not authorized" in str(error):
@@ -288,11 +292,12 @@ class SqliteInbox:
         return removed
 
     def close(self) -> None:
-        """Close the file. An open transaction is rolled back."""
+        """Close the file. A transaction that a handler has is rolled back once that returns."""
         if os.getpid() == self._pid:  # closed in a child, it would take the parent's locks along
             with self._lock:
                 self._closed = True
-                self._connection.close()
+                if not self._in_hands:  # under a statement of the handler's it would take the process along
+                    self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -453,6 +458,13 @@ class SqliteInbox:
             raise ForkedClientError(
                 "this SqliteInbox was opened in another process, and SQLite's locks do not survive fork(). "
                 "Nothing was written. Open the inbox after the fork, in the process that uses it."
+            )
+
+    def _check_not_closed(self) -> None:
+        """Of a transaction that a handler had until now."""
+        if self._closed:
+            raise KafkaGuaranteesError(
+                f"the inbox {self._path!r} was closed while a handler was at work. Nothing was written. End the run first."
             )
 
     def _check_file(self, connection: sqlite3.Connection) -> None:
