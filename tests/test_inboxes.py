@@ -409,7 +409,7 @@ def test_a_statement_that_writes_and_is_left_half_read_holds_up_one_transaction(
 def test_a_closed_inbox_stays_closed(tmp_path: Path) -> None:
     """Whoever closes it in a transaction gets no new connection with the next call."""
     inbox = SqliteInbox(tmp_path / "effects.db")
-    with pytest.raises(sqlite3.ProgrammingError), inbox.transaction("g", entries(P0, [0])):
+    with pytest.raises(KafkaGuaranteesError, match="was closed"), inbox.transaction("g", entries(P0, [0])):
         inbox.close()
     with pytest.raises(sqlite3.ProgrammingError):
         inbox.start_offsets("g", [P0])
