@@ -325,7 +325,7 @@ def children(pid: int) -> list[int]:
 def test_exactly_once_under_all_faults_at_once(kafka_cluster: LocalKafka, tmp_path: Path) -> None:
     """Three brokers, and everything that can be done to workers, brokers and connections."""
     faults = possible("exactly-once", brokers=True, connections=True)
-    plan = Plan("exactly-once", faults, int.from_bytes(os.urandom(2), "big"), tmp_path, duration=24, brokers=3)
+    plan = Plan("exactly-once", faults, int.from_bytes(os.urandom(2), "big"), tmp_path, duration=40, brokers=3)
     with storms_ignored(), Screen() as screen:
         proof = prove_on(plan, {"bootstrap.servers": kafka_cluster.bootstrap}, screen, kafka=kafka_cluster)
     complaints = [verdict for verdict in proof.verdicts if verdict.found or verdict.lacking]
