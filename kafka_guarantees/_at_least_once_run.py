@@ -285,7 +285,7 @@ class Run:
             producer.begin()  # what was posted until now is judged here: no portion to come is held up by it
             self._raise_failures(left)
 
-    def _raise_failures(self, left: int = 0) -> None:
+    def _raise_failures(self, left: int) -> None:
         producer = self._producer()
         if producer is not None:
             forget = not self._lifecycle.in_other_hands

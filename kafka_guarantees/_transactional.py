@@ -237,8 +237,9 @@ class TransactionalProducer(Handle):
     def _not_taken(self, exc: KafkaException, topic: str) -> NoReturn:
         error = kafka_error(exc)
         if futile(error):
-            self.poison(delivery_failure(error, topic))
-            raise delivery_failure(error, topic) from exc
+            failure = delivery_failure(error, topic)
+            self.poison(failure)
+            raise failure from exc
         # not about this record: librdkafka is in an error state
         self.poison(None)
         self._hear_why()

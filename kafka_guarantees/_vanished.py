@@ -80,11 +80,8 @@ class Vanished:
             return set()
         try:
             ends = _ends(self._settings, beyond.keys() & self._beyond)
-        except (
-            KafkaException,
-            KafkaGuaranteesError,
-            TimeoutError,
-        ) as exc:  # perhaps files with certificates are being replaced
+        except (KafkaException, KafkaGuaranteesError, TimeoutError) as exc:
+            # perhaps files with certificates are being replaced
             log.info("where %s end is not known: %s", named(beyond), exc)
             return vanished
         for partition, end in ends.items():

@@ -354,9 +354,8 @@ class ExactlyOnce:
                     outputs, failed = outputs.half(), None  # the other one is handled again
                     continue
                 if refused.number is None and outputs.size == 1 and len(outputs.records) > 1 and not apart:
-                    apart = (
-                        True  # together they may be too large for one request. Of a batch each message is handled alone first
-                    )
+                    # together they may be too large for one request. Of a batch each message is handled alone first
+                    apart = True
                     continue
                 if outputs.size == 1:
                     self._most = 1  # what was handled behind it is handled again

@@ -261,9 +261,8 @@ class PostgresInbox:
         self._pid = os.getpid()
         self._with_rows: set[tuple[str, Source]] = set()  # whose offsets have a row for certain
         self._reached = Reached()
-        self._enlisted: weakref.WeakKeyDictionary[Connection, object] = (
-            weakref.WeakKeyDictionary()
-        )  # in which transaction, the last time
+        # in which transaction, the last time
+        self._enlisted: weakref.WeakKeyDictionary[Connection, object] = weakref.WeakKeyDictionary()
         self._prepared = False
         self._purged = 0  # up to which page of the ids purge() came
         self._preparing = threading.Lock()

@@ -405,8 +405,7 @@ class SqliteInbox:
             except sqlite3.OperationalError as exc:
                 if getattr(exc, "sqlite_errorcode", _BUSY_SNAPSHOT) == _BUSY_SNAPSHOT:  # Python 3.10 does not say
                     # a cursor that a handler left half read keeps a state that others have written past
-                    self._connection.close()
-                    self._to_open = True
+                    self._drop()
                 raise
 
     def _hand_over(self) -> None:
@@ -415,9 +414,13 @@ class SqliteInbox:
         except sqlite3.OperationalError:
             # under a statement that writes, which a handler has left half read, nothing more could be committed
             self._roll_back()
-            self._connection.close()
-            self._to_open = True
+            self._drop()
             raise
+
+    def _drop(self) -> None:
+        """Close the connection. The next call opens another one."""
+        self._connection.close()
+        self._to_open = True
 
     def _roll_back(self) -> bool:
         """Undo what is open; a failure of that would hide what went wrong first. Returns whether the connection was closed."""
@@ -427,8 +430,7 @@ class SqliteInbox:
             if self._connection.in_transaction:
                 self._connection.execute(_ROLLBACK)
         except sqlite3.Error as exc:
-            self._connection.close()  # SQLite rolls back then, or when the file is opened next
-            self._to_open = True
+            self._drop()  # SQLite rolls back then, or when the file is opened next
             return isinstance(exc, sqlite3.ProgrammingError)
         return False
 
@@ -496,8 +498,7 @@ class SqliteInbox:
         """Close the connection until it is used again. Not one of the parent's, nor under a transaction."""
         ours = os.getpid() == self._pid and not self._closed and not self._to_open
         if ours and not self._in_hands and not self._connection.in_transaction:
-            self._connection.close()
-            self._to_open = True
+            self._drop()
 
     def _now(self) -> int:
         return round(self._clock() * MICRO)
