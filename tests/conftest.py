@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 import uuid
@@ -149,6 +150,19 @@ def _to_the_ends(consumer: Consumer, open_partitions: set[int], timeout: float) 
 def values(messages: Sequence[Message]) -> list[bytes]:
     """The payloads, sorted, so that lists compare as multisets."""
     return sorted(message.value() or b"" for message in messages)
+
+
+def in_child(does: Callable[[], None]) -> Callable[[], int]:
+    """Start it in a fork. Returns what waits for its end."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            does()
+            status = 0
+        finally:
+            os._exit(status)
+    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def committed(bootstrap: str, group: str, topic: str, partitions: int = 1) -> list[int]:

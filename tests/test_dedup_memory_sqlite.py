@@ -26,6 +26,8 @@ from kafka_guarantees.dedup.memory import MemoryDedupStore
 from kafka_guarantees.dedup.sqlite import SqliteDedupStore
 from kafka_guarantees.errors import KafkaGuaranteesError, StoreUnavailable, UnsafeConfigError
 
+from .conftest import in_child
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from multiprocessing.connection import Connection
@@ -427,19 +429,6 @@ def test_what_was_completed_survives_sigkill(path: str) -> None:
             assert store.claim("group", items, token=A, lease=60) == [DUPLICATE] * 20
         items = [item(f"{last + 1} {each}") for each in range(20)]  # where it died: all or nothing
         assert len(set(store.claim("group", items, token=A, lease=60))) == 1
-
-
-def in_child(does: Callable[[], None]) -> Callable[[], int]:
-    """Start it in a fork. Returns what waits for its end."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            does()
-            status = 0
-        finally:
-            os._exit(status)
-    return lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_a_fork_shares_no_connection(path: str) -> None:

@@ -49,6 +49,8 @@ from kafka_guarantees.errors import (
     UnsafeConfigError,
 )
 
+from .conftest import in_child
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
@@ -647,15 +649,20 @@ def test_an_offset_that_began_there_and_has_gone_back_is_noticed(place: Place) -
         pytest.fail("it began")
 
 
+def handled_with_a_backup(place: Place, inbox: Inbox[Any], count: int, backup: Path, behind: int) -> None:
+    """Messages are handled from the first on, and the file is copied behind one of them."""
+    for offset in range(count):
+        with inbox.transaction("group", entries(P0, [offset])) as tx:
+            act(tx.connection, offset)
+        if offset == behind:
+            with closing(place.connect()) as live, closing(sqlite3.connect(backup)) as kept:
+                live.backup(kept)
+
+
 def test_a_backup_that_is_restored_into_a_file_in_use_is_noticed(lite: Place, tmp_path: Path) -> None:
     """D20: as by ``.restore`` of the sqlite3 shell, which the connections that are open see; effects and ids went with it."""
     inbox, backup = lite.inbox(), tmp_path / "backup.db"
-    for offset in range(4):
-        with inbox.transaction("group", entries(P0, [offset])) as tx:
-            act(tx.connection, offset)
-        if offset == 1:
-            with closing(lite.connect()) as live, closing(sqlite3.connect(backup)) as kept:
-                live.backup(kept)
+    handled_with_a_backup(lite, inbox, 4, backup, behind=1)
     with closing(lite.connect()) as live, closing(sqlite3.connect(backup)) as kept:
         kept.backup(live)
     with pytest.raises(PartitionFenced, match=r"has gone back: .* backup"), inbox.transaction("group", entries(P0, [4])):
@@ -670,12 +677,7 @@ def test_a_backup_that_is_restored_into_a_file_in_use_is_noticed(lite: Place, tm
 def test_a_file_that_another_one_has_replaced_is_used_no_more(lite: Place, tmp_path: Path) -> None:
     """D20: as by ``mv`` of a backup over it: what is written on would go into a file that nobody finds any more."""
     inbox, backup = lite.inbox(), tmp_path / "backup.db"
-    for offset in range(3):
-        with inbox.transaction("group", entries(P0, [offset])) as tx:
-            act(tx.connection, offset)
-        if offset == 0:
-            with closing(lite.connect()) as live, closing(sqlite3.connect(backup)) as kept:
-                live.backup(kept)
+    handled_with_a_backup(lite, inbox, 3, backup, behind=0)
     for end in ("", "-wal", "-shm"):
         os.unlink(f"{lite.where}{end}")  # noqa: PTH108 - no Path is here
     with pytest.raises(StoreUnavailable, match="was removed"), inbox.transaction("group", entries(P0, [3])):
@@ -2310,24 +2312,11 @@ def test_other_threads_may_fork_beside_a_run(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "True True"), done.stderr
 
 
-def forked(does: Callable[[], object] = lambda: None) -> int:
-    """Fork, and end the child when it has done that. Returns the child's exit status: 0 where nothing was raised there."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            does()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 class Forks(list[Entry]):
     """Entries that fork when they are looked at, as a signal handler may in any moment."""
 
     def __iter__(self) -> Iterator[Entry]:
-        assert forked() == 0
+        assert in_child(lambda: None)() == 0
         return super().__iter__()
 
 
@@ -2345,7 +2334,7 @@ def test_an_inbox_that_could_not_be_opened_does_not_keep_others_open_in_a_fork(l
     inboxes = [lite.inbox() for _ in range(4)]
     with pytest.raises(UnsafeConfigError) as raised:
         SqliteInbox(tmp_path / "nowhere" / "inbox.db")
-    assert forked() == 0
+    assert in_child(lambda: None)() == 0
     assert [inbox._to_open for inbox in inboxes] == [True] * 4  # type: ignore[attr-defined]
     assert raised.value
 
