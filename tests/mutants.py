@@ -702,6 +702,32 @@ def eos_sends_offsets_out_of_turn() -> None:
 # -- those that need the way to the brokers -------------------------------------------------------------------------------
 
 
+@mutant(
+    ALO,
+    "lost write",
+    "lost output",
+    faults=["kill senders", "kill transformers", "not leader yet"],
+    duration=24.0,
+    config={"batch.num.messages": 1},  # several requests for a partition
+)
+def alo_believes_what_is_concluded() -> None:
+    """A record counts as written because librdkafka concludes it, from one that was written behind it (P13)."""
+
+    @instead(Posted, "report")
+    def _(original: Any, self: Any, error: Any, message: Any) -> None:
+        if error is None and message.offset() is None:
+            self._known.append(None)
+        else:
+            original(self, error, message)
+
+    @instead(Delivery, "__call__")
+    def _(original: Any, self: Any, error: Any, message: Any) -> None:
+        if error is None and message.offset() is None:
+            self.partition, self.offset, self.done = message.partition(), 0, True
+        else:
+            original(self, error, message)
+
+
 @mutant(AMO, "duplicate", faults=["lose acknowledgements"])
 def amo_sends_again() -> None:
     """A producer with acks=1 and retries, without idempotence: a lost acknowledgement makes a second copy (P06)."""

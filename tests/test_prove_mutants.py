@@ -32,6 +32,7 @@ from kafka_guarantees.prove.faults import (
     Fault,
     HoldFrame,
     KillWorker,
+    NotLeader,
     PauseWorker,
     SignalStorm,
 )
@@ -224,6 +225,13 @@ class _LostRequest(Fault):
         return held.result(30.0).detail
 
 
+class _NotLeaderYet(NotLeader):
+    """Of producers that begin, since their worker was killed."""
+
+    def aim(self, dice: random.Random, scene: Scene) -> Aim:
+        return Aim("Produce", 4.0, (3, True))
+
+
 FAULTS: Mapping[str, Callable[[], Fault]] = {
     "kill transformers": lambda: _Kill("transformer"),
     "kill handlers at work": lambda: _KillAtWork("transformer", "consumer", slow=0.8),
@@ -240,6 +248,7 @@ FAULTS: Mapping[str, Callable[[], Fault]] = {
     "delay": Delay,
     "cut": Cut,
     "lose acknowledgements": lambda: DropResponse(["Produce"]),
+    "not leader yet": _NotLeaderYet,
     "lost commit": _LostCommit,
     "lost request": _LostRequest,
     "hold commits": lambda: HoldFrame(["EndTxn"]),
@@ -262,6 +271,7 @@ HONEST: Mapping[str, Mapping[str, Any]] = {
             "storm",
             "raising callbacks",
             "churn",
+            "not leader yet",
         ],
         "duration": 14.0,
         "session": 1500,
@@ -287,6 +297,13 @@ HONEST: Mapping[str, Mapping[str, Any]] = {
         "duration": 15.0,
         "session": 2100,
         "rate": 300.0,  # little time is left without a fault
+    },
+    "exactly once, not leader": {
+        "guarantee": EOS,
+        "faults": ["kill transformers", "kill senders", "not leader yet"],
+        "duration": 12.0,
+        "session": 2100,
+        "config": {"batch.num.messages": 1},
     },
     "exactly once, late": {
         "guarantee": EOS,

@@ -27,7 +27,7 @@ from kafka_guarantees import AtLeastOnce, AtMostOnce, ExactlyOnce, Record
 from kafka_guarantees.prove import wire
 from kafka_guarantees.prove.faults import Aim, fault
 from kafka_guarantees.prove.proxy import API, Proxy
-from kafka_guarantees.prove.wire import Request, WireError, error_code, read_request, rewrite_answer
+from kafka_guarantees.prove.wire import Request, WireError, error_code, not_leader, read_request, rewrite_answer
 from kafka_guarantees.testing.local_kafka import LocalKafka
 
 from .conftest import fill, read_all, values
@@ -203,6 +203,44 @@ def test_bootstrap_servers_are_read_as_librdkafka_does() -> None:
 
 
 # -- the sockets -------------------------------------------------------------------------------------------------------
+
+
+NOT_LEADER_OR_FOLLOWER = 6
+
+
+def produce(version: int, correlation: int = 1, acks: int = -1) -> bytes:
+    """A Produce for partitions 3 and 300 of one topic, and for none of another."""
+    flexible = version >= 9
+    tags = b"\0" if flexible else b""
+
+    def text(data: bytes) -> bytes:
+        return (bytes([len(data) + 1]) if flexible else struct.pack(">h", len(data))) + data
+
+    def many(count: int) -> bytes:
+        return bytes([count + 1]) if flexible else struct.pack(">i", count)
+
+    begin = head(0, version, correlation) + tags + (text(b"tx") if version >= 3 else b"") + struct.pack(">hi", acks, 1000)
+    third = struct.pack(">i", 3) + many(7) + b"records" + tags
+    other = struct.pack(">i", 300) + (b"\0" if flexible else struct.pack(">i", -1)) + tags  # null
+    return begin + many(2) + text(b"orders") + many(2) + third + other + tags + text(b"t") + many(0) + tags + tags
+
+
+@pytest.mark.parametrize("version", range(10))
+def test_a_refusal_says_that_the_broker_is_not_the_leader(version: int) -> None:
+    """Of each partition, in each version that clients speak to a proxy: with no offset. Not a byte is left over."""
+    frame = produce(version)
+    answer = not_leader(frame)
+    assert error_code(read_request(frame), answer) == NOT_LEADER_OR_FOLLOWER
+    assert answer.count(struct.pack(">hq", NOT_LEADER_OR_FOLLOWER, -1)) == 2
+    for cut in range(4, len(answer) - 4 * (version >= 1) - (version >= 9)):
+        with pytest.raises(WireError):
+            error_code(read_request(frame), answer[:cut])
+
+
+def test_only_a_produce_is_refused_and_only_as_a_whole() -> None:
+    for frame in (head(3, 9), produce(10), *(produce(9)[:cut] for cut in range(len(produce(9)) - 1))):
+        with pytest.raises(WireError):
+            not_leader(frame)
 
 
 class Ends:
@@ -475,6 +513,67 @@ def test_dropped_answers_without_a_cut_are_just_missing(ends: Ends) -> None:
     receive(there)
     put(there, struct.pack(">i", 2))
     assert receive(client) == struct.pack(">i", 2)
+
+
+def test_a_refusal_keeps_its_turn(ends: Ends) -> None:
+    """The broker does not see it, the answers before it come before it, and those of what was sent behind it after it."""
+    refusing = ends.proxy.refuse_records()
+    client, there = ends.connect()
+    put(client, head(26, 1, 1))
+    put(client, produce(7, 2))
+    for correlation in (3, 4):
+        put(client, produce(7, correlation))
+    assert [receive(there), receive(there), receive(there)] == [head(26, 1, 1), produce(7, 3), produce(7, 4)]
+    for correlation in (1, 3, 4):
+        put(there, struct.pack(">i", correlation))
+    answers = [struct.pack(">i", 1), not_leader(produce(7, 2)), struct.pack(">i", 3), struct.pack(">i", 4)]
+    assert [receive(client) for _ in answers] == answers
+    assert [request.correlation for request in refusing.refused] == [2]
+    assert ends.proxy.requests() == {"EndTxn": 1, "Produce": 2}, "what the broker had"
+    assert not ends.proxy.not_understood
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_refusal_comes_though_nothing_is_sent_behind_it(ends: Ends, before: bool) -> None:  # noqa: FBT001
+    """A moment later; where another answer is due before it, right behind that."""
+    ends.proxy.refuse_records(2)
+    client, there = ends.connect()
+    if before:
+        put(client, head(26, 1, 1))
+        receive(there)
+    put(client, produce(9, 2))
+    if before:
+        time.sleep(0.5)
+        put(there, struct.pack(">i", 1))
+        assert receive(client) == struct.pack(">i", 1)
+    assert receive(client) == not_leader(produce(9, 2))
+    put(client, produce(9, 3, acks=0))
+    assert receive(there) == produce(9, 3, acks=0), "nobody would hear of it"
+    put(client, produce(9, 4))
+    assert receive(client) == not_leader(produce(9, 4))
+
+
+def test_only_producers_that_begin_are_refused(ends: Ends) -> None:
+    """By client.id: who has asked for a producer id since. And nobody any more, once that is over."""
+    refusing = ends.proxy.refuse_records(2, first=True)
+    client, there = ends.connect()
+    put(client, produce(9, 1))
+    put(client, head(22, 1, 2, "another"))
+    put(client, produce(9, 3))
+    put(client, head(22, 1, 4))
+    assert [receive(there) for _ in range(4)] == [produce(9, 1), head(22, 1, 2, "another"), produce(9, 3), head(22, 1, 4)]
+    for correlation in (1, 2, 3, 4):
+        put(there, struct.pack(">i", correlation))
+        receive(client)
+    put(client, produce(9, 5))
+    put(client, produce(9, 6))
+    assert receive(there) == produce(9, 6), "the first one only"
+    assert receive(client) == not_leader(produce(9, 5))
+    put(client, head(22, 1, 7))
+    receive(there)
+    refusing.cancel()
+    put(client, produce(9, 8))
+    assert receive(there) == produce(9, 8)
 
 
 def test_cut_chooses_by_its_dice_and_by_client(ends: Ends) -> None:
@@ -757,6 +856,49 @@ def test_drop_responses_the_broker_had_it(
     assert [request.name for request in dropping.wait(0)] == ["Produce"]
     assert proxy.requests()["Produce"] == 2
     assert values(read_all(kafka.bootstrap, topic)) == [b"once?"] * (1 if idempotent else 2)
+
+
+@broker
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_refused_records_are_produced_again(
+    idempotent: bool,  # noqa: FBT001 - the two rows of a table
+    kafka: RunningKafka,
+    proxy: Proxy,
+    kafka_topic: Callable[..., str],
+) -> None:
+    """A client takes it for what it stands for: it asks who leads, and sends all of them again. Each is there once."""
+    topic = kafka_topic()
+    refusing = proxy.refuse_records(3)
+    producer = Producer(
+        {"bootstrap.servers": proxy.bootstrap, "enable.idempotence": idempotent, "acks": "all", "linger.ms": 0, **AT_ONCE}
+    )
+    sent = [b"%d" % number for number in range(20)]
+    for value in sent:
+        producer.produce(topic, value)
+        producer.flush(0.01)
+    assert producer.flush(TIMEOUT) == 0
+    assert len(refusing.refused) == 3
+    assert sorted(values(read_all(kafka.bootstrap, topic)), key=int) == sent
+
+
+@broker
+def test_what_librdkafka_concludes_to_be_written_is_not(
+    kafka: RunningKafka, proxy: Proxy, kafka_topic: Callable[..., str]
+) -> None:
+    """P13: the first records of a producer are refused, the next ones taken. It reports success of all, without an offset."""
+    topic = kafka_topic()
+    refusing = proxy.refuse_records(first=True)
+    told: list[Any] = []
+    settings = {"acks": "all", "enable.idempotence": True, "linger.ms": 0, "batch.num.messages": 1, **AT_ONCE}
+    producer = Producer({"bootstrap.servers": proxy.bootstrap, **settings})
+    for value in (b"first", b"second", b"third"):
+        producer.produce(
+            topic, value, on_delivery=lambda error, message: told.append((error, message.value(), message.offset()))
+        )
+    assert producer.flush(TIMEOUT) == 0
+    assert len(refusing.refused) == 1
+    assert (None, b"first", None) in told
+    assert b"first" not in values(read_all(kafka.bootstrap, topic))
 
 
 def plain_commit_and_abort(proxy: Proxy, transactional_id: str, topic: str, second: Callable[[], None]) -> None:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from kafka_guarantees.testing.local_kafka import LocalKafka
 
     from .crew import Crew
-    from .proxy import Dropping, Held, Proxy, Request
+    from .proxy import Dropping, Held, Proxy, Refusing, Request
 
 WORKERS, BROKERS, CONNECTIONS = "workers", "brokers", "connections"
 AIMED = 0.8  # of the held requests arrive in the next transaction, the others at any time
+FIRST = 0.6  # of the refused requests are of producers that have just begun
 NEXT = 2.0  # seconds that the next transaction is waited for
 SLOWEST = 1.4  # times max.poll.interval.ms that a slow handler takes, at most
 ANSWER = 2.0  # seconds that the answer to a late request is waited for
@@ -328,6 +329,30 @@ class DropResponse(_OfRequests):
         return f"{len(started.dropped)} of {', '.join(clients)}" if clients else NOBODY
 
 
+class NotLeader(Fault):
+    """The first request of a producer is answered as by a broker that is not the leader yet; the next one is taken (P13).
+
+    Or one in the middle, as where a partition gets another leader.
+    """
+
+    name, lane, weight = "not-leader", CONNECTIONS, 3
+    within = 3.0  # seconds that such a request is waited for
+
+    def aim(self, dice: random.Random, scene: Scene) -> Aim:
+        return Aim("Produce", self.within, (dice.choice((1, 1, 3)), dice.random() < FIRST))
+
+    def start(self, stage: Stage, aim: Aim) -> Refusing:
+        count, first = aim.choice
+        return stage.connections.refuse_records(count, first=first)
+
+    def stop(self, stage: Stage, aim: Aim, started: Refusing) -> str:
+        started.cancel()
+        clients = sorted({request.client_id for request in started.refused})
+        if not clients:
+            return NOBODY
+        return f"{len(started.refused)} of {', '.join(clients)}{', which had just begun' if aim.choice[1] else ''}"
+
+
 class HoldFrame(_OfRequests):
     """A request is held back and its connection cut, so that it is sent again; the held one arrives later (X01).
 
@@ -484,6 +509,7 @@ KINDS: dict[str, type[Fault]] = {
         Cut,
         Delay,
         DropResponse,
+        NotLeader,
         HoldFrame,
         KillInCall,
     )

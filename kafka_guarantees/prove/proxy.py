@@ -1,6 +1,6 @@
 """Other addresses for the brokers of a cluster, where connections can be hurt: cut, slowed, their answers lost, requests late.
 
-What lives here: ``Proxy``, and what its faults give back: ``Held`` with its ``Outcome``, and ``Dropping``.
+What lives here: ``Proxy``, and what its faults give back: ``Held`` with its ``Outcome``, ``Dropping`` and ``Refusing``.
 
 Rules.
     * Clients that begin here stay here: every broker's address in an answer is replaced by one of ours (``wire`` knows where).
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Address = tuple[str, int]
     T = TypeVar("T")
 
-__all__ = ["API", "Dropping", "Held", "Outcome", "Proxy", "Request"]
+__all__ = ["API", "Dropping", "Held", "Outcome", "Proxy", "Refusing", "Request"]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ _HERE = "127.0.0.1"
 _CONNECT_S = 10.0
 _CALL_S = 10.0
 _ANSWER_S = 30.0  # how long the answer to a held request is waited for
+_REFUSED_S = 0.3  # how long a refusal waits for the request behind it
 _BACKLOG = 128
 _QUEUED_FRAMES = 256  # of one direction of one connection; then it is read no further
 _BUFFER = 1024 * 1024
@@ -192,6 +193,40 @@ class Dropping:
         return True
 
 
+class Refusing:
+    """Produces that are to be refused, and were. From :meth:`Proxy.refuse_records`; for any thread.
+
+    Attributes:
+        refused: the requests that were, so far.
+    """
+
+    def __init__(self, proxy: Proxy, count: int, clients: Clients | None, *, first: bool) -> None:
+        self.refused: list[Request] = []
+        self._proxy = proxy
+        self._left = count
+        self._clients = clients
+        self._begun: set[str] | None = set() if first else None  # who has a new producer id
+
+    def cancel(self) -> None:
+        """Refuse no more."""
+        self._proxy._call(partial(self._proxy._refusing.discard, self))
+
+    def _take(self, request: Request) -> bool:
+        if not self._left or not _chosen(self._clients, request.client_id):
+            return False
+        if request.api == API["InitProducerId"] and self._begun is not None:
+            self._begun.add(request.client_id)
+        if request.api != API["Produce"] or not request.answered:
+            return False
+        if self._begun is not None:
+            if request.client_id not in self._begun:
+                return False
+            self._begun.remove(request.client_id)  # and what it has on its way behind this one is taken
+        self._left -= 1
+        self.refused.append(request)
+        return True
+
+
 class Proxy:
     """A place on 127.0.0.1 for each broker of a cluster. Connections through it can be hurt. A context manager.
 
@@ -224,6 +259,7 @@ class Proxy:
         self._delays: list[tuple[float, Clients | None]] = []
         self._holds: list[Held] = []
         self._droppings: list[Dropping] = []
+        self._refusing: set[Refusing] = set()
         self._requests: Counter[tuple[str, str]] = Counter()
         self._acks: dict[str, set[int]] = {}
         self._not_understood: Counter[str] = Counter()
@@ -372,6 +408,25 @@ class Proxy:
         dropping = Dropping(self, apis, count, clients, cut_after)
         self._call(partial(self._droppings.append, dropping))
         return dropping
+
+    def refuse_records(self, count: int = 1, *, first: bool = False, clients: Clients | None = None) -> Refusing:
+        """Answer the next Produces as a broker does that does not lead their partitions. Nothing of them is written.
+
+        The answer waits for another Produce to one of its partitions, for a moment: that one reaches the broker. Produce
+        with acks=0, which has no answer, is not refused.
+
+        Stands for partitions that get a leader, or another one, while they are produced to: whoever has several requests on
+        their way sees the first refused, and the next one taken (P13, confluent-kafka-go 921).
+
+        Args:
+            count: how many.
+            first: only the first one of a client that has asked for a producer id since: a broker that knows nothing of a
+                producer takes any sequence number of it.
+            clients: whose.
+        """
+        refusing = Refusing(self, count, clients, first=first)
+        self._call(partial(self._refusing.add, refusing))
+        return refusing
 
     def hold(self, apis: Collection[int], seconds: float | None = None, *, clients: Clients | None = None) -> Held:
         """Keep the next request of some APIs back, cut its client, and send the request to the broker later.
@@ -592,6 +647,9 @@ class _Parcel(NamedTuple):
     request: Request | None = None
 
 
+_TURN = _Parcel(0.0, b"")  # no answer, but it may be the turn of a refusal
+
+
 class _Link:
     """A client's connection and the one to the broker that belongs to it."""
 
@@ -606,6 +664,8 @@ class _Link:
         self._asked: dict[int, Request] = {}
         self._to_broker: asyncio.Queue[_Parcel | None] = asyncio.Queue(_QUEUED_FRAMES)
         self._to_client: asyncio.Queue[_Parcel | None] = asyncio.Queue(_QUEUED_FRAMES)
+        self._refusals: dict[int, bytes] = {}  # answers of ours that are not given yet, by what they answer
+        self._patient: dict[int, set[tuple[str, int]]] = {}  # of these, which wait, for more to which partitions
         self._muted = False
         self._kept: tuple[Held, Request, bytes] | None = None
         self._task = asyncio.current_task()
@@ -678,6 +738,8 @@ class _Link:
                     held._take(request)
                     self._kept = held, request, parcel.frame
                     return
+                if self._refuses(request, parcel.frame):
+                    continue
                 self._proxy._requests[request.client_id, request.name] += 1
                 if request.acks is not None:
                     self._proxy._acks.setdefault(request.client_id, set()).add(request.acks)
@@ -689,10 +751,55 @@ class _Link:
     async def _send_answers(self) -> None:
         while (parcel := await self._to_client.get()) is not None:
             await _until(parcel.due)
-            frame = self._answer(parcel.frame)
-            if frame is not None:
-                with suppress(OSError):
-                    await self._client.send(frame)
+            frames = self._given_before(None if parcel is _TURN else parcel.frame)
+            if parcel is not _TURN:
+                frames += [self._answer(parcel.frame), *self._given_before(None)]
+            for frame in frames:
+                if frame is not None:
+                    with suppress(OSError):
+                        await self._client.send(frame)
+
+    def _refuses(self, request: Request, frame: bytes) -> bool:
+        """Whether a request goes no further, and will have an answer of ours; in its turn, as a broker gives it."""
+        taken = [refusing for refusing in self._proxy._refusing if refusing._take(request)]  # all of them hear of it
+        if request.api != API["Produce"] or not (taken or self._patient):
+            return False
+        try:
+            partitions, answer = wire.partitions(frame), wire.not_leader(frame)
+        except WireError as exc:
+            self._proxy._odd(f"{request.name} v{request.version}", exc)
+            return False
+        for correlation in [before for before, waited in self._patient.items() if waited & partitions]:
+            self._lose_patience(correlation)
+        if not taken:
+            return False
+        self._asked[request.correlation] = request
+        self._refusals[request.correlation] = answer
+        self._patient[request.correlation] = partitions
+        asyncio.get_running_loop().call_later(_REFUSED_S, self._lose_patience, request.correlation)
+        return True
+
+    def _lose_patience(self, correlation: int) -> None:
+        """Have a refusal given once it is its turn."""
+        if self._patient.pop(correlation, None) is not None:
+            with suppress(asyncio.QueueFull):  # then there are answers, which have the same effect
+                self._to_client.put_nowait(_TURN)
+
+    def _given_before(self, answer: bytes | None) -> list[bytes | None]:
+        """The refusals whose turn comes before an answer of the broker; None: those that have waited long enough."""
+        given: list[bytes | None] = []
+        with suppress(WireError):
+            until = None if answer is None else wire.correlation_id(answer)
+            for correlation in list(self._asked):
+                if correlation == until or correlation not in self._refusals:
+                    break
+                if until is None and correlation in self._patient:
+                    break
+                self._patient.pop(correlation, None)
+                del self._asked[correlation]
+                frame = self._refusals.pop(correlation)
+                given.append(None if self._muted else frame)
+        return given
 
     def _answer(self, frame: bytes) -> bytes | None:
         """What the client gets of an answer; None: nothing."""

@@ -1,7 +1,8 @@
 """Kafka's protocol, as far as a proxy has to look into it: whose request this is, and where brokers' addresses are in answers.
 
 What lives here: ``read_request`` (the head of a request), ``rewrite_answer`` (other addresses in the place of brokers', and
-lower versions in the place of those that cannot be looked into), ``error_code`` (what a broker said to a request).
+lower versions in the place of those that cannot be looked into), ``error_code`` (what a broker said to a request),
+``partitions`` (of a Produce), ``not_leader`` (what a broker says that does not lead them).
 
 Rules.
     * Pure: bytes in, bytes out. What is not replaced stays as it was, byte for byte.
@@ -76,6 +77,7 @@ _FLEXIBLE = {
     API["DescribeCluster"]: 0,
 }
 _UNSUPPORTED_VERSION = 35
+_NOT_LEADER_OR_FOLLOWER = 6
 _PORTS = range(1, 65_536)
 _MAX_FRAME = 256 * 1024 * 1024  # brokers' own limit is 100 MiB for requests; answers to Fetch are smaller
 _TLS_RECORD = b"\x16\x03"
@@ -157,19 +159,7 @@ def read_request(frame: bytes) -> Request:
     Raises:
         WireError: it is none.
     """
-    reader = _Reader(frame)
-    api, version, correlation = reader.int16(), reader.int16(), reader.int32()
-    if api < 0 or version < 0:
-        raise WireError(f"a request with API key {api} and version {version}")
-    client_id = reader.string() or ""
-    acks = None
-    if api == API["Produce"]:
-        reader.flexible = version >= _FLEXIBLE[api]
-        reader.tags()
-        if version >= 3:  # noqa: PLR2004 - transactional.id
-            reader.string()
-        acks = reader.int16()
-    return Request(api, version, correlation, client_id, acks)
+    return _head(_Reader(frame))
 
 
 def correlation_id(frame: bytes) -> int:
@@ -216,6 +206,37 @@ def error_code(request: Request, frame: bytes) -> int | None:
     if codes is None or (request.api == API["AddPartitionsToTxn"] and request.version > 3):  # noqa: PLR2004 - brokers' own
         return None
     return next((code for code in list(codes(_answer(request, frame), request.version)) if code), 0)
+
+
+def partitions(frame: bytes) -> set[tuple[str, int]]:
+    """What a Produce is for.
+
+    Raises:
+        WireError: it is no Produce, or none that can be looked into.
+    """
+    _, _, topics = _produce(frame)
+    return {(topic, number) for topic, numbers in topics for number in numbers}
+
+
+def not_leader(frame: bytes) -> bytes:
+    """What a broker says to a Produce that leads none of its partitions: nothing of it is written.
+
+    Raises:
+        WireError: it is no Produce, or none that can be looked into.
+    """
+    request, flexible, topics = _produce(frame)
+    version = request.version
+    end = b"\0" if flexible else b""  # of what may have tagged fields
+    refused = struct.pack(">hq", _NOT_LEADER_OR_FOLLOWER, -1)  # no offset
+    refused += struct.pack(">q", -1) * ((version >= 2) + (version >= 5))  # noqa: PLR2004 - nor times, nor a first offset
+    if version >= 8:  # noqa: PLR2004 - KIP-467: nothing about single records, and no text
+        refused += _count(0, flexible) + _string(None, flexible)
+    answers = [
+        _string(topic, flexible) + _array([struct.pack(">i", number) + refused + end for number in numbers], flexible) + end
+        for topic, numbers in topics
+    ]
+    throttle = struct.pack(">i", 0) if version >= 1 else b""
+    return struct.pack(">i", request.correlation) + end + _array(answers, flexible) + throttle + end
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -301,9 +322,44 @@ class _Address(NamedTuple):
     flexible: bool
 
     def replaced_by(self, host: str, port: int) -> _Edit:
-        name = host.encode()
-        length = _varint(len(name) + 1) if self.flexible else struct.pack(">h", len(name))
-        return _Edit(self.start, self.end, length + name + struct.pack(">i", port))
+        return _Edit(self.start, self.end, _string(host, self.flexible) + struct.pack(">i", port))
+
+
+def _head(reader: _Reader) -> Request:
+    """The head of a request, up to the acks of a Produce."""
+    api, version, correlation = reader.int16(), reader.int16(), reader.int32()
+    if api < 0 or version < 0:
+        raise WireError(f"a request with API key {api} and version {version}")
+    client_id = reader.string() or ""
+    acks = None
+    if api == API["Produce"]:
+        reader.flexible = version >= _FLEXIBLE[api]
+        reader.tags()
+        if version >= 3:  # noqa: PLR2004 - transactional.id
+            reader.string()
+        acks = reader.int16()
+    return Request(api, version, correlation, client_id, acks)
+
+
+def _produce(frame: bytes) -> tuple[Request, bool, list[tuple[str, list[int]]]]:
+    """A Produce: its head, whether it has compact lengths, its topics with the numbers of their partitions."""
+    reader = _Reader(frame)
+    request = _head(reader)
+    if request.api != API["Produce"] or request.version > CAPS[request.api]:
+        raise WireError(f"{request}: no Produce that can be looked into")
+    reader.int32()  # timeout
+    return request, reader.flexible, list(_produced(reader))
+
+
+def _produced(reader: _Reader) -> Iterator[tuple[str, list[int]]]:
+    for _ in range(reader.count()):
+        topic, numbers = reader.string() or "", []
+        for _ in range(reader.count()):
+            numbers.append(reader.int32())
+            reader.skip(max(0, reader.varint() - 1 if reader.flexible else reader.int32()))  # the records
+            reader.tags()
+        reader.tags()
+        yield topic, numbers
 
 
 def _answer(request: Request, frame: bytes) -> _Reader:
@@ -328,6 +384,20 @@ def _varint(value: int) -> bytes:
         out += bytes([value & 0x7F | 0x80])
         value >>= 7
     return out + bytes([value])
+
+
+def _string(text: str | None, flexible: bool) -> bytes:  # noqa: FBT001 - as the reader's
+    data = b"" if text is None else text.encode()
+    length = -1 if text is None else len(data)
+    return (_varint(length + 1) if flexible else struct.pack(">h", length)) + data
+
+
+def _count(number: int, flexible: bool) -> bytes:  # noqa: FBT001 - as above
+    return _varint(number + 1) if flexible else struct.pack(">i", number)
+
+
+def _array(elements: list[bytes], flexible: bool) -> bytes:  # noqa: FBT001 - as above
+    return _count(len(elements), flexible) + b"".join(elements)
 
 
 # -- where addresses and versions are ----------------------------------------------------------------------------------
@@ -407,8 +477,7 @@ def _api_versions(reader: _Reader, version: int) -> Iterator[_Edit]:
         elif highest > CAPS.get(api, highest):
             yield _Edit(end - 2, end, struct.pack(">h", CAPS[api]))
     if hidden:
-        left = count - hidden
-        yield _Edit(start, begin, _varint(left + 1) if reader.flexible else struct.pack(">i", left))
+        yield _Edit(start, begin, _count(count - hidden, reader.flexible))
     if version >= 1:
         reader.int32()  # throttle time
     for tag in reader.each_tag():
