@@ -142,15 +142,16 @@ class Lifecycle:
                 if self._over is over:  # else this run has not begun
                     over.is_set = True  # set() is a call, and may be interrupted
                     self._runner = self._iteration = None
-                    self._give_up_at = None
-                    self._closing = False
                     if honoured:  # else an error came in between: whoever runs again after it is still to stop
                         self.stopping = False
+                    self._give_up_at = None  # behind that, as in answered()
+                    self._closing = False
                     over.set()
 
     def answered(self) -> None:
         """The run returns because of the stop, also if an error told it to."""
-        self.stopping = False
+        self.stopping = False  # first, as leave() sets it last: one that comes in between leaves no time without a stop
+        self._give_up_at = None
 
     @staticmethod
     def iterate(generate: Callable[[Itself], Generator[T, None, None]]) -> Generator[T, None, None]:

@@ -209,6 +209,32 @@ def test_close_has_its_own_time_also_after_a_stop(monkeypatch: pytest.MonkeyPatc
     assert not closing.is_alive()
 
 
+@pytest.mark.parametrize("how", ["run", "answered"])
+@pytest.mark.parametrize("behind", ["_give_up_at", "stopping"])
+def test_a_stop_at_the_end_of_a_run_takes_no_time_from_the_next_one(behind: str, how: str) -> None:
+    """It ends the next run, or ended the last one. What it never does is to leave a run that goes on without patience."""
+
+    class Ending(Lifecycle):
+        armed = False
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if self.armed and name == behind:
+                self.armed = False
+                self.stop()
+
+    life = Ending("Client")
+    with life.running(lambda: None):
+        life.stop()
+        life.armed = how == "run"
+    if how == "answered":
+        life.stop()  # the log line before it takes its time
+        life.armed = True
+        life.answered()
+    assert not life.armed
+    assert life.stopping or life._give_up_at is None
+
+
 def test_a_run_may_end_while_another_thread_asks_for_its_patience() -> None:
     """That thread, in produce() or flush(), hears yes or no, and no TypeError."""
 
