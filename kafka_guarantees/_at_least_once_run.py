@@ -75,6 +75,7 @@ class Run:
         consumer: as given.
         trail: what is handled and not committed.
         portions: the transactions of the inbox, if there is one.
+        left: its user has left its loop, and hears of no failure: whoever looks next is told of it.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Run:
         self._claims = recognition.claims(topic_ids)
         self._ids = recognition.ids(topic_ids)
         self._rarely = Rarely()
+        self.left = False
         self.consumer = consumer
         self.trail = consumer.trail = Trail(
             consumer,
@@ -288,7 +290,7 @@ class Run:
     def _raise_failures(self, left: int) -> None:
         producer = self._producer()
         if producer is not None:
-            forget = not self._lifecycle.in_other_hands
+            forget = not (self.left or self._lifecycle.in_other_hands)
             if not left and forget and self._failures.topic is not None and (refused := producer.refused()) is not None:
                 raise RecordRefused(refused)
             # not those that were asked for: they are of no message of a run, and had been let go of outside of it

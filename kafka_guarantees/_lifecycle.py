@@ -168,6 +168,22 @@ class Lifecycle:
         self._closing = self.stopping = True
         self._give_up_at = until
 
+    @contextmanager
+    def ending(self, timeout: float) -> Iterator[bool]:
+        """End the run as ``end_run`` does, and close the client in the block. What a loop that was left raises comes behind it.
+
+        Raises:
+            KafkaGuaranteesError: it is called in the handler, or a callback. Nothing has changed, and the block is left out.
+        """
+        try:
+            ended = self.end_run(timeout)
+        except Exception:
+            if self.in_run:
+                raise
+            yield True
+            raise
+        yield ended
+
     def end_run(self, timeout: float) -> bool:
         """End the run, wherever it is. False: the handler of another thread has not returned within ``timeout`` seconds."""
         itself = self._iteration  # read once: the run of another thread may end here

@@ -32,7 +32,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -380,9 +380,9 @@ class AtLeastOnce:
     ) -> Generator[Message, None, None]:
         """Iterate over messages; a message is finished when the loop asks for the next one.
 
-        A loop that is left by ``break`` or by an exception has not finished the message in hand: it comes again. Signals are
-        left to the caller, and so are failures: only what cannot be read is tried again, or set aside. Use ``with`` around the
-        client, so that the group is left at once.
+        A loop that is left by ``break`` or by an exception has not finished the message in hand: it comes again; what became of
+        records is told by ``flush`` or ``close`` then. Signals are left to the caller, and so are failures: only what cannot be
+        read is tried again, or set aside. Use ``with`` around the client, so that the group is left at once.
 
         Raises:
             TypeError: the client has an inbox, which must know where its transactions end, or ``keep_alive``.
@@ -421,7 +421,9 @@ class AtLeastOnce:
                                 if self._lifecycle.forked:
                                     raise
                                 self._lifecycle.leave(LEAVING)
-                                run.finish(batch, work, done)
+                                run.left = True
+                                with suppress(DeliveryError, DeliveryUnknown):  # close() raises them: here nobody hears
+                                    run.finish(batch, work, done)
                                 raise
                             pace.took(done, time.monotonic() - began)
                             work = run.finish(batch, work, done, to_the_end=True)
@@ -613,13 +615,14 @@ class AtLeastOnce:
             self._producer.check_waiting()
         timeout = 30.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        if not self._lifecycle.end_run(timeout):
-            log.warning("the handler has not returned within %.1f s; what it has in hand is not committed", timeout)
-        with self._making:  # a thread that produces first has one by then, or is refused
-            self._lifecycle.closed = True
-        if self._producer is not None:
-            self._producer.close(max(0.0, deadline - time.monotonic()))
-            self._raise_failures(0, "What was acknowledged is safe.")
+        with self._lifecycle.ending(timeout) as ended:
+            if not ended:
+                log.warning("the handler has not returned within %.1f s; what it has in hand is not committed", timeout)
+            with self._making:  # a thread that produces first has one by then, or is refused
+                self._lifecycle.closed = True
+            if self._producer is not None:
+                self._producer.close(max(0.0, deadline - time.monotonic()))
+                self._raise_failures(0, "What was acknowledged is safe.")
 
     def __enter__(self) -> Self:
         self._lifecycle.check()

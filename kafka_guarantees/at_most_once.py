@@ -406,19 +406,20 @@ class AtMostOnce:
             self._producer.check_waiting()
         timeout = 10.0 if timeout is None else timeout
         deadline = time.monotonic() + timeout
-        if not self._lifecycle.end_run(timeout):
-            log.warning("the handler has not returned within %.1f s; its thread goes on without a client", timeout)
-        with self._making:  # a thread that produces first has one by then, or is refused
-            self._lifecycle.closed = True
-        if self._producer is not None:
-            left = self._producer.close(max(0.0, deadline - time.monotonic()))
-            try:
-                self._producer.raise_refused()
-            except DeliveryError as exc:
-                log.warning("%s", exc)
-            if left:
-                why = "the brokers do not take them, or have no such topic"
-                log.warning("%d records were not sent within %.1f s: %s", left, timeout, why)
+        with self._lifecycle.ending(timeout) as ended:
+            if not ended:
+                log.warning("the handler has not returned within %.1f s; its thread goes on without a client", timeout)
+            with self._making:  # a thread that produces first has one by then, or is refused
+                self._lifecycle.closed = True
+            if self._producer is not None:
+                left = self._producer.close(max(0.0, deadline - time.monotonic()))
+                try:
+                    self._producer.raise_refused()
+                except DeliveryError as exc:
+                    log.warning("%s", exc)
+                if left:
+                    why = "the brokers do not take them, or have no such topic"
+                    log.warning("%d records were not sent within %.1f s: %s", left, timeout, why)
 
     def __enter__(self) -> Self:
         self._lifecycle.check()

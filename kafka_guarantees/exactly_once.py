@@ -720,13 +720,14 @@ class ExactlyOnce:
         if self._lifecycle.closed or self._lifecycle.forked:
             return
         timeout = 30.0 if timeout is None else timeout
-        if self._lifecycle.end_run(timeout):
-            self._in_flight.end()  # an exception out of a signal handler may have kept the run from it
-        else:
-            log.warning("the handler has not returned within %.1f s; its transaction is aborted", timeout)
-        self._lifecycle.closed = True
-        for producer in self._in_flight.producers:
-            producer.close()
+        with self._lifecycle.ending(timeout) as ended:
+            if ended:
+                self._in_flight.end()  # an exception out of a signal handler may have kept the run from it
+            else:
+                log.warning("the handler has not returned within %.1f s; its transaction is aborted", timeout)
+            self._lifecycle.closed = True
+            for producer in self._in_flight.producers:
+                producer.close()
 
     def __enter__(self) -> Self:
         self._lifecycle.check()

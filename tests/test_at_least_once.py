@@ -191,6 +191,33 @@ def test_a_loop_that_is_left_has_not_finished_its_message(
     assert committed(kafka.bootstrap, config["group.id"], topic) == [9]
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_record_that_failed_in_a_loop_that_is_left_is_told_by_close(
+    config: dict[str, Any],
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    kept: bool,  # noqa: FBT001 - two rows
+) -> None:
+    """P01: nobody hears what a loop raises that is left by ``break``. And close() closes the client all the same."""
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, numbers(20))
+    service = AtLeastOnce(config)
+    loop = service.messages([topic])
+    for message in loop:
+        if message.offset() == 7:
+            service.produce(topic, b"x" * 2_000_000)
+            break
+    if not kept:
+        del loop
+        assert not service._lifecycle.in_run
+    with pytest.raises(DeliveryError, match="MSG_SIZE_TOO_LARGE"):
+        service.close()
+    assert service._lifecycle.closed
+    assert service._producer is not None
+    assert service._producer.raw is None
+    assert committed(kafka.bootstrap, config["group.id"], topic) in ([-1001], [0])
+
+
 def test_stop_ends_the_run_after_the_message_in_hand(
     config: dict[str, Any], kafka: RunningKafka, kafka_topic: Callable[..., str]
 ) -> None:

@@ -36,10 +36,11 @@ from kafka_guarantees.errors import BrokerError, ForkedClientError, HandlerError
 from .world import without_collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from confluent_kafka import Message
 
+    from kafka_guarantees._lifecycle import Itself
     from kafka_guarantees.testing import RunningKafka
 
     Client = AtMostOnce | AtLeastOnce | ExactlyOnce
@@ -268,6 +269,26 @@ def test_a_closed_client_refuses_and_says_that_nothing_was_sent() -> None:
 
 
 # --- Lifecycle: signals ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_client_is_closed_though_the_end_of_its_loop_fails(kind: type[Client]) -> None:
+    """What that raises, as of a right to commit that is missing, is raised behind it: else its producer would be left open."""
+    made = client(kind, DEAD, "closed")
+
+    def loop(itself: Itself) -> Generator[int, None, None]:
+        with made._lifecycle.running(itself):
+            try:
+                yield 1
+            except GeneratorExit:
+                raise BrokerError("no right to commit") from None
+
+    kept = made._lifecycle.iterate(loop)
+    next(kept)
+    with pytest.raises(BrokerError, match="no right to commit"):
+        made.close()
+    assert made._lifecycle.closed
+    made.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
