@@ -305,8 +305,9 @@ class GroupConsumer:
         moved = self._find_places(messages)
         if self.gone_silent:
             return []
-        if self._stray and not self._assignment.unsettled(time.monotonic()):
-            self.rejoin(self._stray)
+        if self._stray:  # what is dropped comes again: nothing is handed out before another member has taken over
+            if not self._assignment.unsettled(time.monotonic()):
+                self.rejoin(self._stray)
             return []
         return [m for m in messages if (m.topic(), m.partition()) not in moved]
 

@@ -2,7 +2,8 @@
 
 Rules.
 * A position is what ``Places`` says, which asks each time; never a memory of ours, never ``position()``.
-* One that is not known now waits, and is asked for again. It holds up no other partition: at most now and then, for a moment.
+* One that is not known now waits, and is asked for again. It holds up no other partition: at most now and then, for a moment;
+  but where a commit may still be on its way, after which another member takes over, that waits for it (M02).
 * A start that is decided is committed by whoever calls this, before it is fetched from (M05).
 """
 

@@ -1015,6 +1015,32 @@ def test_nobody_takes_over_while_the_brokers_do_not_answer(made: Callable[..., G
     assert asked
 
 
+def test_nothing_is_handled_while_a_start_may_still_be_on_its_way(made: Callable[..., GroupConsumer]) -> None:
+    """M02: not while it is unknown where another partition goes on, either: its first try may come behind what is committed."""
+    member = made(strict=True, partition_assignment_strategy="cooperative-sticky", retry_backoff_ms=1)
+    raw, known, commit = member.raw, member.raw.committed, member.raw.commit
+
+    def committed(places: list[TopicPartition], within: float) -> Any:
+        if {place.partition for place in places} == {0}:
+            raise NO_ANSWER
+        return known(places, within)
+
+    def slow(**given: Any) -> Any:
+        time.sleep(0.02)
+        return commit(**given)
+
+    raw.committed, raw.commit = committed, slow
+    member.unplace([T0])
+    for comes in ([raw.rebalance("assign", T2)], [at(T2, 0)]):
+        raw.comes = comes
+        assert member.fetch(10) is None
+        assert raw.last("incremental_assign") == [T2]
+    assert member.raw is raw
+    raw.committed = known
+    assert member.fetch(10) is None
+    assert member.raw is not raw, "a new member goes on, from what is committed"
+
+
 def test_who_has_taken_over_does_not_commit_again_what_it_finds(made: Callable[..., GroupConsumer]) -> None:
     """M02: where commits take their time, that would be a reason for another to take over, and so on for ever."""
     member = made(group_protocol="consumer", strict=True)
