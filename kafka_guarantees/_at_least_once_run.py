@@ -204,7 +204,8 @@ class Run:
             raise PartitionFenced("the group gave partitions away.")
 
     def _patiently(self, call: Callable[[], T], batch: Batch) -> T:
-        return patiently(call, self.consumer, batch, self._no_more)
+        # brokers are asked for the ids of topics
+        return patiently(call, self.consumer, batch, self._no_more, StoreUnavailable, BrokerError)
 
     def _no_more(self) -> bool:
         """Whether a store that does not answer is not asked again."""

@@ -217,7 +217,7 @@ def test_brokers_that_do_not_say_which_topic_it_is_are_asked_again() -> None:
 
     consumer: Any = SimpleNamespace(keep_alive=lambda _batch, seconds: rests.append(seconds))
     batch: Any = None
-    assert patiently(call, consumer, batch, lambda: False) == "answer"
+    assert patiently(call, consumer, batch, lambda: False, StoreUnavailable, BrokerError) == "answer"
     assert len(rests) == 2  # and the group is served meanwhile
 
 
@@ -356,6 +356,40 @@ def test_offsets_wait_for_the_records_that_a_handler_produced(inbox: SqliteInbox
     assert inbox.start_offsets("scope", [PLACE]) == {PLACE: None}
     assert portions(inbox).transact(BATCH, *batch("a"), every) == (1, None)  # nor was its id noted
     assert inbox.start_offsets("scope", [PLACE]) == {PLACE: 1}
+
+
+def test_a_producer_that_cannot_go_on_is_no_database_that_does_not_answer(inbox: SqliteInbox) -> None:
+    """P09, D16: asked again, that would have the handler called once more, and its message blamed. It ends the run."""
+    handled: list[int] = []
+
+    def broken() -> None:
+        raise BrokerError("the producer cannot go on")
+
+    def handle(messages: Sequence[Message], _connection: object) -> tuple[int, None]:
+        handled.append(len(messages))
+        return len(messages), None
+
+    tested = portions(inbox, broken)
+    group: Any = tested._consumer
+    group.keep_alive = lambda *_: tested._lifecycle.stop()
+    with pytest.raises(BrokerError, match="cannot go on"):
+        tested.transact(BATCH, *batch("a"), handle)
+    assert handled == [1]
+
+
+def test_a_database_that_does_not_answer_is_asked_again(inbox: SqliteInbox) -> None:
+    """D16: with the group served meanwhile."""
+    failing, rests = [StoreUnavailable("for the test")], list[float]()
+
+    def away() -> None:
+        if failing:
+            raise failing.pop()
+
+    tested = portions(inbox, away)
+    group: Any = tested._consumer
+    group.keep_alive = lambda _batch, seconds: rests.append(seconds)
+    assert tested.transact(BATCH, *batch("a"), every) == (1, None)
+    assert len(rests) == 1
 
 
 def test_what_an_inbox_sets_aside_can_be_sent_again(inbox: SqliteInbox) -> None:

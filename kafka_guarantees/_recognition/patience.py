@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from tenacity import Retrying, retry_if_exception_type, wait_random_exponential
 
-from ..errors import BrokerError, StoreUnavailable
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -24,14 +22,16 @@ T = TypeVar("T")
 LONGEST = 5.0  # seconds between two calls
 
 
-def patiently(call: Callable[[], T], consumer: GroupConsumer, batch: Batch, give_up: Callable[[], bool]) -> T:
-    """Make a call until it is answered, with a batch in hand.
+def patiently(
+    call: Callable[[], T], consumer: GroupConsumer, batch: Batch, give_up: Callable[[], bool], *unanswered: type[Exception]
+) -> T:
+    """Make a call until it is answered, with a batch in hand: until it raises none of ``unanswered``.
 
     Raises:
-        StoreUnavailable, BrokerError: it was not, and ``give_up()`` says so.
+        Exception: one of these, and ``give_up()`` says so; and any other.
     """
     return Retrying(
-        retry=retry_if_exception_type((StoreUnavailable, BrokerError)),
+        retry=retry_if_exception_type(unanswered),
         wait=wait_random_exponential(multiplier=0.1, max=LONGEST),
         stop=lambda _state: give_up(),
         sleep=lambda seconds: consumer.keep_alive(batch, seconds),

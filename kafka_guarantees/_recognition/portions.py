@@ -119,7 +119,7 @@ class Portions:
         while messages:
             transaction = partial(self._in_transaction, batch, messages, entries, handle)
             try:
-                finished = patiently(transaction, self._consumer, batch, self._stopping)
+                finished = patiently(transaction, self._consumer, batch, self._stopping, StoreUnavailable)
             except _RolledBack as error:
                 self._forget_refused()
                 failed = error.failed
