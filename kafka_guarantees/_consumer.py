@@ -314,7 +314,8 @@ class GroupConsumer:
     def _without_resting(self, messages: list[Message]) -> list[Message]:
         """Drop what comes of partitions that rest: librdkafka drops a pause() in such a moment, too. They are sought again."""
         come = next_offsets(messages).keys() & self._assignment.resting
-        self.raw.pause([TopicPartition(*partition) for partition in come])
+        if come:
+            self.raw.pause([TopicPartition(*partition) for partition in come])
         return [m for m in messages if (m.topic(), m.partition()) not in come]
 
     def _take(

@@ -231,6 +231,14 @@ def test_what_comes_of_a_partition_that_rests_is_not_handled(member: GroupConsum
     assert fetched(member, at(T0, 5))
 
 
+def test_what_comes_of_others_while_a_partition_rests_costs_nothing(member: GroupConsumer) -> None:
+    """Else librdkafka is called with every fetch, to pause nothing."""
+    member.rest([at(T0, 5)], 60)
+    member.raw.log.clear()
+    fetched(member, at(T1, 5))
+    assert member.raw.log == []
+
+
 # -- commits of a member that another instance fenced ---------------------------------------------------------------------
 
 
