@@ -359,9 +359,8 @@ class TransactionalProducer(Handle):
             try:
                 self._end("aborting the transaction", lambda: self.raw.abort_transaction(END))
                 self._aborted()
-            except (AbortNeeded, InDoubt) as exc:
+            except InDoubt as exc:
                 log.warning("%s: a new producer takes over", exc)
-                self._lose()
         persists, self.persists = self.persists, self.persists and not leaving
         try:
             self.prepare()
