@@ -197,12 +197,18 @@ class GroupConsumer:
                     return
 
     @staticmethod
-    def without_repeats(batch: Batch, marks: Mapping[Partition, int]) -> Sequence[Message]:
-        """The messages of a batch that are not below these marks, and a log line where others are left out (M09)."""
+    def without_repeats(batch: Batch, marks: Mapping[Partition, int], but: str = "") -> Sequence[Message]:
+        """The messages of a batch that are not below these marks, and a log line where others are left out (M09).
+
+        Args:
+            batch: what was fetched.
+            marks: by partition.
+            but: ends the log line.
+        """
         rest = not_before(batch.messages, marks, batch.spans) if marks else batch.messages
         if len(rest) < len(batch.messages):
             left_out = len(batch.messages) - len(rest)
-            log.warning("%d messages are left out: this client has had them in hand before (M09)", left_out)
+            log.warning("%d messages are left out: this client has had them in hand before (M09)%s", left_out, but)
         return rest
 
     def _drained(self) -> bool:

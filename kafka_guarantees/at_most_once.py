@@ -261,7 +261,7 @@ class AtMostOnce:
         for batch in consumer.batches(pace, until_idle, self._reading):
             if self._apart is not None:
                 self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
-            rest = consumer.without_repeats(batch, self._handled)
+            rest = consumer.without_repeats(batch, self._handled, "; a new client handles them")
             while rest and not self._lifecycle.stopping and not self._stray:
                 if time.monotonic() - batch.taken > pace.late:
                     consumer.rewind(rest)

@@ -190,9 +190,13 @@ def test_offsets_that_are_set_back_repeat_nothing(
         admin.alter_consumer_group_offsets(request)[config["group.id"]].result(30)
         fill(kafka.bootstrap, topic, [b"next"])
         second = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
+    with AtMostOnce(config, start="earliest") as service:
+        admin.alter_consumer_group_offsets(request)[config["group.id"]].result(30)
+        third = [message.offset() for message in service.messages([topic], until_idle=IDLE)]
     assert first == list(range(10))
     assert second == [10]
-    assert "6 messages are left out" in caplog.text
+    assert "6 messages are left out: this client has had them in hand before (M09); a new client handles them" in caplog.text
+    assert third == list(range(4, 11))
 
 
 def test_a_group_begins_at_the_end_by_default(
