@@ -222,7 +222,7 @@ class Run:
 
         Raises:
             DeliveryError, DeliveryUnknown: nothing was committed.
-            RecordRefused: nor now, and what was not may be more than these.
+            RecordRefused: likewise, nor what trails behind, whose record it may be.
         """
         behind = to_the_end and handled == len(work.fresh) and work.problem is None and self._soon(batch)
         producer, posted = self._producer(), None

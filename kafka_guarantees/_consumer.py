@@ -1,9 +1,10 @@
 """A member of a consumer group, for one run: batches of messages that are still ours, commits, and rebalances.
 
 Rules.
-* One thread, no poll between the fetch of a batch and its end: a revocation is served in poll only, so that a batch in hand
-  cannot lose a partition silently. What it can lose is the whole membership, which is compared before anything is committed
-  (C03, C09): the broker itself does not check who owns the partition whose offset is committed (X02).
+* One thread. Between the fetch of a batch and its end only ``serve()`` polls. Partitions are taken away in polls only, and a
+  batch that loses one there is not ours any more: none is lost silently. What can be is the whole membership, which is compared
+  before anything is committed (C03, C09): the broker itself does not check who owns the partition whose offset is committed
+  (X02).
 * A rebalance while messages are taken drops them, and the brokers say where to go on.
 * After anything unusual the position is what the *group has committed*, asked of the brokers. See ``Positions``.
 * A consumer lives for one run. Whatever ends the run closes it, and with it every doubt about positions (C01).
@@ -99,7 +100,7 @@ class GroupConsumer:
             once more, later: then a new member takes over, whose group refuses what an old one sends (M02).
 
     Attributes:
-        trail: hears of their answers, and of what happens meanwhile.
+        trail: hears of the answers to commits, and of what happens meanwhile.
         idle: is called before a message is waited for.
     """
 
@@ -629,7 +630,7 @@ class GroupConsumer:
             self._keep(problem)
 
     def _on_lost(self, raw: Any, partitions: list[TopicPartition]) -> None:
-        # nothing is committed for what was lost (C07); nothing is in hand, since no poll happens with a batch in hand
+        # nothing is committed for what was lost (C07); nor of a batch in hand, which ``serve`` takes for given away then
         self._gone(raw, partitions, lost=True)
 
     def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:

@@ -78,7 +78,7 @@ class Places:
         self._once = once
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
-        self._undecided: set[Partition] = set()  # to be read from the end, until that is known and committed
+        self._undecided: set[Partition] = set()  # read from the end, once that is decided, while they have no offset
         self._begun: dict[Partition, str] = {}  # what was said with starts of ours, and is said on for a while
         self._told: set[tuple[str, int, int]] = set()  # offsets of the group that do not count, and of which that was said
 

@@ -117,6 +117,7 @@ class Trail:
 
         Raises:
             DeliveryError, DeliveryUnknown, AuthorizationError: see the class.
+            RecordRefused: brokers refused what a handler returned. There is a dead letter topic.
         """
         if self._portions or self._recommit:
             self._advance(member)

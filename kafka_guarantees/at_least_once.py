@@ -201,11 +201,15 @@ class AtLeastOnce:
 
         Raises:
             HandlerError: the handler raised, in every attempt, or there was no use in another, and there is no dead letter
-                topic. What it finished before is committed, nothing at or after that message.
+                topic; or it took longer than ``max.poll.interval.ms``, twice at the same message. What it finished before is
+                committed, nothing at or after that message.
             DeliveryError, DeliveryUnknown: a record, perhaps a dead letter, was not acknowledged; nothing of its portion is
                 committed.
             MessageIdMissing, MessageIdReused: it has no id, or that of another one, and there is no dead letter topic. What
                 came before is committed.
+            UnsafeConfigError: there is no ``group.id``, or what is set aside would be consumed; or something is unsafe, and
+                ``preflight="raise"``. Nothing was consumed.
+            FencedError: another instance has this ``group.instance.id``.
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, self._arguments)
@@ -386,9 +390,13 @@ class AtLeastOnce:
 
         Raises:
             TypeError: the client has an inbox, which must know where its transactions end, or ``keep_alive``.
-            HandlerError: a message cannot be read, and there is no dead letter topic. What came before is committed.
+            HandlerError: a message cannot be read, and there is no dead letter topic. What came before is committed. Or
+                the loop took longer than ``max.poll.interval.ms``, twice at the same message.
             MessageIdMissing, MessageIdReused: likewise, it has no id, or that of another one.
             DeliveryError, DeliveryUnknown: a record was not acknowledged; nothing of its portion is committed.
+            UnsafeConfigError: there is no ``group.id``, or what is set aside would be consumed; or something is unsafe, and
+                ``preflight="raise"``. Nothing was consumed.
+            FencedError: another instance has this ``group.instance.id``.
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         if self._recognition.inbox is not None:
@@ -579,6 +587,7 @@ class AtLeastOnce:
 
         Raises:
             DeliveryError, DeliveryUnknown: records were not written, or not acknowledged in time; with their number.
+            AuthorizationError, BrokerError: the producer cannot go on. Make a new client.
             KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
         """
         self._lifecycle.check()
@@ -606,6 +615,7 @@ class AtLeastOnce:
 
         Raises:
             DeliveryError, DeliveryUnknown: records were not written, or not acknowledged in time; with their number.
+            AuthorizationError, BrokerError: the producer cannot go on. Make a new client.
             KafkaGuaranteesError: this thread is in the handler or in a callback of the client, or in a signal handler that
                 came in one: call ``stop()`` there.
         """

@@ -9,7 +9,8 @@ What happens to one message::
   messages, and grows only while it is handled in PORTION seconds (M07). What was fetched but not committed is not lost.
 * A commit whose outcome is unknown is not followed by handling: the brokers are asked what is committed (M02).
 * A commit that may have been sent twice, or whose outcome is unknown, is the last of its member: it leaves the group, so that
-  the one that comes late is refused, and joins as another.
+  the one that comes late is refused, and joins as another. A static member of the classic protocol does not leave: the one
+  that comes late is refused from the moment on in which that other one has joined.
 * A handler that raises is not called again for that message (M04). A dead letter of it is sent, and not waited for.
 """
 
@@ -148,6 +149,9 @@ class AtMostOnce:
             until_idle: seconds.
 
         Raises:
+            UnsafeConfigError: there is no ``group.id``, or what is set aside would be consumed; or something is unsafe, and
+                ``preflight="raise"``. Nothing was consumed.
+            FencedError: another instance has this ``group.instance.id``.
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, 1)
@@ -213,6 +217,9 @@ class AtMostOnce:
 
         Raises:
             TypeError: the client has ``keep_alive``.
+            UnsafeConfigError: there is no ``group.id``, or what is set aside would be consumed; or something is unsafe, and
+                ``preflight="raise"``. Nothing was consumed.
+            FencedError: another instance has this ``group.instance.id``.
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         if self._apart is not None:

@@ -206,9 +206,12 @@ class ExactlyOnce:
 
         Raises:
             HandlerError: the handler raised, in every attempt, or there was no use in another, and there is no dead letter
-                topic. What it finished before is committed, nothing at or after that message.
+                topic; or it took longer than ``max.poll.interval.ms``, twice at the same message. What it finished before is
+                committed, nothing at or after that message.
             DeliveryError: a record, perhaps a dead letter, cannot be written; its transaction was aborted.
-            FencedError: another instance has this transactional.id.
+            UnsafeConfigError: there is no ``group.id``, or what is set aside would be consumed; or something is unsafe, and
+                ``preflight="raise"``. Nothing was consumed.
+            FencedError: another instance has this transactional.id, or ``group.instance.id``.
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, 1)
@@ -635,8 +638,11 @@ class ExactlyOnce:
                 0: it takes what is there.
 
         Raises:
-            HandlerError: a message cannot be read, and there is no dead letter topic. What came before is committed.
+            HandlerError: a message cannot be read, and there is no dead letter topic. What came before is committed. Or, where
+                the ``with`` is left: it took longer than ``max.poll.interval.ms``, twice at the same message.
             TypeError: the client has ``keep_alive``.
+            UnsafeConfigError: there is no ``group.id``, or what is set aside would be consumed; or something is unsafe, and
+                ``preflight="raise"``. Nothing was consumed.
             FencedError, OffsetsLost, AuthorizationError, BrokerError: see the class.
             KafkaGuaranteesError: a transaction was not used in a ``with``.
         """

@@ -286,6 +286,7 @@ class Delivery:
         Raises:
             DeliveryError: it was certainly not written.
             DeliveryUnknown: it may or may not have been written.
+            AuthorizationError, BrokerError: the producer cannot go on. Make a new client.
             KafkaGuaranteesError: this thread is in a callback of the client, or in a signal handler that came in one.
             TimeoutError: neither is known after ``timeout`` seconds; the record is still on its way.
         """

@@ -100,7 +100,7 @@ class Sorted(NamedTuple):
         kept: in hand.
         fresh: of these, to be handled.
         held: to be given back, since an id is being handled elsewhere.
-        stop: the first that must not be handled at all, and why; None if there is none.
+        stop: the first that must not be handled at all; None if there is none.
     """
 
     kept: Sequence[int]
