@@ -321,8 +321,8 @@ def stops(error: KafkaError) -> bool:
 
 
 def of_topic(failure: Exception) -> bool:
-    """Whether a record failed for what its topic lacks, and no message is to blame: the next ones would fail alike."""
-    return _code(failure) in {*MISSING_ACL, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART}
+    """Whether a record failed for its topic, or its producer, and no message is to blame: the next ones would fail alike."""
+    return _code(failure) in {*MISSING_ACL, KafkaError._UNKNOWN_TOPIC, KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._FATAL}
 
 
 def of_record(failure: Exception) -> bool:

@@ -992,6 +992,22 @@ def test_a_record_that_a_fatal_error_refused_says_which(monkeypatch: pytest.Monk
         monkeypatch.undo()
 
 
+def test_a_producer_that_cannot_go_on_is_not_held_against_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P09: it would be set aside, and the log say that its handler failed; and the next message after it."""
+
+    class Dead(Fatal):
+        def poll(self, _timeout: float) -> int:
+            raise KafkaException(KafkaError(KafkaError.INVALID_PRODUCER_EPOCH, "for the test", fatal=True))
+
+    with AtLeastOnce({"bootstrap.servers": DEAD}, dead_letter="letters") as kafka:
+        producer = kafka._made("t")
+        monkeypatch.setattr(producer, "raw", Dead())
+        kafka._send_all([Record("t", b"v", b"k")])
+        assert [type(failure) for failure in producer.not_written] == [DeliveryError]
+        producer.not_written.clear()
+        monkeypatch.undo()
+
+
 def test_a_producer_that_cannot_go_on_is_let_go_by_close(
     recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
