@@ -117,7 +117,6 @@ class Run:
         self.portions: Portions | None = None
         if recognition.inbox is not None:
             self.portions = Portions(
-                settings,
                 lifecycle,
                 consumer,
                 inbox=recognition.inbox,
@@ -178,7 +177,7 @@ class Run:
                 raise  # not of the store: the group was served meanwhile
             if self._lifecycle.stopping:
                 return NOTHING
-            if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+            if not self.consumer.still_ours(batch):
                 return self.give_back(batch)
             log.warning("%d messages are handled without protection from repeats: %s", len(batch.messages), error)
             return claims.unprotected(batch.messages)
@@ -200,7 +199,7 @@ class Run:
         return answer
 
     def _must_own(self, batch: Batch) -> None:
-        if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+        if not self.consumer.still_ours(batch):
             raise PartitionFenced("the group gave partitions away.")
 
     def _patiently(self, call: Callable[[], T], batch: Batch) -> T:
@@ -263,7 +262,7 @@ class Run:
     def must_poll(self, batch: Batch, pace: Pace) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
         now = time.monotonic()
-        late = now - batch.fetched > pace.late or now - batch.taken > self._settings.max_poll_interval / 2  # claims lapse
+        late = now - batch.served > pace.late or now - batch.fetched > self._settings.max_poll_interval / 2  # claims lapse
         return late or self._lifecycle.stopping
 
     def give_back(self, batch: Batch) -> Work:
@@ -299,7 +298,7 @@ class Run:
 
     def _soon(self, batch: Batch) -> bool:
         """Whether a batch was handled so fast that waiting for its commit would count. A client that stops waits for all."""
-        return time.monotonic() - batch.taken < COMMIT_EVERY and not (self._lifecycle.stopping or self._failures.closely)
+        return time.monotonic() - batch.fetched < COMMIT_EVERY and not (self._lifecycle.stopping or self._failures.closely)
 
     def _complete(self, batch: Batch, claims: Claims, handled: int, finished: Sequence[Message]) -> bool:
         """Complete the ids of what was handled. False: they are not, and what was handled is handled again (D17)."""
@@ -316,7 +315,7 @@ class Run:
 
     def _commit(self, batch: Batch, finished: Sequence[Message]) -> bool:
         """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
-        while self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+        while self.consumer.still_ours(batch):
             offsets = {**self.trail.offsets(), **batch.next_offsets(finished)}
             try:
                 self.consumer.commit(offsets.values())
@@ -354,7 +353,7 @@ class Run:
             DeliveryError, DeliveryUnknown: the dead letter was not acknowledged. Nothing of this is committed.
         """
         messages = work.fresh[: failed.size]
-        if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+        if not self.consumer.still_ours(batch):
             self._failures.given_away(messages, batch, failed.error)
             return self.give_back(batch)
         attempt = partial(attempted, handle, messages)
@@ -376,7 +375,7 @@ class Run:
     def _refused(self, batch: Batch, work: Work, size: int, refused: RecordRefused, handle: Handling) -> Work:
         """Brokers refused a record of these: of which message is found out. Returns what is left, as ``again`` does."""
         self._failures.look_closely(refused.failure)
-        if not self.consumer.still_ours(batch, within=self._settings.max_poll_interval):
+        if not self.consumer.still_ours(batch):
             self._failures.given_away(work.fresh[: max(1, size)], batch, refused)
             return self.give_back(batch)
         return self._one_by_one(batch, work, handle, size)

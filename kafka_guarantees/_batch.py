@@ -15,16 +15,20 @@ if TYPE_CHECKING:
 
 
 class Batch:
-    """Messages of one fetch, in the order of their partitions, and the membership that they were fetched under."""
+    """Messages of one fetch, in the order of their partitions, and the membership that they were fetched under.
 
-    __slots__ = ("_messages", "_spans", "fetched", "member", "metadata", "taken", "topic")
+    Attributes:
+        fetched: when that was, on the monotonic clock.
+        served: when the group was last heard with the batch in hand: that is how long it is ours. -inf: it was given away.
+    """
+
+    __slots__ = ("_messages", "_spans", "fetched", "member", "metadata", "served", "topic")
 
     def __init__(self, messages: Sequence[Message], metadata: bytes, fetched: float, topic: str | None = None) -> None:
         self.messages = messages
         self.topic = topic  # if they can be of one only
         self.belongs_to(metadata)
-        self.taken = fetched
-        self.fetched = fetched  # later: when the group was last served with the batch in hand
+        self.fetched = self.served = fetched
 
     @property
     def messages(self) -> Sequence[Message]:

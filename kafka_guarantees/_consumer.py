@@ -395,15 +395,16 @@ class GroupConsumer:
             return Membership(-1, "")
         return membership(self.raw.consumer_group_metadata())
 
-    def still_ours(self, batch: Batch, *, within: float) -> bool:
+    def still_ours(self, batch: Batch, *, within: float | None = None) -> bool:
         """Whether this member still owns the partitions of a batch that it fetched with its last poll.
 
         Args:
             batch: what was fetched.
-            within: seconds. A process that was stopped for longer than the session learns only from its next heartbeat that
-                it was thrown out, and may get here before the answer. So the clock is asked too.
+            within: seconds; None: ``max.poll.interval.ms``. A process that was stopped for longer than the session learns only
+                from its next heartbeat that it was thrown out, and may get here before the answer. So the clock is asked too.
         """
-        return time.monotonic() - batch.fetched < within and self.membership().continues(batch.member)
+        limit = self._settings.max_poll_interval if within is None else within
+        return time.monotonic() - batch.served < limit and self.membership().continues(batch.member)
 
     def shares(self) -> bool:
         """Whether a rebalance, since this was last asked, has left partitions of its topics to others. False: nobody knows."""
@@ -445,9 +446,9 @@ class GroupConsumer:
             self.unplace(next_offsets(self._without_events(fetched)))
         finally:
             if batch.partitions & self._assignment.given_away:
-                batch.fetched = -math.inf  # for good, also if it is waited for again
-        if batch.fetched > -math.inf:
-            batch.fetched = asked
+                batch.served = -math.inf  # for good, also if it is waited for again
+        if batch.served > -math.inf:
+            batch.served = asked
             metadata = self.raw.consumer_group_metadata()
             if membership(metadata).continues(batch.member):
                 batch.belongs_to(metadata)

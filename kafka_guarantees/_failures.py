@@ -234,7 +234,7 @@ class Failures:
             until = time.monotonic() + seconds
             while True:
                 consumer.keep_alive(batch, min(until - time.monotonic(), SLICE))
-                if self._lifecycle.stopping or not consumer.still_ours(batch, within=self._settings.max_poll_interval):
+                if self._lifecycle.stopping or not consumer.still_ours(batch):
                     raise Left
                 meanwhile()
                 if time.monotonic() >= until:
@@ -249,7 +249,7 @@ class Failures:
         instead would begin all attempts anew, for each single message.
         """
         try:
-            if time.monotonic() - batch.fetched > min(2 * PROMPT, self._settings.max_poll_interval / 2):
+            if time.monotonic() - batch.served > min(2 * PROMPT, self._settings.max_poll_interval / 2):
                 self.waiting(consumer, batch, meanwhile)(0)
         except Left:
             return False
@@ -261,7 +261,7 @@ class Failures:
         Raises:
             HandlerError: because the handler was too slow, twice in a row at the same message: it would go on for ever.
         """
-        seconds = time.monotonic() - batch.fetched
+        seconds = time.monotonic() - batch.served
         if not self._settings.max_poll_interval < seconds < math.inf:
             return
         message = messages[0]

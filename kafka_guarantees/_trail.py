@@ -51,16 +51,16 @@ class Portion:
 
     Attributes:
         offsets: to commit.
-        fetched, member: when their batch was fetched, and as whom. Not the batch: it may be large.
+        served, member: of their batch, which is not kept: it may be large.
         posted: what was produced for them; None where all of it is acknowledged.
         size: how many messages.
     """
 
-    __slots__ = ("fetched", "member", "offsets", "posted", "size")
+    __slots__ = ("member", "offsets", "posted", "served", "size")
 
     def __init__(self, offsets: dict[Partition, TopicPartition], batch: Batch, posted: Posted | None, size: int) -> None:
         self.offsets = offsets
-        self.fetched = batch.fetched
+        self.served = batch.served
         self.member = batch.member
         self.posted = posted
         self.size = size
@@ -326,7 +326,7 @@ class Trail:
         now, member = time.monotonic(), member or self._consumer.membership()
         portions = [self._portions[number] for number in range(count)]
         return member.active and all(
-            now - portion.fetched < self._within and member.continues(portion.member) for portion in portions
+            now - portion.served < self._within and member.continues(portion.member) for portion in portions
         )
 
     def _offsets(self, count: int) -> dict[Partition, TopicPartition]:

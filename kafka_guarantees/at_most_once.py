@@ -270,7 +270,7 @@ class AtMostOnce:
                 self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
             rest = consumer.without_repeats(batch, self._handled, "; a new client handles them")
             while rest and not self._lifecycle.stopping and not self._stray:
-                if time.monotonic() - batch.taken > pace.late:
+                if time.monotonic() - batch.fetched > pace.late:
                     consumer.rewind(rest)
                     break
                 portion, rest = rest[:size], rest[size:]

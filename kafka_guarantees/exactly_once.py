@@ -468,7 +468,7 @@ class ExactlyOnce:
         flight.acknowledged()  # the next one may produce
         flight.follow_offsets()
         # the membership was looked at before it began, and what has changed since the brokers know: they compare ``metadata``
-        if time.monotonic() - batch.fetched > self._settings.max_poll_interval:
+        if time.monotonic() - batch.served > self._settings.max_poll_interval:
             raise AbortNeeded("the group has given partitions away")
         producer.send_offsets(offsets, metadata)
         calm = producer.undisturbed()
@@ -495,7 +495,7 @@ class ExactlyOnce:
         """
         if not self._settled(consumer):
             return 0
-        if not consumer.still_ours(batch, within=self._settings.max_poll_interval):
+        if not consumer.still_ours(batch):
             self._failures.given_away(messages, batch, failed.error)
             return 0
         attempt = partial(attempted, handle, messages)
@@ -555,7 +555,7 @@ class ExactlyOnce:
 
     def _still_ours(self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message]) -> bool:
         """X02: the broker checks the membership (and it alone can), but not that these partitions are ours."""
-        if consumer.still_ours(batch, within=self._settings.max_poll_interval):
+        if consumer.still_ours(batch):
             return True
         self._failures.given_away(messages, batch)
         log.warning("%d messages that were handled come again: the group has given partitions away", len(messages))
@@ -581,7 +581,7 @@ class ExactlyOnce:
 
     def _must_poll(self, batch: Batch, pace: Pace) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
-        return time.monotonic() - batch.fetched > pace.late or self._lifecycle.stopping
+        return time.monotonic() - batch.served > pace.late or self._lifecycle.stopping
 
     @contextmanager
     def _consuming(self, topics: Sequence[str]) -> Iterator[GroupConsumer]:

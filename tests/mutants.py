@@ -177,7 +177,7 @@ def nobody_looks_at_the_membership() -> None:
 def keep_alive(consumer: Any, batch: Any) -> None:
     """Poll with messages in hand for long: rebalances are served, and a member that was thrown out joins again."""
     asked = until = time.monotonic()
-    if asked - batch.fetched > 1.0 and consumer.__dict__.get("kept") is not batch:
+    if asked - batch.served > 1.0 and consumer.__dict__.get("kept") is not batch:
         consumer.__dict__["kept"] = batch
         until += 4.0
     while time.monotonic() < until:

@@ -132,9 +132,9 @@ def test_a_transaction_of_a_batch_that_was_given_away_is_aborted(
     written = here.fill(6)
     still_ours, asked = GroupConsumer.still_ours, list[bool]()
 
-    def given_away_once(consumer: GroupConsumer, batch: Batch, *, within: float) -> bool:
+    def given_away_once(consumer: GroupConsumer, batch: Batch) -> bool:
         asked.append(True)
-        return len(asked) > 1 and still_ours(consumer, batch, within=within)
+        return len(asked) > 1 and still_ours(consumer, batch)
 
     monkeypatch.setattr(GroupConsumer, "still_ours", given_away_once)
     rounds: list[int] = []
@@ -395,7 +395,7 @@ def test_what_was_given_away_while_the_store_was_down_is_not_claimed(
         return batch
 
     def given_away(_consumer: GroupConsumer, batch: Batch, _seconds: float) -> None:
-        batch.fetched = -math.inf  # as serve() has it after a rebalance
+        batch.served = -math.inf  # as serve() has it after a rebalance
 
     monkeypatch.setattr(GroupConsumer, "fetch", fetching)
     monkeypatch.setattr(GroupConsumer, "keep_alive", given_away)
@@ -416,9 +416,13 @@ def test_whoever_asks_whether_a_batch_is_ours_asks_the_clock_as_well(
     fill(kafka.bootstrap, topic, [b"1"])
     still_ours = GroupConsumer.still_ours
 
-    def asking(consumer: GroupConsumer, batch: Batch, *, within: float) -> bool:
-        asked.append(within)
-        return still_ours(consumer, batch, within=within)
+    def asking(consumer: GroupConsumer, batch: Batch) -> bool:
+        asked.append(consumer._settings.max_poll_interval)
+        now = still_ours(consumer, batch)
+        served, batch.served = batch.served, time.monotonic() - LIMIT
+        assert not still_ours(consumer, batch)
+        batch.served = served
+        return now
 
     monkeypatch.setattr(GroupConsumer, "still_ours", asking)
     with ExitStack() as stack:
@@ -436,8 +440,7 @@ class Elsewhere:
         self.left = times
         self.committed: list[list[TopicPartition]] = []
 
-    def still_ours(self, _batch: object, *, within: float) -> bool:
-        assert within == LIMIT
+    def still_ours(self, _batch: object) -> bool:
         self.left -= 1
         return self.left >= 0
 
@@ -458,9 +461,8 @@ def test_an_inbox_is_not_used_for_what_was_given_away(tmp_path: Path, times: int
 
     with SqliteInbox(tmp_path / "inbox.db") as inbox:
         portions = Portions(
-            SimpleNamespace(max_poll_interval=LIMIT),  # type: ignore[arg-type] # what it needs of them
             Lifecycle("test"),
-            consumer,  # type: ignore[arg-type] # likewise
+            consumer,  # type: ignore[arg-type] # what it needs of it
             inbox=inbox,
             scope="g",
             mark="shown",
@@ -481,7 +483,7 @@ def test_an_inbox_is_not_used_for_what_was_given_away(tmp_path: Path, times: int
 def test_the_offsets_of_a_transaction_are_not_sent_after_their_time(late: bool) -> None:  # noqa: FBT001 - two rows
     """X02, M03: it may have waited long for the one before it, and nobody asks whose its partitions are any more."""
     flight = MagicMock()
-    batch: Any = SimpleNamespace(fetched=time.monotonic() - (LIMIT + 1 if late else LIMIT - 10))
+    batch: Any = SimpleNamespace(served=time.monotonic() - (LIMIT + 1 if late else LIMIT - 10))
     with ExactlyOnce({**DEAD, "transactional.id": "t"}) as client:
         if late:
             with pytest.raises(AbortNeeded):

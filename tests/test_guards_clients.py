@@ -281,7 +281,7 @@ class Taken:
     def rewind(self, messages: Sequence[Message]) -> None:
         self.rewound.append([message.offset() for message in messages])
 
-    def still_ours(self, _batch: object, *, within: float) -> bool:
+    def still_ours(self, _batch: object, *, within: float | None = None) -> bool:
         return True
 
     def commit(self, _offsets: object) -> None:
@@ -302,7 +302,7 @@ def test_what_is_late_is_given_back_before_it_is_committed() -> None:
     with AtMostOnce(DEAD, preflight="off") as client:
         handed = portions(client, member)
         assert next(handed) == [0]
-        member.batch.taken -= 60
+        member.batch.fetched -= 60
         assert list(handed) == []
     assert member.committed == 1
     assert member.rewound == [[1, 2]]
@@ -391,7 +391,7 @@ class Group:
         self.resume = self.shares = None
         self.serve_beside: Any = None
 
-    def still_ours(self, _batch: object, *, within: float) -> bool:
+    def still_ours(self, _batch: object, *, within: float | None = None) -> bool:
         return self.ours.pop(0) if len(self.ours) > 1 else self.ours[0]
 
     def membership(self) -> Membership:
@@ -462,7 +462,7 @@ def test_claims_lapse_while_the_group_is_served() -> None:
     runs = Runs()
     pace = Pace(10, 150, served=True)
     assert not runs.run.must_poll(runs.batch, pace)
-    runs.batch.taken -= 151
+    runs.batch.fetched -= 151
     assert runs.run.must_poll(runs.batch, pace)
 
 
@@ -589,7 +589,7 @@ def test_what_came_behind_a_message_that_was_set_aside_is_in_hand_next() -> None
 def test_what_came_behind_a_message_that_was_set_aside_late_is_fetched_again() -> None:
     """C10: the group wants to hear of us."""
     runs = Runs(topic="letters")
-    runs.batch.taken -= 151
+    runs.batch.fetched -= 151
     rest = runs.run.refuse(runs.batch, Problem(MESSAGES[1], MessageIdMissing("none")), Pace(10, 150))
     assert (list(rest), runs.group.rewound) == ([], [3])
 

@@ -203,7 +203,7 @@ def test_after_its_time_a_portion_is_not_committed(scene: Scene, how: str) -> No
     """M03: a process that was stopped does not know yet that the group has gone on without it."""
     portion = scene.handled((T0, 10), posted=unacknowledged())
     portion.posted = None
-    portion.fetched -= 61
+    portion.served -= 61
     getattr(scene.trail, how)(*([{T0}] if how == "revoked" else []))
     assert scene.group.sent == []
 

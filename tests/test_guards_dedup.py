@@ -286,8 +286,8 @@ def test_a_topic_that_was_deleted_does_not_hide_that_another_was_created_again(
 class Ours:
     """A consumer whose batch is ours."""
 
-    def still_ours(self, _batch: object, *, within: float) -> bool:
-        return within > 0
+    def still_ours(self, _batch: object) -> bool:
+        return True
 
     def send_commit(self, _offsets: object) -> None:
         pass
@@ -304,12 +304,10 @@ def inbox(tmp_path: Path) -> Iterator[SqliteInbox]:
 
 
 def portions(inbox: SqliteInbox, acknowledged: Callable[[], None] = lambda: None, sent: list[object] | None = None) -> Portions:
-    needed: Any = SimpleNamespace(max_poll_interval=POLL)
     consumer: Any = Ours()
     failures: Any = SimpleNamespace(letter=lambda message, _outcome: message)
     kept: list[object] = [] if sent is None else sent
     return Portions(
-        needed,
         Lifecycle("test"),
         consumer,
         inbox=inbox,

@@ -270,7 +270,7 @@ def test_a_batch_that_was_given_away_is_not_ours_for_good(member: GroupConsumer)
     assert not member.still_ours(batch, within=LONG)
     member.serve(batch)
     assert not member.still_ours(batch, within=LONG)
-    assert batch.fetched == -math.inf
+    assert batch.served == -math.inf
 
 
 @pytest.mark.parametrize("failing", ["trail", "raw"])
@@ -309,7 +309,7 @@ def test_a_batch_is_held_under_the_generation_that_keeps_its_partitions(member: 
 def test_to_be_served_is_to_be_heard_of(member: GroupConsumer) -> None:
     """C10: a batch that is served while it is handled may take longer than max.poll.interval.ms."""
     batch = fetched(member, at(T0, 5))
-    batch.fetched -= LONG
+    batch.served -= LONG
     member.serve(batch)
     assert member.still_ours(batch, within=LONG)
 

@@ -625,7 +625,7 @@ def test_a_process_that_stood_still_in_a_poll_does_not_know_whose_its_batch_is(
     def frozen() -> None:
         clock.now += LONG
 
-    batch.fetched = clock.now
+    batch.served = clock.now
     member.raw.comes = [frozen, at(T0, 6)]
     if how == "serve":
         member.serve(batch)

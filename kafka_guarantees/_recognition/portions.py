@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .._consumer import GroupConsumer
     from .._failures import Failures, Handling
     from .._lifecycle import Lifecycle
-    from .._settings import Settings
     from ..dedup.contract import Entry, Inbox
     from ..records import Delivery, Record
 
@@ -62,7 +61,6 @@ class Portions:
     """The transactions of one run.
 
     Args:
-        settings: of the client.
         lifecycle: of the client.
         consumer: of the run.
         inbox: whose transactions these are.
@@ -76,7 +74,6 @@ class Portions:
 
     def __init__(
         self,
-        settings: Settings,
         lifecycle: Lifecycle,
         consumer: GroupConsumer,
         *,
@@ -88,7 +85,6 @@ class Portions:
         failures: Failures,
         send: Callable[[Record], Delivery],
     ) -> None:
-        self._settings = settings
         self._lifecycle = lifecycle
         self._consumer = consumer
         self._inbox = inbox
@@ -303,7 +299,7 @@ class Portions:
         self._tidy_at = tidy(self._inbox, self._tidy_at)
 
     def _ours(self, batch: Batch) -> bool:
-        return self._consumer.still_ours(batch, within=self._settings.max_poll_interval)
+        return self._consumer.still_ours(batch)
 
     def _stopping(self) -> bool:
         return self._lifecycle.stopping
