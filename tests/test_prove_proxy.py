@@ -555,7 +555,7 @@ def test_a_refusal_comes_though_nothing_is_sent_behind_it(ends: Ends, before: bo
 
 def test_only_producers_that_begin_are_refused(ends: Ends) -> None:
     """By client.id: who has asked for a producer id since. And nobody any more, once that is over."""
-    refusing = ends.proxy.refuse_records(2, first=True)
+    refusing = ends.proxy.refuse_records(2, beginning=True)
     client, there = ends.connect()
     put(client, produce(9, 1))
     put(client, head(22, 1, 2, "another"))
@@ -887,7 +887,7 @@ def test_what_librdkafka_concludes_to_be_written_is_not(
 ) -> None:
     """P13: the first records of a producer are refused, the next ones taken. It reports success of all, without an offset."""
     topic = kafka_topic()
-    refusing = proxy.refuse_records(first=True)
+    refusing = proxy.refuse_records(beginning=True)
     told: list[Any] = []
     settings = {"acks": "all", "enable.idempotence": True, "linger.ms": 0, "batch.num.messages": 1, **AT_ONCE}
     producer = Producer({"bootstrap.servers": proxy.bootstrap, **settings})

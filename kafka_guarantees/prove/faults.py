@@ -342,8 +342,8 @@ class NotLeader(Fault):
         return Aim("Produce", self.within, (dice.choice((1, 1, 3)), dice.random() < FIRST))
 
     def start(self, stage: Stage, aim: Aim) -> Refusing:
-        count, first = aim.choice
-        return stage.connections.refuse_records(count, first=first)
+        count, beginning = aim.choice
+        return stage.connections.refuse_records(count, beginning=beginning)
 
     def stop(self, stage: Stage, aim: Aim, started: Refusing) -> str:
         started.cancel()

@@ -200,12 +200,12 @@ class Refusing:
         refused: the requests that were, so far.
     """
 
-    def __init__(self, proxy: Proxy, count: int, clients: Clients | None, *, first: bool) -> None:
+    def __init__(self, proxy: Proxy, count: int, clients: Clients | None, *, beginning: bool) -> None:
         self.refused: list[Request] = []
         self._proxy = proxy
         self._left = count
         self._clients = clients
-        self._begun: set[str] | None = set() if first else None  # who has a new producer id
+        self._begun: set[str] | None = set() if beginning else None  # who has a new producer id
 
     def cancel(self) -> None:
         """Refuse no more."""
@@ -409,7 +409,7 @@ class Proxy:
         self._call(partial(self._droppings.append, dropping))
         return dropping
 
-    def refuse_records(self, count: int = 1, *, first: bool = False, clients: Clients | None = None) -> Refusing:
+    def refuse_records(self, count: int = 1, *, beginning: bool = False, clients: Clients | None = None) -> Refusing:
         """Answer the next Produces as a broker does that does not lead their partitions. Nothing of them is written.
 
         The answer waits for another Produce to one of its partitions, for a moment: that one reaches the broker. Produce
@@ -420,11 +420,11 @@ class Proxy:
 
         Args:
             count: how many.
-            first: only the first one of a client that has asked for a producer id since: a broker that knows nothing of a
+            beginning: only the first one of a client that has asked for a producer id since: a broker that knows nothing of a
                 producer takes any sequence number of it.
             clients: whose.
         """
-        refusing = Refusing(self, count, clients, first=first)
+        refusing = Refusing(self, count, clients, beginning=beginning)
         self._call(partial(self._refusing.add, refusing))
         return refusing
 
