@@ -16,14 +16,14 @@ from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
 from ._threads import Flag
-from .records import LOST
+from .records import LOST, Silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .records import Delivery
 
-    Wait = Callable[[Delivery, float], None]
+    Wait = Callable[[Delivery, float], "int | None"]
 
 LOOK = 0.05  # seconds until an awaited delivery that was cancelled is let go of
 LINGER = 1.0  # seconds without anything to wait for until the thread ends: to begin one takes a while
@@ -32,10 +32,11 @@ SILENT = 5.0  # seconds without a sign of it until it counts as gone
 
 
 class _One(NamedTuple):
-    """A delivery that is awaited, until ``deadline`` at the latest: no report on it can come then."""
+    """A delivery that is awaited, until ``deadline`` at the latest: no report on it can come then; nor where silence lasts."""
 
     delivery: Delivery
     deadline: float
+    silence: Silence
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
 
@@ -65,7 +66,7 @@ class Awaited:
             RuntimeError: the system has no thread left.
         """
         loop = asyncio.get_running_loop()
-        one = _One(delivery, time.monotonic() + patience + LOST, loop, loop.create_future())
+        one = _One(delivery, time.monotonic() + patience + LOST, Silence(), loop, loop.create_future())
         with self._lock:
             self._ones.append(one)
             gone = time.monotonic() - self._alive > SILENT
@@ -102,13 +103,14 @@ class Awaited:
                         return
 
     def _serve(self, waiting: list[_One], wait: Wait) -> None:
+        left = None
         try:
-            wait(waiting[0].delivery, LOOK)
+            left = wait(waiting[0].delivery, LOOK)
         except BaseException as error:  # noqa: BLE001 - for those who wait: nobody serves them any more
             self._fail(waiting, error)
         now = time.monotonic()
         for one in waiting:
-            if now > one.deadline and not one.delivery.done:
+            if (one.silence.lasts(left) or now > one.deadline) and not one.delivery.done:
                 one.delivery._lost()
 
     def _fail(self, ones: list[_One], error: BaseException) -> None:

@@ -36,7 +36,7 @@ from .errors import (
     kafka_error,
     of_record,
 )
-from .records import LOST, Delivery, Record
+from .records import LOST, Delivery, Record, Silence
 
 if TYPE_CHECKING:
     import threading
@@ -55,7 +55,6 @@ log = logging.getLogger("kafka_guarantees")
 HURRY = 0.002  # seconds at a time, where only some of the records are waited for
 SERVE_EVERY = 200  # produced records between two looks at the callbacks
 ASKED = 1000  # failures that were waited for in vain, and are kept for flush() and close()
-LOOKS = 10  # by which nothing was on its way, until a report counts as lost
 IDLE_SERVE = 0.5  # seconds: how late callbacks are served while nobody calls
 
 
@@ -292,10 +291,14 @@ class PlainProducer(Handle):
         self._served = time.monotonic()
         self._call(lambda raw: raw.poll(timeout))
 
-    def wait_for(self, delivery: Delivery, timeout: float) -> None:
-        """Serve callbacks for a moment, or have another thread do it, for at most ``timeout`` seconds. Nothing lingers."""
+    def wait_for(self, delivery: Delivery, timeout: float) -> int | None:
+        """Serve callbacks for a moment, or have another thread do it, for at most ``timeout`` seconds. Nothing lingers.
+
+        Returns:
+            How many records are on their way; None: another thread serves.
+        """
         self.check_waiting()
-        self._turns.wait(delivery, timeout, lambda: self._call(partial(self._hasten, delivery, min(timeout, HURRY))))
+        return self._turns.wait(delivery, timeout, lambda: self._call(partial(self._hasten, delivery, min(timeout, HURRY))))
 
     def future_of(self, delivery: Delivery) -> Future[None]:
         """A future of the running event loop, which is done when the delivery is. Meanwhile nothing lingers."""
@@ -326,11 +329,11 @@ class PlainProducer(Handle):
     def _settled(self, waiting: list[Delivery], posted: Sequence[Posted], give_up: Callable[[], bool]) -> int:
         """Wait for these reports, or until ``give_up()``. Returns how many are missing. One that cannot come any more is lost.
 
-        It cannot where nothing was on its way for a while. Not at once: another thread may have noted a record and not sent it
-        yet, or be in the callback. And where others always produce, it cannot once its record must have been settled.
+        It cannot where nothing was on its way for a while; and where others always produce, once its record must have been
+        settled.
         """
-        began = not_empty = now = time.monotonic()
-        looks = 0  # that found nothing on its way: a process that stood still has not looked
+        began = now = time.monotonic()
+        silence = Silence()
         while True:
             # serves callbacks as poll() does, and sends at once what lingers; returns early only when the whole queue is empty
             pause = min(SLICE, max(HURRY, (now - began) / 8))
@@ -341,10 +344,7 @@ class PlainProducer(Handle):
             posted = [each for each in posted if each.unknown]
             if not (waiting or posted):
                 return 0
-            looks += 1
-            if left:
-                not_empty, looks = now, 0
-            if (now - not_empty > LOST and looks > LOOKS) or now - began > self.patience + LOST:
+            if silence.lasts(left) or now - began > self.patience + LOST:
                 _lose(waiting, posted)
                 return 0
             if give_up():

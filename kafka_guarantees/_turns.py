@@ -11,7 +11,7 @@ Rules.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ._threads import Flag
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .records import Delivery
+
+T = TypeVar("T")
 
 TURN = 0.02  # seconds: much longer than it takes
 
@@ -30,18 +32,18 @@ class Turns:
         self._until = 0.0  # somebody serves
         self._waiting: dict[Flag, Delivery] = {}
 
-    def wait(self, delivery: Delivery, timeout: float, serve: Callable[[], object]) -> None:
-        """Serve for a moment, or wait for at most ``timeout`` seconds while another thread does."""
+    def wait(self, delivery: Delivery, timeout: float, serve: Callable[[], T]) -> T | None:
+        """Serve for a moment, or wait for at most ``timeout`` seconds while another thread does: then it returns None."""
         told = Flag()
         self._waiting[told] = delivery  # before it is asked whose turn it is: who gives it back sees this one
         try:
             if time.monotonic() < self._until:
                 if told.wait(timeout) and delivery.done and not self._until:
                     self._tell(told)  # it was to serve, and need not: the others are not to wait for it
-                return
+                return None
             self._until = time.monotonic() + TURN
             try:
-                serve()
+                return serve()
             finally:
                 self._until = 0.0
                 self._tell(told)

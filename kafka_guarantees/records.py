@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 MESSAGE_ID = "message-id"  # the header that carries the id of a logical message through every retry (D06)
 LOST = 2.0  # seconds after which a report that should have come counts as lost; a record may be noted for 1 s and not sent
+LOOKS = 10  # by which nothing was on its way, until a report counts as lost: a process that stood still has not looked
 
 Payload = Union[bytes, bytearray, memoryview, str, None]  # noqa: UP007 - an alias is evaluated, also in 3.10
 Headers = Union["Mapping[str, Payload]", "Sequence[tuple[str, Payload]]", None]
@@ -239,6 +240,28 @@ def report_lost(topic: str | None = None) -> DeliveryUnknown:
     return DeliveryUnknown(f"the report on a record{where} was lost: it may or may not be written.")
 
 
+class Silence:
+    """Whether nothing has been on its way for so long that a report which is missing will never come.
+
+    An exception out of a signal handler has destroyed it. Not at once: another thread may have noted a record and not sent it
+    yet, or be in the callback.
+    """
+
+    __slots__ = ("_looks", "_since")
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._looks = 0
+
+    def lasts(self, left: int | None) -> bool:
+        """Take a look: how many records are on their way; None: nobody has looked."""
+        if left is not None:
+            self._looks += 1
+        if left:
+            self._since, self._looks = time.monotonic(), 0
+        return self._looks > LOOKS and time.monotonic() - self._since > LOST
+
+
 class _Server(Protocol):
     """Waits for delivery reports, and keeps what is not acknowledged. ``PlainProducer`` is one."""
 
@@ -246,7 +269,7 @@ class _Server(Protocol):
     unacknowledged: set[Delivery]
     patience: float
 
-    def wait_for(self, delivery: Delivery, timeout: float) -> None: ...
+    def wait_for(self, delivery: Delivery, timeout: float) -> int | None: ...
     def future_of(self, delivery: Delivery) -> Future[None]: ...
     def looked_at(self, delivery: Delivery) -> None: ...
 
@@ -292,6 +315,7 @@ class Delivery:
         """
         started = time.monotonic()
         deadline = started + (timeout if timeout is not None else self._producer.patience + LOST)
+        silence = Silence()
         while not self.done:
             left = min(0.05, deadline - time.monotonic())
             if left <= 0 and timeout is None:
@@ -302,7 +326,8 @@ class Delivery:
                 raise TimeoutError(
                     f"a record for topic {self.topic!r} is not acknowledged after {timeout} s; it is still on its way"
                 )
-            self._producer.wait_for(self, left)
+            if silence.lasts(self._producer.wait_for(self, left)) and not self.done:
+                self._lost()
         if self._failure is not None:
             self._producer.looked_at(self)
             raise self._failure

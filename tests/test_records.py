@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartit
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record, _turns
+from kafka_guarantees import AtLeastOnce, AtMostOnce, Delivery, Record, _turns, records
 from kafka_guarantees._enqueue import _payload, checked_headers, enqueue
 from kafka_guarantees._failures import GaveUp, handler_error
 from kafka_guarantees._turns import TURN, Turns
@@ -290,6 +290,31 @@ def test_result_waits_until_the_report_comes() -> None:
     assert server.looks == 3
     assert 0 < server.longest <= 0.1
     assert not server.unacknowledged
+
+
+@pytest.mark.parametrize("left", [0, 1, None])
+def test_a_report_that_was_destroyed_is_not_waited_for_as_long_as_a_record_may_take(
+    left: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Y03: an exception out of a signal handler. Nothing is on its way then, and result() waited for delivery.timeout.ms."""
+    monkeypatch.setattr(records, "LOST", 0.1)
+    server = Server()
+    server.patience = 0.6
+
+    def nothing_comes(*_: object) -> int | None:
+        time.sleep(0.002)
+        return left
+
+    monkeypatch.setattr(server, "wait_for", nothing_comes)
+    began = time.monotonic()
+    with pytest.raises(DeliveryUnknown, match="the report on a record for topic 't' was lost"):
+        Delivery("t", server).result()
+    took = time.monotonic() - began
+    assert took >= 0.1
+    if left != 0:
+        assert took >= 0.6, "it may still come"
+    else:
+        assert took < 0.6
 
 
 def test_result_does_not_wait_for_what_is_known() -> None:
