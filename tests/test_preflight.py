@@ -313,6 +313,12 @@ BAD = {
         cluster(transaction_partition_verification_enable="false"),
         {EXO: "warning"},
     ),
+    "older than KIP-890": Bad(
+        "the brokers",
+        "transaction.partition.verification.enable",
+        cluster(transaction_abort_timed_out_transaction_cleanup_interval_ms="10000"),
+        {EXO: "warning"},
+    ),
     "two clusters": Bad(
         "bootstrap.servers",
         "cluster id",

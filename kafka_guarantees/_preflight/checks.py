@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SERVER = "server.properties of every broker"
 PROTOCOLS = "group.coordinator.rebalance.protocols"
 VERIFICATION = "transaction.partition.verification.enable"
+OF_TRANSACTIONS = "transaction.abort.timed.out.transaction.cleanup.interval.ms"  # a setting of brokers since 0.11
 OF_CLASSIC, OF_KIP_848 = "group.min.session.timeout.ms", "group.consumer.session.timeout.ms"  # settings of brokers
 
 
@@ -183,15 +184,20 @@ def _protocol(case: Case) -> Iterator[Finding]:
 
 def _verification(case: Case) -> Iterator[Finding]:
     """X01: brokers that take a record into a transaction that its partition is not a part of."""
-    if case.settings.guarantee is EXO and case.seen.config.text(VERIFICATION) == "false":
+    config = case.seen.config
+    verified, command = config.text(VERIFICATION), f"{VERIFICATION}=true in {SERVER}, restarted one by one"
+    if verified is None and config.text(OF_TRANSACTIONS) is not None:
+        verified, command = "not there: the brokers are older than Kafka 3.6", ""
+    if case.settings.guarantee is EXO and verified not in (None, "true"):
         yield Finding(
             "warning",
             "the brokers",
             VERIFICATION,
-            "false",
-            "true, as by default",
-            "A record that arrives late opens a transaction that nobody ends, and readers of its partition stand still.",
-            f"{VERIFICATION}=true in {SERVER}, restarted one by one",
+            verified,
+            "true, as by default from 3.6 on",
+            "A record that arrives late opens a transaction that nobody ends, and readers of its partition stand still; or it "
+            "becomes part of the next one.",
+            command,
         )
 
 
