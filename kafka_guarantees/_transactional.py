@@ -52,6 +52,7 @@ HUNG = 10.0  # seconds after which a call that was to wait for CALL counts as on
 STOPPING = 1.0  # the same, while the client is to stop and has waited for a while already
 CALLER = "kafka-guarantees-offsets"  # name of a thread
 UNANSWERED = 60.0  # seconds, or twice as long as a transaction may last, that a new producer waits for its id
+ANSWERS = 1.0  # seconds that the answers to records are waited for before their transaction is aborted
 WHY = 1.0  # seconds that the report on the record is waited for, since which librdkafka takes no other
 TIMED_OUT = 3  # transactions in a row that may time out: it would go on for ever, or two instances fence each other (X07)
 
@@ -355,17 +356,35 @@ class TransactionalProducer(Handle):
                 "committed."
             )
         if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
-            self._state.on(Event.ABORT, time.monotonic())
             try:
-                self._end("aborting the transaction", lambda: self.raw.abort_transaction(END))
-                self._aborted()
-            except InDoubt as exc:
+                if self._all_answered():
+                    self._state.on(Event.ABORT, time.monotonic())
+                    self._end("aborting the transaction", lambda: self.raw.abort_transaction(END))
+                    self._aborted()
+                else:
+                    self._lose()
+            except (AbortNeeded, InDoubt) as exc:
                 log.warning("%s: a new producer takes over", exc)
+                self._lose()
         persists, self.persists = self.persists, self.persists and not leaving
         try:
             self.prepare()
         finally:
             self.persists = persists
+
+    def _all_answered(self) -> bool:
+        """Whether nothing of an open transaction that is to be aborted can still be on its way; what was not sent is dropped.
+
+        A record that arrives behind the end of its transaction is taken by brokers before Kafka 3.6 (KIP-890), and becomes part
+        of the next one, which may commit it. They refuse it where a new producer has ended its transaction: what that has them
+        write to the partitions is of another epoch.
+        """
+        self.raw.purge(in_queue=True, in_flight=False)
+        until = time.monotonic() + ANSWERS
+        while left := self._serve(lambda: self.raw.flush(SLICE)):
+            if time.monotonic() > until or self._out_of_patience:
+                break
+        return not left and self.undisturbed()
 
     def abandon(self) -> None:
         """Leave an open transaction: aborted where that is quick, else by the brokers or by the next ``prepare``."""

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import ExactlyOnce
 from kafka_guarantees._transaction_state import State, TransactionState
+from kafka_guarantees._transactional import TransactionalProducer
+from kafka_guarantees.testing.local_kafka import LocalKafka, RunningKafka
 
-from .kafka_wire import END_TXN, INVALID_PRODUCER_EPOCH, PRODUCER_FENCED, TIMEOUT, Held, Proxy, Wire, visible
+from .conftest import has_open_transaction
+from .kafka_wire import END_TXN, INVALID_PRODUCER_EPOCH, PRODUCE, PRODUCER_FENCED, TIMEOUT, Held, Proxy, Wire, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from kafka_guarantees.testing.local_kafka import RunningKafka
 
 pytestmark = pytest.mark.broker
 
@@ -251,6 +254,59 @@ def test_x01_an_endtxn_that_was_on_its_way_all_the_time(
         else:
             assert codes == [0]
             assert seen == [b"aborted", b"first"], "the control must see the tear"
+
+
+@pytest.fixture(scope="module")
+def trusting() -> Iterator[LocalKafka]:
+    """A broker that does not ask whether a record is of an open transaction: none before Kafka 3.6 does."""
+    with LocalKafka(config={"transaction.partition.verification.enable": "false"}) as kafka:
+        yield kafka
+
+
+@pytest.mark.parametrize(
+    ("cut", "hygiene"), [(True, True), (False, True), (True, False)], ids=["cut", "no answer", "control: cut"]
+)
+def test_x01_a_record_that_arrives_behind_the_abort_of_its_transaction(
+    trusting: LocalKafka,
+    fresh: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cut: bool,
+    hygiene: bool,
+) -> None:
+    """X01: it is refused. Without the rule it becomes part of the next transaction, which commits what was aborted."""
+    if not hygiene:
+        monkeypatch.setattr(TransactionalProducer, "_all_answered", lambda _: True)
+    topic, held = fresh("topic"), list[Held]()
+    trusting.create_topic(topic)
+
+    def hold(request: Held) -> None:
+        held.append(request)
+        if cut:
+            proxy.cut()
+
+    def aborted() -> None:
+        with client.transaction() as tx:
+            tx.produce(topic, b"aborted")
+            deadline = time.monotonic() + TIMEOUT
+            while not held and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise InterruptedError
+
+    with Proxy(trusting.bootstrap) as proxy:
+        config = {"bootstrap.servers": proxy.bootstrap, "transactional.id": fresh("tx")}
+        with ExactlyOnce(config) as client:
+            with client.transaction() as tx:
+                tx.produce(topic, b"first")
+            proxy.hold_next(PRODUCE, hold)
+            with suppress(InterruptedError):
+                aborted()
+            held[0].send()
+            time.sleep(0.5)  # it has no answer that anybody could wait for
+            assert has_open_transaction(AdminClient({"bootstrap.servers": trusting.bootstrap}), topic) is not hygiene
+            with client.transaction() as tx:
+                tx.produce(topic, b"second")
+    assert visible(trusting.bootstrap, topic) == [*([] if hygiene else [b"aborted"]), b"first", b"second"]
 
 
 # -- and nothing else is -----------------------------------------------------------------------------------------------

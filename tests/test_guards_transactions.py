@@ -86,6 +86,11 @@ class Stub:
         self._do("flush")
         return 0
 
+    def purge(self, *, in_queue: bool, in_flight: bool) -> None:
+        assert in_queue
+        assert not in_flight, "librdkafka would count what was sent as not sent"
+        self._do("purge")
+
 
 FENCED = KafkaException(KafkaError(KafkaError._FENCED, "for the test", fatal=True))
 AGAIN = KafkaException(KafkaError(KafkaError._TIMED_OUT, "for the test", retriable=True))
@@ -120,6 +125,24 @@ def test_why_the_last_transaction_was_aborted_is_not_held_against_the_next(produ
     assert producer.failure is None
     producer.flush()
     producer.commit()
+
+
+@pytest.mark.parametrize("disturbed", [False, True], ids=["no answer", "disturbed"])
+def test_what_may_still_be_on_its_way_is_aborted_by_a_new_producer(
+    producer: TransactionalProducer, monkeypatch: pytest.MonkeyPatch, *, disturbed: bool
+) -> None:
+    """X01: by its epoch brokers before Kafka 3.6 tell what arrives late. Nobody waits for long for an answer."""
+    monkeypatch.setattr("kafka_guarantees._transactional.ANSWERS", 0.1)
+    producer.begin()
+    old = producer.raw
+    if disturbed:
+        producer._state.soil("for the test")
+    else:
+        monkeypatch.setattr(old, "flush", lambda _timeout: 1)
+    producer.abort()
+    assert ABORT not in old.calls
+    assert producer.raw is not old
+    assert producer.raw.calls == [INIT]
 
 
 def test_what_is_no_topic_is_named_in_a_transaction_too(producer: TransactionalProducer) -> None:
