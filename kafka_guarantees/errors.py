@@ -179,7 +179,10 @@ REFUSED = {
     KafkaError.RECORD_LIST_TOO_LARGE: "Make it smaller, or lower batch.size, or raise segment.bytes of the topic.",
     KafkaError.INVALID_MSG_SIZE: "Make it smaller.",
     KafkaError.INVALID_RECORD: "Give it what the topic asks of its records: a key, where it is compacted.",
-    KafkaError.INVALID_TIMESTAMP: "Correct its timestamp, or message.timestamp.before.max.ms and ...after.max.ms of the topic.",
+    KafkaError.INVALID_TIMESTAMP: (
+        "Correct its timestamp, or message.timestamp.before.max.ms and ...after.max.ms of the topic (before Kafka 3.6: "
+        "message.timestamp.difference.max.ms)."
+    ),
     KafkaError.INVALID_REQUIRED_ACKS: "Correct acks.",
     KafkaError.UNSUPPORTED_FOR_MESSAGE_FORMAT: "Give the topic a message format that has headers and idempotence.",
     KafkaError.UNSUPPORTED_COMPRESSION_TYPE: "Change compression.type.",

@@ -651,6 +651,23 @@ def test_a_message_of_1970_does_not_become_one_of_today(
         ({"retention.ms": "-1", "message.timestamp.before.max.ms": "60000"}, 1_000_000_000_000 - 30_000),
         ({"retention.ms": "86400000", "message.timestamp.before.max.ms": "60000"}, 1_000_000_000_000 - 30_000),
         ({"retention.ms": "60000", "message.timestamp.before.max.ms": str(2**63 - 1)}, 1_000_000_000_000 - 30_000),
+        ({"retention.ms": "-1", "message.timestamp.difference.max.ms": "60000"}, 1_000_000_000_000 - 30_000),  # Kafka 3.5
+        (
+            {
+                "retention.ms": "-1",
+                "message.timestamp.difference.max.ms": "60000",
+                "message.timestamp.before.max.ms": str(2**63 - 1),
+            },
+            1_000_000_000_000 - 30_000,
+        ),
+        (
+            {
+                "retention.ms": "-1",
+                "message.timestamp.difference.max.ms": "1",
+                "message.timestamp.before.max.ms": "60000",
+            },
+            1_000_000_000_000 - 30_000,
+        ),
     ],
 )
 def test_how_old_a_record_may_be_for_its_topic(settings: dict[str, str], oldest: int) -> None:

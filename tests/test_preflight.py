@@ -209,6 +209,26 @@ BAD = {
         ),
         SENT,
     ),
+    "dead letters that are too old for brokers of 3.5": Bad(
+        DEAD,
+        "message.timestamp.difference.max.ms",
+        cluster({"dead": topic(max_message_bytes="2000000", message_timestamp_difference_max_ms=str(7 * DAY - 1))}),
+        SENT,
+    ),
+    "dead letters that are too old for brokers of 3.9": Bad(
+        DEAD,
+        "message.timestamp.difference.max.ms",
+        cluster(
+            {
+                "dead": topic(
+                    max_message_bytes="2000000",
+                    message_timestamp_difference_max_ms=str(HOUR),
+                    message_timestamp_before_max_ms=str(2**63 - 1),
+                )
+            }
+        ),
+        SENT,
+    ),
     "dead letters from the future": Bad(
         DEAD,
         "message.timestamp.after.max.ms",
@@ -347,6 +367,9 @@ def test_each_thing_that_is_wrong_is_found_where_it_matters(name: str, guarantee
     [
         ({}, {"message_timestamp_before_max_ms": str(7 * DAY)}),
         ({}, {"message_timestamp_before_max_ms": str(2**63 - 1)}),
+        ({}, {"message_timestamp_difference_max_ms": str(2**63 - 1)}),
+        # the latter counts
+        ({}, {"message_timestamp_difference_max_ms": "1", "message_timestamp_before_max_ms": str(7 * DAY)}),
         ({}, {"message_timestamp_before_max_ms": "1", "message_timestamp_type": "LogAppendTime"}),
         ({"message_timestamp_after_max_ms": "10"}, {"message_timestamp_after_max_ms": "10"}),
         ({}, {"message_timestamp_after_max_ms": "10"}),  # brokers of 3.5 do not have it

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DEAD_LETTER_HEADERS = 8 * 1024  # bytes that a dead letter is larger than its message
 BEFORE, AFTER = "message.timestamp.before.max.ms", "message.timestamp.after.max.ms"
+DIFFERENCE = "message.timestamp.difference.max.ms"  # before Kafka 4.0: where BEFORE and AFTER are not set, or not there
 NO_LIMIT = 2**63 - 1  # what these say of any time at all
 FETCH_OVERHEAD = 512  # bytes that librdkafka adds to what it fetches
 
@@ -150,15 +151,25 @@ def _takes_dead_letters(case: Case, topic: Topic) -> Needed | None:
 
 
 def _takes_old_dead_letters(case: Case, topic: Topic) -> Needed | None:
-    inputs = case.inputs.values()
-    ages = [NO_LIMIT if time < 0 else time for one in inputs if (time := kept(one)) is not None]
-    return _takes_times(topic, BEFORE, max(ages, default=0), "as long as messages are kept")
+    return _takes_times(topic, BEFORE, _oldest(case), "as long as messages are kept")
+
+
+def _takes_dead_letters_of_any_time(case: Case, topic: Topic) -> Needed | None:
+    if topic.config.number(BEFORE) not in (None, NO_LIMIT):
+        return None  # which counts then
+    return _takes_times(topic, DIFFERENCE, _oldest(case), "as long as messages are kept")
 
 
 def _takes_future_dead_letters(case: Case, topic: Topic) -> Needed | None:
     inputs = [one for one in case.inputs.values() if not _by_arrival(one)]
     limits = [limit for one in inputs if (limit := one.config.number(AFTER)) is not None]
     return _takes_times(topic, AFTER, max(limits, default=0), "as much as for messages")
+
+
+def _oldest(case: Case) -> int:
+    """Milliseconds that messages are kept."""
+    ages = [NO_LIMIT if time < 0 else time for one in case.inputs.values() if (time := kept(one)) is not None]
+    return max(ages, default=0)
 
 
 def _takes_times(topic: Topic, setting: str, need: int, what: str) -> Needed | None:
@@ -294,6 +305,13 @@ TOPICS = (
         BEFORE,
         {AMO: "info", ALO: "warning", EXO: "warning"},
         _takes_old_dead_letters,
+        "A dead letter has the timestamp of its message: one that is older is refused, and the consumer stops at it.",
+    ),
+    Row(
+        DEAD_LETTERS,
+        DIFFERENCE,
+        {AMO: "info", ALO: "warning", EXO: "warning"},
+        _takes_dead_letters_of_any_time,
         "A dead letter has the timestamp of its message: one that is older is refused, and the consumer stops at it.",
     ),
     Row(

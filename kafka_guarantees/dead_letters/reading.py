@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ANSWER = 30.0  # seconds without any answer that end the reading
 HOUR = 3_600_000  # milliseconds
+NO_LIMIT = 2**63 - 1  # what brokers say of a limit that is not set
 PATIENCE = 10.0  # seconds that the open transactions of others are waited for
 UNUSED = "kafka-guarantees-dead-letters"  # a group.id is required; nothing is subscribed or committed
 _UNKNOWN = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
@@ -169,7 +170,9 @@ def kept_from(settings: Mapping[str, str | None], now: int) -> int:
         return 0
     kept = int(settings.get("retention.ms") or -1)
     removes = kept >= 0 and "delete" in (settings.get("cleanup.policy") or "")
-    taken = int(settings.get("message.timestamp.before.max.ms") or -1)
+    before, both = (int(settings.get(f"message.timestamp.{name}.max.ms") or -1) for name in ("before", "difference"))
+    # of brokers before Kafka 4.0 the latter, which those before 3.6 have alone, counts where the former has no limit
+    taken = both if both >= 0 and before in (-1, NO_LIMIT) else before
     ages = [age for age, limits in ((kept, removes), (taken, taken >= 0)) if limits]
     return max([0, *(now - age + min(HOUR, age // 2) for age in ages)])
 
