@@ -320,6 +320,29 @@ BAD = {
         {AMO: "warning", ALO: "warning", EXO: "warning"},
         {"group_protocol": "consumer"},
     ),
+    "a draft of KIP-848": Bad(
+        "the brokers",
+        "group.coordinator.rebalance.protocols",
+        cluster(
+            group_coordinator_rebalance_protocols="classic,consumer",
+            group_min_session_timeout_ms="6000",
+            group_consumer_session_timeout_ms="45000",
+            inter_broker_protocol_version="3.9-IV0",
+        ),
+        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+        {"group_protocol": "consumer"},
+    ),
+    "settings of a draft of KIP-848": Bad(
+        "the brokers",
+        "group.coordinator.rebalance.protocols",
+        cluster(
+            group_min_session_timeout_ms="6000",
+            group_consumer_session_timeout_ms="45000",
+            inter_broker_protocol_version="3.6-IV2",
+        ),
+        {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
+        {"group_protocol": "consumer"},
+    ),
     "KIP-848 is off": Bad(
         "the brokers",
         "group.coordinator.rebalance.protocols",

@@ -18,6 +18,7 @@ SERVER = "server.properties of every broker"
 PROTOCOLS = "group.coordinator.rebalance.protocols"
 VERIFICATION = "transaction.partition.verification.enable"
 OF_TRANSACTIONS = "transaction.abort.timed.out.transaction.cleanup.interval.ms"  # a setting of brokers since 0.11
+BEFORE_4 = "inter.broker.protocol.version"  # a setting of brokers before Kafka 4.0
 OF_CLASSIC, OF_KIP_848 = "group.min.session.timeout.ms", "group.consumer.session.timeout.ms"  # settings of brokers
 
 
@@ -167,11 +168,13 @@ def _protocol(case: Case) -> Iterator[Finding]:
     if case.settings.group_id is None or case.settings.consumer.get("group.protocol") != "consumer":
         return
     config = case.seen.config
-    offered = config.text(PROTOCOLS)
+    offered, older = config.text(PROTOCOLS), config.text(BEFORE_4)
     level: Level = "unsafe"
-    if offered is None and config.text(OF_CLASSIC) is not None and config.text(OF_KIP_848) is None:
+    if older is not None:  # some of them have its settings, and from 3.7 on offer a draft of it, if they are told to
+        offered = f"{offered or 'not there'}, of brokers before Kafka 4.0 ({BEFORE_4} is {older})"
+    elif offered is None and config.text(OF_CLASSIC) is not None and config.text(OF_KIP_848) is None:
         offered, level = "not there: the brokers are older than KIP-848", "warning"  # or do not tell of some settings
-    if offered is not None and "consumer" not in offered.replace(",", " ").split():
+    if offered is not None and (older is not None or "consumer" not in offered.replace(",", " ").split()):
         yield Finding(
             level,
             "the brokers",
