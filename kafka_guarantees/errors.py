@@ -291,7 +291,7 @@ MISSING_ACL = {
     KafkaError.GROUP_AUTHORIZATION_FAILED: "READ on the consumer group (group.id)",
     KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "WRITE on the transactional.id (or its prefix)",
     KafkaError.CLUSTER_AUTHORIZATION_FAILED: (
-        "WRITE on the topics that are produced to (brokers older than 3.0 ask for IDEMPOTENT_WRITE on the cluster)"
+        "WRITE on the topics that are produced to (brokers older than 2.8 ask for IDEMPOTENT_WRITE on the cluster)"
     ),
 }
 
