@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from ._client import Rarely
 from ._group_client import SAFE
@@ -143,7 +143,7 @@ class Positions:
         """Where the group has committed these partitions, in the callback that assigns them.
 
         Those without a committed offset wait for the next fetch: their start is committed, by a call of another thread, which
-        would wait for the end of this callback.
+        would wait for the end of this callback. So do those of topics of which something is not known yet: see _InCallback.
         """
         try:
             committed = self._places.committed(partitions, self._asked_in_callback)
@@ -184,4 +184,20 @@ class Positions:
 
     def _asked_in_callback(self, question: Callable[[Any, float], T]) -> T:
         """The same where no other thread may be waited for. Whoever gets no answer asks again with the next fetch."""
-        return question(self._client.raw, WITHIN)
+        return question(_InCallback(self._client.raw), WITHIN)
+
+
+class _InCallback:
+    """What of a C consumer may be asked in one of its callbacks.
+
+    With list_topics() confluent-kafka forgets the thread of the poll that the callback came in (CallState_end in its
+    confluent_kafka.c:3535): the next one of that poll, as of statistics or a log line, would abort the process. These do not.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self._raw = raw
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in {"committed", "offsets_for_times"}:
+            raise KafkaException(KafkaError(KafkaError._IN_PROGRESS, f"{name}() is not called in a callback"))
+        return getattr(self._raw, name)

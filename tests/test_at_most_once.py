@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,27 @@ def test_every_message_is_handled_once_when_nothing_fails(
         assert not list(service.messages([source], until_idle=IDLE))
         assert service.flush(10) == 0
     assert values(read_all(kafka.bootstrap, target)) == sorted(numbers(1000))
+
+
+STARTING = """
+import sys
+from kafka_guarantees import AtMostOnce
+
+bootstrap, group, topic = sys.argv[1:]
+config = {"bootstrap.servers": bootstrap, "group.id": group, "stats_cb": lambda _statistics: None, "statistics.interval.ms": 20}
+with AtMostOnce(config, preflight="off") as service:
+    service.run([topic], lambda _message: None, until_idle=1.0)
+"""
+
+
+def test_a_start_from_the_latest_survives_what_else_the_same_poll_calls_back(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+) -> None:
+    """list_topics() in the callback that assigns leaves the next one, as of statistics, without its thread: SIGABRT."""
+    topic = kafka_topic()
+    command = [sys.executable, "-c", STARTING, kafka.bootstrap]
+    started = [subprocess.Popen([*command, fresh("group"), topic]) for _ in range(3)]
+    assert [process.wait(90) for process in started] == [0, 0, 0]
 
 
 def test_a_record_for_a_topic_that_is_missing_is_said_to_be_lost(

@@ -16,7 +16,7 @@ from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message,
 from kafka_guarantees import BrokerError
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
-from kafka_guarantees._places import Places
+from kafka_guarantees._places import Places, Stored
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._topics import Topics
 
@@ -512,6 +512,40 @@ def test_where_one_partition_has_no_answer_nothing_is_decided(member: GroupConsu
     assert not member.raw.times("commit")
     assert not member.raw.times("seek")
     assert member._assignment.waiting == {t2}
+
+
+@pytest.mark.parametrize("why", ["at most once from the latest", "an inbox, while a leader is elected"])
+def test_nothing_is_asked_in_a_callback_that_would_abort_the_process(member: GroupConsumer, why: str) -> None:
+    """After list_topics() in it confluent-kafka has no thread for the next callback of the same poll (Metadata.c:398-403)."""
+    raw, t2, asked_in = member.raw, ("t", 2), list[bool]()
+    led = SimpleNamespace(partitions={2: SimpleNamespace(leader=0)}, error=None)
+    inside = False
+
+    def list_topics(_topic: str, timeout: float) -> Any:
+        asked_in.append(inside)
+        return SimpleNamespace(topics={"t": led})
+
+    def assign() -> None:
+        nonlocal inside
+        inside = True
+        raw.rebalance("assign", t2)()
+        inside = False
+
+    def electing(_places: object, _within: float) -> None:
+        raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+
+    raw.list_topics = list_topics
+    raw.comes = [assign]
+    if why.startswith("an inbox"):
+        member._places.stored = Stored(lambda _partitions: {t2: 7}, "mark")
+        raw.offsets_for_times = electing
+    else:
+        member._positions._places = Places("g", "latest", once=True)
+    member.fetch(10)
+    member.fetch(10)
+    assert asked_in
+    assert not any(asked_in)
+    assert member._problem is None
 
 
 def test_whether_a_topic_was_deleted_is_asked_without_a_poll(member: GroupConsumer) -> None:
