@@ -370,12 +370,12 @@ class GroupConsumer:
     def _without_events(self, fetched: list[Message]) -> list[Message]:
         if not any(map(Message.error, fetched)):
             return fetched
-        events = [(message, error) for message in fetched if (error := message.error()) is not None]
-        for event, error in events:
+        events = [(place, error) for place, message in enumerate(fetched) if (error := message.error()) is not None]
+        for place, error in events:
             try:
-                self._events.heed(event, error)
+                self._events.heed(fetched[place], error)
             except Exception as problem:
-                before = [message for message in fetched[: fetched.index(event)] if message.error() is None]
+                before = [message for message in fetched[:place] if message.error() is None]
                 if not before:
                     raise
                 self._problem = problem  # for the next fetch: who sets the offset behind the event must not pass these over

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, Message, TopicPartition
 
-from kafka_guarantees import BrokerError
+from kafka_guarantees import BrokerError, OffsetsLost
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._places import Places, Stored
@@ -558,6 +558,27 @@ def test_whether_a_topic_was_deleted_is_asked_without_a_poll(member: GroupConsum
     member.raw.comes = [at(T0, 5)]
     assert not member._topics.deleted("t")
     assert len(member.raw.comes) == 1
+
+
+class Unreadable(Message):
+    """To compare it decodes its headers, as confluent-kafka does (confluent_kafka.c:1096), and that raises, once."""
+
+    __hash__ = None  # type: ignore[assignment] # as that of a Message
+
+    def __eq__(self, other: object) -> bool:
+        raise SystemError("a header's name is not UTF-8")
+
+
+def test_a_header_that_cannot_be_read_hides_no_error(member: GroupConsumer) -> None:
+    """S04: what the brokers say behind such a message is raised, after those before it were handed out."""
+    poison = Unreadable(topic="t", partition=0, offset=5)
+    gone = KafkaError(KafkaError._AUTO_OFFSET_RESET, "out of range")
+    member.raw.comes = [poison, Message(topic="t", partition=1, offset=6, error=gone)]
+    batch = member.fetch(10)
+    assert batch is not None
+    assert [message is poison for message in batch.messages] == [True]
+    with pytest.raises(OffsetsLost):
+        member.fetch(10)
 
 
 # -- who takes over ------------------------------------------------------------------------------------------------------
