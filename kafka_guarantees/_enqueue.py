@@ -138,7 +138,8 @@ def enqueue(
     partition, timestamp = record.partition, record.timestamp
     if partition is not None and topic not in known and patient(KNOWING):
         known.add(topic)  # once: who produces while no broker answers must not wait for each record
-        with suppress(KafkaException):  # no answer: then it is said later
+        # no answer: then it is said later; no topic of such a name (Metadata.c:388-394): in the next moment
+        with suppress(KafkaException, RuntimeError):
             raw.list_topics(topic, KNOWING)
     number = -1 if partition is None else _whole(partition, "partition is the number of one")
     when = 0 if timestamp is None else _timestamp(timestamp)

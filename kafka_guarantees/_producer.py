@@ -108,7 +108,7 @@ class PlainProducer(Handle):
         except KafkaException:
             self.serve()
             self._callbacks.raise_shut_out()
-        except (TypeError, ValueError):  # what is wrong is said of the record
+        except (TypeError, ValueError, RuntimeError):  # what is wrong is said of the record
             pass
 
     def produce(self, record: Record) -> Delivery:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 
 from ._client import Rarely
 from ._group_client import SAFE
@@ -24,8 +24,6 @@ from .errors import NO_TOPIC, BrokerError, UnsafeConfigError, broker_failure, de
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from confluent_kafka import KafkaError
 
     from ._client import Callbacks
     from ._group_client import GroupClient
@@ -135,13 +133,20 @@ class Topics:
         self._look_at = time.monotonic() + SILENT
 
     def require(self, topics: Sequence[str], *, written: bool = False) -> None:
-        """A topic that does not exist is an error, not a silence (C19)."""
+        """A topic that does not exist is an error, not a silence (C19).
+
+        Raises:
+            BrokerError, AuthorizationError: it does not exist, or may not be used.
+            KafkaException: none can have such a name.
+        """
         for topic in topics:
             if topic.startswith("^"):
                 self._error(topic)  # whether a broker answers at all
                 continue
             deadline = time.monotonic() + UNKNOWN_TOPIC
             while (error := self._error(topic)) is not None:
+                if error.code() == KafkaError._INVALID_ARG:
+                    raise KafkaException(error)
                 if stops(error):
                     doing = f"{'writing to' if written else 'consuming'} topic {topic!r}"
                     failure = broker_failure(error, doing, SAFE, **{"output" if written else "topic": topic})
@@ -195,6 +200,8 @@ class Topics:
                 self._callbacks.raise_shut_out()
             log.warning("asking for topic %r: %s", topic, describe(kafka_error(exc)))
             return None  # no broker answers: that is not the topic's fault, and joining the group waits for one
+        except RuntimeError:  # librdkafka makes no topic of such a name (Metadata.c:388-394)
+            return KafkaError(KafkaError._INVALID_ARG, f"the name of a topic has 249 characters at most, not {len(topic)}")
         else:
             error: KafkaError | None = metadata.error
             return error

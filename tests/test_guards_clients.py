@@ -746,6 +746,35 @@ def test_brokers_are_asked_for_partitions_by_who_has_the_time() -> None:
     assert len(queue.sent) == 3
 
 
+NO_NAME = "x" * 513  # of which librdkafka makes no topic, and list_topics() raises RuntimeError (Metadata.c:388-394)
+
+
+@pytest.mark.parametrize("partition", [None, 0])
+def test_a_name_that_is_too_long_is_the_fault_of_its_record(partition: int | None) -> None:
+    """L03: it is refused, or set aside with its message. A RuntimeError would come again after each restart."""
+    record = Record(NO_NAME, b"1", partition=partition)
+    with AtLeastOnce(DEAD, preflight="off") as client:
+        delivery = client.produce(record.topic, record.value, partition=partition)
+        with pytest.raises(DeliveryError, match="_INVALID_ARG"):
+            delivery.result(5)
+        producer = client._producer
+        assert producer is not None
+        with pytest.raises(DeliveryError, match="_INVALID_ARG"):
+            producer.post(record)
+        assert not producer._posted.sent
+    with AtMostOnce(DEAD, preflight="off") as once_only, pytest.raises(DeliveryError, match="_INVALID_ARG"):
+        once_only.produce(record.topic, record.value, partition=partition)
+
+
+def test_a_run_of_a_name_that_is_too_long_is_refused() -> None:
+    """C19: with the reason. A pattern may be as long as it likes: no broker is asked for a topic of that name."""
+    with AtLeastOnce(DEAD, preflight="off") as client:
+        with pytest.raises(ValueError, match=r"are refused \(_INVALID_ARG: .* Nothing was consumed"):
+            client.run([NO_NAME], lambda _message: None)
+        threading.Timer(0.2, client.stop).start()
+        client.run(["^" + NO_NAME], lambda _message: None)
+
+
 def test_a_record_is_too_large_for_an_empty_queue_only() -> None:
     """X21: what empties it in this very moment leaves room for it."""
 
