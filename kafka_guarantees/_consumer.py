@@ -411,7 +411,7 @@ class GroupConsumer:
         if self._assignment.rebalances == self._looked:
             return False
         try:
-            known = self.raw.list_topics(timeout=1).topics
+            known = self.raw.list_topics(timeout=self._client.within).topics
         except KafkaException:
             return False
         self._looked, owned = self._assignment.rebalances, self._assignment.owned

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 T = TypeVar("T")
 
+WITHIN = 1.0  # seconds that a question may take at first, once a broker comes to it
+LONGEST = 8.0  # seconds that it may take at all
 CLOSING = 10.0  # seconds that leaving the group may take
 GIVING_BACK = 1.0  # seconds of these for giving back the partitions, which needs no answer
 LET_IN = 0.5  # seconds that a member that is about to be let in waits for it, before it leaves
@@ -51,6 +53,8 @@ class GroupClient(Handle):
         incremental: partitions are assigned and revoked one by one. Else all of them, each time: the eager protocol.
         joined: or about to. From then on a poll takes messages, and serves rebalances.
         leaving: what is assigned now is revoked in the next moment.
+        within: seconds that a question may take at first: by the same connection as a fetch it waits for the end of that.
+        longest: seconds that it may take after it got no answer several times. The loop waits meanwhile.
     """
 
     def __init__(self, settings: Settings, lifecycle: Lifecycle, assignment: Assignment, config: dict[str, Any]) -> None:
@@ -58,6 +62,8 @@ class GroupClient(Handle):
         self.kip_848 = settings.consumer.get("group.protocol") == "consumer"
         self.incremental = self.kip_848 or settings.consumer.get("partition.assignment.strategy") == "cooperative-sticky"
         self.joined = self.leaving = False
+        self.longest = max(WITHIN, min(LONGEST, settings.max_poll_interval / 4))
+        self.within = min(WITHIN + settings.fetch_wait, self.longest)
         # KIP-345: such a member keeps its partitions while it restarts, and only close() knows not to leave the group
         self._static = "group.instance.id" in settings.consumer and not self.kip_848
         self._group = settings.group_id

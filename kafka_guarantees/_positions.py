@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from ._client import Rarely
-from ._group_client import SAFE
+from ._group_client import SAFE, WITHIN
 from ._offsets import named, with_epoch
 from .errors import BrokerError, StoreUnavailable, broker_failure, describe, kafka_error, stops
 
@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 T = TypeVar("T")
 
-WITHIN = 1.0  # seconds that a question about offsets may take at first
-LONGEST = 8.0  # seconds that it may take after it got no answer several times
-PATIENT = 5  # how often that is asked while there are messages of other partitions in hand, until these wait for it
+PATIENT = 5  # how often is asked while there are messages of other partitions in hand, until these wait for it
 UNKNOWN = 30.0  # seconds after which it is a warning that nobody knows where to go on
 LEADERLESS = 5.0  # seconds until is asked again for what could not be told
 
@@ -60,8 +58,7 @@ class Positions:
         self._client = client
         self._assignment = assignment
         self._places = places
-        self._within = WITHIN
-        self._longest = max(WITHIN, min(LONGEST, settings.max_poll_interval / 4))
+        self._within = client.within
         self._brief = 0  # how often was asked while other messages waited: each PATIENT-th question may take longer
         self._rarely = Rarely()
         self._unknown_since = math.inf
@@ -83,7 +80,9 @@ class Positions:
         limit = math.inf
         if busy:  # they wait for a long answer now and then only, and never so long that nobody knows whose they are (M03)
             self._brief += 1
-            limit = WITHIN if self._brief % PATIENT else max(WITHIN, self._settings.session_timeout / 4)
+            limit = max(WITHIN, self._settings.session_timeout / 4)
+            if self._brief % PATIENT:
+                limit = min(limit, self._client.within)
         ask: Ask = partial(self.asked, limit=limit)
         try:
             if due := self._assignment.due(time.monotonic()):
@@ -94,7 +93,7 @@ class Positions:
                 self._client.raw.seek(place)
             if unknown := self._without_place(misplaced, places):
                 self.rest(unknown, LEADERLESS)
-            self._within = WITHIN
+            self._within = self._client.within
             self._assignment.put_right(moved)
         except KafkaException as exc:
             error = kafka_error(exc)
@@ -172,14 +171,19 @@ class Positions:
 
     # -- questions ----------------------------------------------------------------------------------------------------
 
-    def asked(self, question: Callable[[Any, float], T], *, limit: float = WITHIN) -> T:
-        """What the brokers answer. The limit grows while they do not: they may be far away, or have much to do."""
-        within = min(self._within, limit)
+    def asked(self, question: Callable[[Any, float], T], *, limit: float | None = None) -> T:
+        """What the brokers answer. They have more time while they do not: they may be far away, or have much to do.
+
+        Args:
+            question: see ``Ask``.
+            limit: of these seconds, where it is not that of a first question.
+        """
+        within = min(self._within, self._client.within if limit is None else limit)
         try:
             return self._client.call(lambda: question(self._client.raw, within), "asking where to go on")
         except KafkaException:
             if within == self._within:
-                self._within = min(2 * within, self._longest)
+                self._within = min(2 * within, self._client.longest)
             raise
 
     def _asked_in_callback(self, question: Callable[[Any, float], T]) -> T:

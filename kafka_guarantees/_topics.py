@@ -178,7 +178,7 @@ class Topics:
         if not all(topic.startswith("^") and not _ANOTHER.search(topic) for topic in self.names):
             return False  # or Python does not know the pattern
         try:
-            known = self._client.raw.list_topics(timeout=1).topics
+            known = self._client.raw.list_topics(timeout=self._client.within).topics
         except KafkaException:
             return False
         time.sleep(AGAIN)  # it is asked with every fetch
@@ -191,7 +191,7 @@ class Topics:
 
     def _error(self, topic: str) -> KafkaError | None:
         try:
-            metadata = self._client.raw.list_topics(topic, timeout=1).topics[topic]
+            metadata = self._client.raw.list_topics(topic, timeout=self._client.within).topics[topic]
         except KafkaException as exc:
             if self._lifecycle.stopping:
                 return None

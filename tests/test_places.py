@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -20,22 +22,23 @@ from confluent_kafka import (
 
 from kafka_guarantees import AtLeastOnce, OffsetsLost
 from kafka_guarantees._consumer import GroupConsumer
+from kafka_guarantees._group_client import WITHIN
 from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
-from kafka_guarantees._offsets import Membership
+from kafka_guarantees._offsets import Membership, Partition
 from kafka_guarantees._places import TOGETHER, Places, Stored
-from kafka_guarantees._positions import LEADERLESS, WITHIN
+from kafka_guarantees._positions import LEADERLESS
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._topics import Topics
 from kafka_guarantees.errors import OffsetBeyondEnd
 from kafka_guarantees.prove.proxy import Proxy
 
 from .conftest import fill
+from .world import in_thread, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from kafka_guarantees._offsets import Partition
-    from kafka_guarantees._places import Start
+    from kafka_guarantees._places import Ask, Start
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
 MARK = "by an inbox"
@@ -282,10 +285,10 @@ def owns(member: GroupConsumer, owned: set[Partition], *, waiting: set[Partition
     member._assignment.put_right()
 
 
-@pytest.fixture
-def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupConsumer]:
+@contextmanager
+def members(monkeypatch: pytest.MonkeyPatch, **given: object) -> Iterator[GroupConsumer]:
     """One that has been given a partition, and does not know where to go on."""
-    config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "session.timeout.ms": 20_000}
+    config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "session.timeout.ms": 20_000, **given}
     monkeypatch.setattr(Topics, "require", lambda *_, **__: None)
     made = GroupConsumer(resolve(Guarantee.AT_LEAST_ONCE, config), Lifecycle("test"), ["t"], Places("g", "earliest"))
     made._assignment.assign({("t", 0)})
@@ -295,6 +298,13 @@ def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupConsumer]:
     made._client.raw = raw
     made._lifecycle.stop()
     made.close()
+
+
+@pytest.fixture
+def member(monkeypatch: pytest.MonkeyPatch) -> Iterator[GroupConsumer]:
+    """See ``members``. It need not wait for what is fetched."""
+    with members(monkeypatch, **{"fetch.wait.max.ms": 0}) as made:
+        yield made
 
 
 def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
@@ -319,6 +329,49 @@ def test_a_question_may_take_longer_each_time(member: GroupConsumer) -> None:
     slow.threads.clear()
     member._positions._asked_in_callback(lambda raw, within: raw.committed([], within))
     assert (slow.asked[-1], slow.threads) == (1, {threading.current_thread().name})
+
+
+@pytest.mark.parametrize(("wait", "within"), [(0, 1), (3000, 4), (60_000, 8)])
+def test_a_question_may_wait_for_the_fetch_before_it(monkeypatch: pytest.MonkeyPatch, wait: int, within: float) -> None:
+    """A broker answers the requests of a connection one by one. But for eight seconds at most, for which the loop waits."""
+    with members(monkeypatch, **{"fetch.wait.max.ms": wait}) as member:
+        slow = Slow()
+        member._client.raw = slow
+        member._find_places([Message(topic="t", partition=1, offset=0)])
+        with pytest.raises(KafkaException):
+            member._positions.asked(lambda raw, within: raw.committed([], within))
+        assert slow.asked == [min(within, 5), within]  # messages that are in hand wait for a quarter of the session
+
+
+@pytest.mark.broker
+def test_where_fetches_wait_for_long_the_group_is_asked_for_its_offsets_all_the_same(
+    kafka: RunningKafka,
+    kafka_topic: Callable[..., str],
+    fresh: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Else a topic that is made anew would not be noticed, nor that offsets have vanished."""
+    monkeypatch.setattr("kafka_guarantees._vanished.EVERY", 1.0)
+    caplog.set_level(logging.INFO, "kafka_guarantees")
+    looks, look = list[set[Partition]](), Places.vanished
+    topic = kafka_topic()
+    fill(kafka.bootstrap, topic, [b"x"])
+
+    def noted(places: Places, partitions: Iterable[Partition], ask: Ask) -> tuple[set[Partition], dict[Partition, int]]:
+        quiet = set(partitions)
+        found = look(places, quiet, ask)
+        looks.append(quiet)
+        return found
+
+    monkeypatch.setattr(Places, "vanished", noted)
+    config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group"), "fetch.wait.max.ms": 4000}
+    with AtLeastOnce(config, preflight="off", start="earliest") as client:
+        running = in_thread(lambda: client.run([topic], lambda _message: None))
+        until(lambda: sum(map(bool, looks)) >= 3, "it has looked", 60)
+        client.stop()
+        assert running() is None
+    assert "is not known" not in caplog.text
 
 
 def test_what_loses_its_leader_waits_when_all_is_assigned_anew(member: GroupConsumer) -> None:

@@ -69,6 +69,7 @@ class Settings:
         max_poll_interval: seconds until the group gives a silent member's partitions away.
         session_timeout: seconds without a heartbeat until the group counts a member as dead.
         retry_backoff: seconds after which librdkafka sends a request again, at first.
+        fetch_wait: seconds that a broker may keep a fetch, and with it what is asked by the same connection after it.
         delivery_timeout: seconds a record is tried; infinite if the user asked for 0.
         transaction_timeout: seconds until the coordinator aborts a transaction; 0 without transactions.
         callbacks: what the user gave of ``USER_CALLBACKS``; only ``oauth_cb`` is also in the dicts.
@@ -83,6 +84,7 @@ class Settings:
     max_poll_interval: float
     session_timeout: float
     retry_backoff: float
+    fetch_wait: float
     delivery_timeout: float
     transaction_timeout: float
     callbacks: Mapping[str, Callable[..., Any]] = field(repr=False)
@@ -233,6 +235,7 @@ class _Merged:
             delivery_timeout=self._seconds("delivery.timeout.ms"),
             transaction_timeout=self._seconds("transaction.timeout.ms") if transactions else 0.0,
             retry_backoff=min(self._seconds("retry.backoff.ms"), self._seconds("retry.backoff.max.ms")),
+            fetch_wait=self._seconds("fetch.wait.max.ms"),
             callbacks=self.callbacks,
         )
 
