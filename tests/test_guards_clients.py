@@ -43,6 +43,7 @@ from kafka_guarantees._recognition.claims import Work
 from kafka_guarantees._recognition.message_ids import Problem
 from kafka_guarantees._threads import Flag
 from kafka_guarantees._trail import BEHIND, Portion
+from kafka_guarantees.dead_letters.reading import NotRead, TopicReader
 from kafka_guarantees.errors import MessageIdMissing
 from kafka_guarantees.records import LOST, Delivery, RecordRefused
 
@@ -773,6 +774,12 @@ def test_a_run_of_a_name_that_is_too_long_is_refused() -> None:
             client.run([NO_NAME], lambda _message: None)
         threading.Timer(0.2, client.stop).start()
         client.run(["^" + NO_NAME], lambda _message: None)
+
+
+def test_there_are_no_dead_letters_in_a_topic_of_such_a_name() -> None:
+    """Nor is there one to replay to: what a letter says of its origin may be anything."""
+    with pytest.raises(NotRead, match="does not exist"):
+        TopicReader({"bootstrap.servers": "127.0.0.1:1", "log_level": "0"}, NO_NAME)
 
 
 def test_a_record_is_too_large_for_an_empty_queue_only() -> None:

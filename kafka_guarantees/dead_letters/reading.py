@@ -86,7 +86,10 @@ class TopicReader:
 
     def partitions_of(self, topic: str) -> int:
         """How many partitions a topic has; 0 if it does not exist, or this client may not know of it."""
-        found = self._committed.list_topics(topic, ANSWER).topics[topic]
+        try:
+            found = self._committed.list_topics(topic, ANSWER).topics[topic]
+        except RuntimeError:  # librdkafka makes no topic of a name of more than 512 bytes (Metadata.c:388-394)
+            return 0
         if found.error is not None and found.error.code() not in _UNKNOWN:
             raise KafkaException(found.error)
         return len(found.partitions)
