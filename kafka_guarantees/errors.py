@@ -226,6 +226,10 @@ UNSENT = {
 _RESET = "with kafka-consumer-groups.sh --reset-offsets"
 _DAMAGED = f"Have the brokers' disks looked at. To give up what is damaged, set the group's offset behind it, {_RESET}."
 _CREDENTIALS = "Correct the credentials, or security.protocol and sasl.mechanism."
+_KIP_848 = (
+    "Have the brokers speak KIP-848 (4.0 or later; kafka-features.sh upgrade --feature group.version=1; consumer in their "
+    "group.coordinator.rebalance.protocols), or leave out group.protocol=consumer."
+)
 
 # Asked again, the brokers would answer the same; or librdkafka goes on as if nothing was missing. Any other code passes: it is
 # logged, and librdkafka tries again by itself.
@@ -252,8 +256,8 @@ STOPS = {
     ),
     KafkaError.INVALID_REGULAR_EXPRESSION: "Correct the pattern: with group.protocol=consumer the brokers read it, as RE2.",
     KafkaError.INVALID_REQUEST: "Look into the brokers' log: they and this client do not understand each other.",
-    KafkaError.UNSUPPORTED_VERSION: "Upgrade the brokers, or leave out group.protocol=consumer.",
-    KafkaError._UNSUPPORTED_FEATURE: "Upgrade the brokers, or leave out group.protocol=consumer.",
+    KafkaError.UNSUPPORTED_VERSION: _KIP_848,
+    KafkaError._UNSUPPORTED_FEATURE: _KIP_848,
     KafkaError.TOPIC_EXCEPTION: "Correct the name of the topic.",
     KafkaError._AUTHENTICATION: _CREDENTIALS,
     KafkaError.SASL_AUTHENTICATION_FAILED: _CREDENTIALS,

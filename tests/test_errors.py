@@ -568,6 +568,18 @@ def test_an_assignor_that_the_brokers_do_not_have_is_told(
 
 
 @pytest.mark.broker
+def test_brokers_of_which_kip_848_is_turned_off_are_not_to_be_upgraded(fresh: Callable[[str], str]) -> None:
+    """C13: brokers of 4.x say so, by settings as by group.version=0, and the newest do: upgrading them is no advice."""
+    with LocalKafka(config={"group.coordinator.rebalance.protocols": "classic"}) as kafka:
+        kafka.create_topic("offers")
+        config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("off"), "group.protocol": "consumer"}
+        with Member(config, "offers") as member:
+            text = member.ended()
+    assert "UNSUPPORTED_VERSION" in text
+    assert "kafka-features.sh upgrade --feature group.version=1" in text
+
+
+@pytest.mark.broker
 def test_a_pattern_that_is_none_is_a_value_error(kafka: RunningKafka, fresh: Callable[[str], str]) -> None:
     """What subscribe() refuses does not come as a bare KafkaException."""
     config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("pattern")}

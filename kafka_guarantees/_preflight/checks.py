@@ -164,7 +164,7 @@ def _broker_row(case: Case, row: BrokerRow) -> Iterator[Finding]:
 
 
 def _protocol(case: Case) -> Iterator[Finding]:
-    """KIP-848 with brokers that do not know it: librdkafka does not join, and does not say so."""
+    """KIP-848 with brokers that do not speak it. Before 4.0 they do not say so. Of group.version nobody is told here."""
     if case.settings.group_id is None or case.settings.consumer.get("group.protocol") != "consumer":
         return
     config = case.seen.config
@@ -181,7 +181,8 @@ def _protocol(case: Case) -> Iterator[Finding]:
             PROTOCOLS,
             offered,
             "consumer among them, as by default from 4.0 on; or leave out group.protocol=consumer",
-            "Nothing is consumed: the client waits to be let into its group, and says nothing.",
+            "Nothing is consumed: the run ends with BrokerError, or, with brokers before 4.0, waits to be let into its group "
+            "and says nothing.",
         )
 
 
