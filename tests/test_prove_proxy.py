@@ -45,19 +45,19 @@ cluster = pytest.mark.cluster
 
 # -- the protocol ------------------------------------------------------------------------------------------------------
 
-# Made by Kafka 4.3.1's own classes (org.apache.kafka.common.message), packed: a line for each API and version with its key, its
-# version, an answer with its header (correlation id 7), and the same answer as it must be behind the proxy. Where there is no
-# such, the answer says that something went wrong with error 47.
+# Made by Kafka 4.3.1's own classes (org.apache.kafka.common.message), of TxnOffsetCommit v6 by 4.4.0's, packed: a line for each
+# API and version with its key, its version, an answer with its header (correlation id 7), and the same answer as it must be
+# behind the proxy. Where there is no such, the answer says that something went wrong with error 47.
 _GOLDEN = """
-eNrtmVGWqyAMht+7ii6BBAi4nJlR97+ECWitWEArXi+do2ccVCD5+TCAVN7FXQyHGVMcU3DX9C3BP5RWPfNB0jcBkfuPrUTsSBvLT1oj6Ic03/cGyYw19cyi
-T83DVtZ5I0GiNNhJMZ7eQPOjYFY6XQrTbm/yDu+0Gwzub33Px1LKq6QSFoG8HJGtUpgPns0HqSFVF6fNkpiXXMoStXMTVfFTF78ifvriV8SPLn5F/MzFr4if
-rZ6fXaQV81xKZb5NTK6cjMiALE7C+AGoHatdGUgdrKGXCPZFZpzlU9xXhmIgNVMS98hy62RRC7i1o1Kwu2Q78PCB4D8M+AAaL9DngJYfCfoDYXvgbuSO6X5Z
-SKQKZSZvZxxSCwClOtXzqd9xmKq4IgJrEJH89tcvtsJ3XGyvmHvHfF9HG8RhRJByPlHx6yu/xoLpSoiey3NY+RKyKBCTIRTK+1rZ8Htb7Gq4TYGiL3j74dEF
-byc8SgzRIjIZ/LN50q5+IaelHDbz2QAKpJVATVjgbDB4LJh9aOAsOOt4Aik3sPFwml+3YzizLsDZKq4d78WY9/WYifm2ewwBfN0/rmOOZoOOaJ6ORL/FkZMP
-p8nP9V9RM+a9gX+rOYt1nl00JGxKYDu0vrQ/b1KsUYMt9wcclxyfiuOTT5diZ4ifoHHB1tNoCTgFZRRHLlDHeUCSS/sS6RqcLr8iNAf9Rr/Qjud2vzicIVZa
-dFfYYW9g/dPoYDjda6mu1/J6LSt7LZGiUzH2LgeSOZjMiX9jYz/4UtlcnciNHa6GTmrXSe06qV1nteusdpX+PoDgRw+MbQkN/lV6Of2GDTzARpQD+g0uGd/U
-Gjj4+RftASzsASzsASxsMQtVWF+X1I8g2Np0m94t225ClZvQ5Sao3IQpN2HLOrIpqx7/eRDXNqs32I5sq65DmY7XYX3pYLWsk6D+vwR9oIQSSRmJVL9EU79E
-e4rEaa0K5PdyqD1C/qIpwaCSG0y2usFJOHrZOMneKxyWNW6/BHyFhA==
+eNrtmVGWqyAMht9nFV0CCRDocjqj7n8JE9BaoYBWvL10jp5xsALJzycBRHkRFzEeZkpxSsFd07cEf1Na9cgHSd8ERO4/dhKxJ20s3+mMoB/S/HswSGaqqRcW
+fWrutorOrxIkSoO9FNPpDVx/FCxK50th3u2XvMAr7QaD+1s/8BFLeZZUwyKQVyKyVQrzwXfzQbqSaovTZknMS8ayROvcRFP81Mmvip8++VXxo5NfFT9z8qvi
+Z5vnZ6O0YZ6xVOZ7TcmVsxEZkMVZGN8AtWO1KwOpozX0EsE+yUyzfIi7FSgGUgslcY8st04WrYBbOxoFu0u2Aw8fCP7DgI+g8QT9HtDyI0F/IGwP3I3cKd1P
+C4lcocLk7YxDbgGgVK8GPvUrDnMVV0RgCyKy7/76yVbYx8X2iqU+5p91skEcRgQ55zMVv77yayyYr4QYuDyHlS8hqwIxG0KhvNvKht/LYlfDbQ4UfcLbD49O
+eDvhUWaIFonJ4J/Nk3b1DTkv5bCZzwZQIK8EWsIC7waDx4LZhwbeBWcdTyDlC2w6nJbX3RTOrAtwsYrrpt9iyrvdZ2L+2d+HAL4e7tcpR4tBR1wfjsSwxZGT
+D2+TX3p+Vc1YPg38W82J1nk2akjYlMB2aD22v2xSqlGjLfcHHJccn4rjk0+XYm+I76BxwTbQZAk4BWUURy5Qz3lAkkv7EvkanMZvEZqDfqNf6KZzu18czxAr
+RY8rfGAvYP3T6GA8XbdUZ7c8u2Vj3RIpORXj4HIgm4PZnPQ7Ng6jL1XM1Znc1OFq6Kx2ndWus9p1Ubsualf59wMIPnpgakto9K/yy+kXbOABNpIc0G9wyfSm
+1sjBz79oD2BhD2BhD2Bhq1moyvq6sj6l669sUm6wncC7FavN78RtN6HqTeh6E1RvwtSbsDWdxKa/uW6vnv70eEQfS2zZrkOZj+cpI3awWtZJUP9fgj5QQo2k
+gkRqX6JpX6J9i8R5HQzk94moO0J+1JRgUCkNJlvd4CwcvWycZe8VDnGNX+tIlso=
 """
 HERE = {("k1", 9092): ("127.0.0.1", 40001), ("kafka-2.example.org", 9093): ("127.0.0.1", 40002)}
 THERE = {ours: theirs for theirs, ours in HERE.items()}

@@ -7,7 +7,7 @@ lower versions in the place of those that cannot be looked into), ``error_code``
 Rules.
     * Pure: bytes in, bytes out. What is not replaced stays as it was, byte for byte.
     * Whatever cannot be understood raises ``WireError``, and nothing else.
-    * The layouts are those of Kafka 4.3's message definitions (``clients/src/main/resources/common/message``).
+    * The layouts are those of Kafka 4.4's message definitions (``clients/src/main/resources/common/message``).
 """
 
 from __future__ import annotations
@@ -512,10 +512,10 @@ def _error_alone(reader: _Reader, _version: int) -> Iterator[int]:
     yield reader.int16()
 
 
-def _errors_of_partitions(reader: _Reader, _version: int) -> Iterator[int]:
-    """AddPartitionsToTxn, TxnOffsetCommit."""
+def _errors_of_partitions(reader: _Reader, version: int) -> Iterator[int]:
+    """AddPartitionsToTxn up to 3, TxnOffsetCommit."""
     reader.int32()  # throttle time
-    yield from _errors_of_topics(reader, by_id=False)
+    yield from _errors_of_topics(reader, by_id=version >= 6)  # noqa: PLR2004 - KIP-1319
 
 
 def _errors_of_offsets(reader: _Reader, version: int) -> Iterator[int]:
