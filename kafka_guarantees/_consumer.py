@@ -72,6 +72,9 @@ class InFlight(Protocol):
     def wait(self) -> None:
         """Wait for its end. Never raises."""
 
+    def serve(self) -> None:
+        """Serve callbacks of what has nothing to do, now and then."""
+
     def settle(self) -> Iterable[Partition]:
         """Wait for its end. Returns of which partitions something was not committed, and comes again."""
 
@@ -331,6 +334,8 @@ class GroupConsumer:
         """What librdkafka has, how many rebalances had been when the first of it was taken, and the membership, if known."""
         metadata: bytes | None = None
         assignment = self._assignment
+        if self._in_flight is not None:
+            self._in_flight.serve()
         try:
             first = None if idle is None else self.raw.poll(0)
             if first is None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
+SERVE = 0.5  # seconds between two looks at the callbacks of producers that have nothing to do
 GRACE = 1.0  # seconds for what is in flight when a run ends with an error; then it is not waited for any longer
 
 
@@ -167,6 +168,7 @@ class InFlight:
         self._free = deque(producers)
         self._flights: deque[Flight] = deque()
         self._preparing: list[Task] = []
+        self._served = 0.0
         self._ended = True  # the last run
         self._hands: dict[TransactionalProducer, Calls] = {}
 
@@ -209,6 +211,23 @@ class InFlight:
         if self._flights:
             self._flights[-1].until_acknowledged()
         return None if self.failed else self._free[0]
+
+    def serve(self) -> None:
+        """Serve what is free, now and then: librdkafka piles up statistics and log lines until it is polled.
+
+        Without a limit (rd_kafka_stats_emit_all), and also while nothing is produced. Where a transaction begins, that does it.
+
+        Raises:
+            FencedError, AuthorizationError, BrokerError: as where a transaction begins.
+        """
+        now = time.monotonic()
+        if now - self._served < SERVE:
+            return
+        self._served = now
+        while self._flights and self._flights[0].landed:
+            self._free.append(self._flights.popleft().producer)
+        for producer in self._free:
+            producer.serve()
 
     def take_off(self, partitions: Iterable[Partition], size: int, finish: Callable[[Flight], None]) -> None:
         """End the transaction of the next producer, which consumed ``size`` messages of these, while the loop goes on."""

@@ -182,14 +182,19 @@ class TransactionalProducer(Handle):
             FencedError, AuthorizationError: see the class.
         """
         self._lifecycle.check()
-        if self.raw is not None and self._state.state is State.READY:
-            try:
-                self._serve(lambda: self.raw.poll(0))  # the log lines of a disconnect since the last transaction
-            except InDoubt as exc:
-                log.info("%s", exc)  # a fatal error between transactions: nothing is open that could be in doubt
+        self.serve()  # the log lines of a disconnect since the last transaction
         why = self._state.renewal(time.monotonic())
         if why is not None:
             self._renew(why)
+
+    def serve(self) -> None:
+        """Serve callbacks between transactions, in the thread that begins the next one. Raises what ``prepare`` raises."""
+        if self.raw is None or self._state.state is not State.READY:
+            return
+        try:
+            self._serve(lambda: self.raw.poll(0))
+        except InDoubt as exc:
+            log.info("%s", exc)  # a fatal error between transactions: nothing is open that could be in doubt
 
     def begin(self) -> None:
         """Begin a transaction. Raises what ``prepare`` raises, and InDoubt where librdkafka refuses."""

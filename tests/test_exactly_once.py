@@ -7,6 +7,7 @@ everywhere else. Readers are of conftest: to the end of the topic, committed vie
 from __future__ import annotations
 
 import gc
+import json
 import random
 import signal
 import subprocess
@@ -55,6 +56,39 @@ TOO_LARGE = b"x" * 2_000_000
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_statistics_do_not_pile_up_while_nothing_is_produced(world: Callable[..., World], *, apart: bool) -> None:
+    """They are kept until librdkafka is polled, without a limit: nothing came, or a handler took its time."""
+    here = world()
+    here.fill(1)
+    seen: list[float] = []
+
+    def stats(text: str) -> None:
+        figures = json.loads(text)
+        if figures["type"] == "producer":
+            seen.append(figures["time"])
+
+    def handler(message: Message) -> Iterator[Record]:
+        if apart:
+            until(lambda: len(seen) >= 20, "there are statistics while the handler works", 20)
+        return here.copy(message)
+
+    config = {
+        "bootstrap.servers": here.bootstrap,
+        "group.id": here.group,
+        "transactional.id": here.transactional_id,
+        "stats_cb": stats,
+        "statistics.interval.ms": 100,
+    }
+    with ExactlyOnce(config, keep_alive=apart) as kafka:
+        ended = in_thread(lambda: kafka.run([here.source], handler))
+        until(lambda: here.committed() == [1], "the message is committed")
+        before = len(seen)
+        until(lambda: len(seen) >= before + 20, "there are statistics while nothing comes", 20)
+        kafka.stop()
+        assert ended() is None
 
 
 def test_every_message_once_and_in_order(world: Callable[..., World]) -> None:

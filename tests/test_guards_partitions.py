@@ -422,7 +422,7 @@ def test_an_offset_with_its_epoch_is_sought_once(member: GroupConsumer) -> None:
 
 def test_nothing_is_on_its_way_to_the_group_while_it_is_asked_where_to_go_on(made: Callable[..., GroupConsumer]) -> None:
     """X13, C03: it would name a place before that, and what was handled would come again."""
-    flights: Any = SimpleNamespace(failed=False, unfinished=False, wait=lambda: None)
+    flights: Any = SimpleNamespace(failed=False, unfinished=False, wait=lambda: None, serve=lambda: None)
     member = made(in_flight=flights)
     noted = member.raw.log
 

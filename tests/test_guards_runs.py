@@ -814,6 +814,9 @@ class Flights:
     def wait(self) -> None:
         """It is over."""
 
+    def serve(self) -> None:
+        """There is nothing to serve."""
+
     def settle(self) -> dict[Partition, TopicPartition]:
         return {}
 
@@ -1177,6 +1180,9 @@ class InTheAir:
         self.owned: list[set[Partition]] = []
         self.assignment: Assignment | None = None
         self.again: set[Partition] = set()
+
+    def serve(self) -> None:
+        """There is nothing to serve."""
 
     def wait(self) -> None:
         if self.assignment is not None:

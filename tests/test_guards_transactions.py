@@ -310,6 +310,21 @@ def test_a_connection_that_was_cut_may_have_carried_something(
     assert (producer.raw is not first) is anew
 
 
+def test_a_producer_that_cannot_go_on_while_it_is_idle_ends_nothing(producer: TransactionalProducer) -> None:
+    """P09: nothing is open that could be in doubt. The next transaction has a new one."""
+    producer.serve()
+    producer.begin()
+    first = producer.raw
+    producer.serve()
+    assert "poll" not in first.calls  # it has a transaction
+    producer.commit()
+    first.fails["poll"] = [KafkaException(KafkaError(KafkaError._FATAL, "for the test", fatal=True))]
+    producer.serve()
+    producer.serve()
+    producer.begin()
+    assert producer.raw is not first
+
+
 def test_a_disturbance_is_heard_of_before_the_next_offsets_are_sent(producer: TransactionalProducer) -> None:
     """X13: a first copy of the request may still come, behind those of the next transaction."""
     producer.begin()

@@ -62,6 +62,9 @@ class Turn:
     def prepare(self) -> None:
         self.hurry = False
 
+    def serve(self) -> None:
+        self.log.append(f"serve {self.name}")
+
     def abort(self) -> None:
         self.log.append(f"abort {self.name}")
 
@@ -135,6 +138,22 @@ def test_the_next_begins_once_the_records_of_the_last_are_acknowledged(sky: Sky)
     assert waiting() is None
     assert sky.log == ["acknowledged 1", "next b"]
     assert sky.flights.unfinished
+
+
+def test_producers_with_nothing_to_do_are_served_now_and_then(sky: Sky) -> None:
+    """Statistics and log lines wait until librdkafka is polled. Another thread has the producer of a flight (X26)."""
+    sky.flights.serve()
+    sky.flights.serve()
+    assert sky.log == ["serve a", "serve b", "serve c"]
+    sky.log.clear()
+    sky.take_off("1")
+    sky.take_off("2")
+    sky.let("1")
+    until(lambda: "committed 1" in sky.log and sky.flights._flights[0].landed, "the first is committed")
+    sky.log.clear()
+    sky.flights._served = 0.0
+    sky.flights.serve()
+    assert sky.log == ["serve c", "serve a"]
 
 
 def test_commits_are_in_order(sky: Sky) -> None:
