@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException
 
-from .errors import DeliveryError
+from .errors import DeliveryError, kafka_error
 from .records import Record, no_pairs, pairs
 
 if TYPE_CHECKING:
@@ -138,9 +138,12 @@ def enqueue(
     partition, timestamp = record.partition, record.timestamp
     if partition is not None and topic not in known and patient(KNOWING):
         known.add(topic)  # once: who produces while no broker answers must not wait for each record
-        # no answer: then it is said later; no topic of such a name (Metadata.c:388-394): in the next moment
-        with suppress(KafkaException, RuntimeError):
+        try:
             raw.list_topics(topic, KNOWING)
+        except KafkaException as exc:  # no answer: then it is said later
+            kafka_error(exc)  # lets go of what its user is handling
+        except RuntimeError:  # no topic of such a name (Metadata.c:388-394): said in the next moment
+            pass
     number = -1 if partition is None else _whole(partition, "partition is the number of one")
     when = 0 if timestamp is None else _timestamp(timestamp)
     headers = checked_headers(record.headers)

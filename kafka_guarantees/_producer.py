@@ -105,7 +105,8 @@ class PlainProducer(Handle):
         try:
             for _ in ("by its address", "by its id"):
                 self.raw.list_topics(topic, KNOWING)
-        except KafkaException:
+        except KafkaException as exc:
+            kafka_error(exc)  # lets go of what its user is handling
             self.serve()
             self._callbacks.raise_shut_out()
         except (TypeError, ValueError, RuntimeError):  # what is wrong is said of the record

@@ -31,7 +31,9 @@ Rules.
 
 from __future__ import annotations
 
+import ctypes
 import shlex
+import sys
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, KafkaException
@@ -311,10 +313,21 @@ _NAMED_ACL = {
 FENCED = frozenset({KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED})
 
 
+_PRETENDS = bool(KafkaError.__flags__ & 1 << 30)  # Py_TPFLAGS_BASE_EXC_SUBCLASS: to C it is an exception, though not to Python
+
+
 def kafka_error(exc: KafkaException) -> KafkaError:
-    """The ``KafkaError`` inside an exception of confluent-kafka."""
+    """The ``KafkaError`` inside an exception of confluent-kafka.
+
+    That is never freed (cfl_PyErr_Format, confluent_kafka.h:319). Before Python 3.12 it refers to the exception that was being
+    handled when it was raised, and with that to the locals of all its frames: this is ended here.
+    """
     error = exc.args[0] if exc.args else None
-    return error if isinstance(error, KafkaError) else KafkaError(KafkaError._FAIL, str(exc))
+    if not isinstance(error, KafkaError):
+        return KafkaError(KafkaError._FAIL, str(exc))
+    if sys.version_info < (3, 12) and _PRETENDS:  # it has no attribute for that
+        ctypes.pythonapi.PyException_SetContext(ctypes.py_object(error), None)
+    return error
 
 
 def describe(error: KafkaError) -> str:

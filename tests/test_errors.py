@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import re
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +59,29 @@ if TYPE_CHECKING:
 
 E = KafkaError
 DEAD = "127.0.0.1:1"
+
+
+class Request:
+    """What a handler of requests has in its hands."""
+
+
+@pytest.mark.parametrize("partition", [None, 0])
+def test_a_refusal_keeps_nothing_of_the_exception_that_is_being_handled(partition: int | None) -> None:
+    """The KafkaError that confluent-kafka raises is never freed, and before Python 3.12 that refers to this exception."""
+    kept: list[weakref.ref[Request]] = []
+
+    def serve(client: AtLeastOnce) -> None:
+        request = Request()
+        kept.append(weakref.ref(request))
+        try:
+            int("no number")
+        except ValueError:
+            client.produce("errors", b"x" * 2_000_000, partition=partition)
+
+    with pytest.raises(DeliveryError), AtLeastOnce({"bootstrap.servers": DEAD, "log_level": 0}) as client:
+        serve(client)
+    gc.collect()
+    assert [reference() for reference in kept] == [None]
 
 
 def classes() -> dict[str, type[BaseException]]:
