@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -281,6 +281,7 @@ class _Tokens:
     def __call__(self, config: str) -> tuple[Any, ...]:
         try:
             given = self._ask(config)
+            _check_token(given)
         except Exception as error:
             self._problem = error
             if self._given:
@@ -301,6 +302,26 @@ class _Tokens:
         failure = BrokerError(f"oauth_cb gave no token within 10 s ({why}). No client was made. Begin again once it gives one.")
         failure.__cause__ = self._problem
         return failure
+
+
+def _check_token(given: object) -> None:
+    """Refuse what confluent-kafka cannot read: it tells librdkafka nothing then, which never asks again.
+
+    Its oauth_cb() goes to ``err``, and not to ``fail`` (confluent_kafka.c:2701).
+    """
+    parts: tuple[Any, ...] = given if isinstance(given, tuple) else ()
+    absent: tuple[Any, ...] = (None, None, "", {})
+    token, over, principal, extensions, *more = (*parts, *absent[len(parts) :])
+    texts = [token, principal, *extensions, *extensions.values()] if isinstance(extensions, dict) else [None]
+    if more or not isinstance(over, SupportsFloat) or not all(map(_is_c_string, texts)):
+        raise TypeError(
+            "oauth_cb returns a tuple of the token and the time.time() when it is over, or of these, a principal and a dict of "
+            "extensions; all but the time are str"
+        )
+
+
+def _is_c_string(text: object) -> bool:
+    return isinstance(text, str) and "\0" not in text and text.encode(errors="replace").decode() == text
 
 
 class Handle:

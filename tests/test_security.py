@@ -584,6 +584,40 @@ def test_a_provider_of_tokens_that_goes_down_later_is_in_the_log(caplog: pytest.
     ]
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "token",
+        ("token",),
+        ["token", 0.0],
+        (b"token", 0.0),
+        ("to\0ken", 0.0),
+        ("to\udc80ken", 0.0),
+        ("token", "0"),
+        ("token", None),
+        ("token", 0.0, None),
+        ("token", 0.0, "me", None),
+        ("token", 0.0, "me", {"a": b"b"}),
+        ("token", 0.0, "me", {1: "b"}),
+        ("token", 0.0, "me", {}, ""),
+    ],
+)
+def test_what_is_no_token_counts_as_none(given: object, caplog: pytest.LogCaptureFixture) -> None:
+    """Else confluent-kafka would tell librdkafka nothing, which would never ask again."""
+    answers = iter([("token", time.time() + 60), given])
+    tokens = _Tokens(lambda _config: next(answers))  # type: ignore[arg-type] # as a user may write it
+    tokens("")
+    with pytest.raises(TypeError, match="oauth_cb returns a tuple"):
+        tokens("")
+    assert "oauth_cb raised; it is asked again after 10 s" in caplog.text
+
+
+@pytest.mark.parametrize("given", [("token", 5), ("token", 0.5, "me"), ("tökén", 0.5, "", {"a": "b"})])
+def test_a_token_is_handed_on_as_it_is(given: tuple[Any, ...]) -> None:
+    assert _Tokens(lambda _config: given)("") is given
+
+
 @pytest.mark.parametrize("reason", [SystemError("returned NULL"), KafkaException("OAuth token not set")])
 def test_a_token_that_is_refused_is_named(reason: Exception) -> None:
     """One that is over, or no token at all: librdkafka takes it for none."""
