@@ -25,7 +25,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-expor
     ResourceType,
 )
 
-from kafka_guarantees import UnsafeConfigError
+from kafka_guarantees import BrokerError, UnsafeConfigError
+from kafka_guarantees._client import Handle
 from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees._preflight import Finding, Preflight, PreflightReport, asking, preflight
 from kafka_guarantees._preflight.brokers import BROKERS
@@ -671,6 +672,38 @@ def test_ctrl_c_ends_the_asking_at_once() -> None:
             timer.join()
         assert time.monotonic() - started < 3
         wait_until(lambda: not mine(), "the thread that asks has ended")
+
+
+def of_tokens(oauth_cb: Callable[[str], tuple[str, float]]) -> Settings:
+    """Of a client with three addresses, where nobody is."""
+    login = {"security.protocol": "SASL_SSL", "sasl.mechanism": "OAUTHBEARER", "oauth_cb": oauth_cb}
+    return resolve(ALO, {"bootstrap.servers": "127.0.0.1:1,127.0.0.1:2,127.0.0.1:3", "group.id": "g", **login})
+
+
+def test_clients_that_wait_for_tokens_take_nothing_from_the_time_for_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each waits for a whole second at least: a start would never look at what ``preflight="raise"`` is to refuse."""
+    left: list[float] = []
+
+    def answered(_client: object, _topics: object, deadline: float) -> Cluster:
+        left.append(deadline - time.monotonic())
+        return cluster({})
+
+    monkeypatch.setattr(asking, "_ask", answered)
+    one = preflight(of_tokens(lambda _config: ("token", time.time() + 60)), ["offers"], timeout=0.9)
+    assert one.cluster_id is not None
+    assert 0 < left[0] <= 0.9
+
+
+def test_a_token_that_nobody_gives_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As brokers are that do not answer: the run will say it."""
+
+    def refused(*_: object) -> None:
+        raise BrokerError("oauth_cb gave no token")
+
+    monkeypatch.setattr(Handle, "make", refused)
+    one = preflight(of_tokens(lambda _config: ("token", 0.0)), ["offers"])
+    assert one.cluster_id is None
+    assert one.findings[0].value == "none (oauth_cb gave no token)"
 
 
 def test_not_even_librdkafka_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

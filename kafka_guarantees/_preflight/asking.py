@@ -7,6 +7,8 @@ Rules.
 * A C client is reached by its handle alone, and an error is not raised where it is a future's. Its traceback would keep the
   frames of this file in a cycle with it, and with them the client. Who collects that destroys the client; librdkafka ends the
   process by an assertion if that is the client's own thread, which runs Python to hand out answers.
+* Clients are made beside each other, and before the time for answers begins: with an ``oauth_cb`` confluent-kafka has each
+  of them wait for its token in whole seconds (confluent_kafka.c:2642).
 * What the brokers refuse or do not answer is an answer too, and no exception.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import TimeoutError  # noqa: A004 - before Python 3.11 it is another one than the builtin
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException, TopicCollection
@@ -22,7 +25,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[at
 
 from .._client import Abandoned, Caller, Handle
 from .._dead_letters import TOPIC_NAME
-from ..errors import kafka_error
+from .._threads import Task, start
+from ..errors import BrokerError, kafka_error
 from .case import Case
 from .checks import findings
 from .report import PreflightReport
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 NO_ANSWER = "_TIMED_OUT"
 LEAST = 0.05  # seconds that a request is given at least
 OTHERS = 0.25  # seconds until addresses that did not answer are not waited for: one that is down must not delay every start
+TOKEN = 10.0  # seconds that confluent-kafka has a client wait for a token
 GRACE = 1.0  # seconds after which not even librdkafka's own timeouts are waited for
 
 
@@ -57,7 +62,8 @@ def preflight(
         topics: those that are consumed or produced to: names, or patterns that begin with ``^``.
         dead_letter: the dead letter topic.
         retention: how long a deduplication store or an inbox remembers an id.
-        timeout: seconds for everything. Brokers that do not answer are a finding, not an exception.
+        timeout: seconds for everything but tokens of ``oauth_cb``, which are waited for before. Brokers that do not answer
+            are a finding, not an exception.
         give_up: whether nobody waits any longer, as if they had not answered.
 
     Raises:
@@ -68,16 +74,25 @@ def preflight(
         raise TypeError(f"topics is a list of names: [{topics!r}]")
     names = tuple(dict.fromkeys(topics))
     wanted = names if dead_letter is None or dead_letter.startswith(PATTERN) else (*names, dead_letter)
-    deadline = time.monotonic() + timeout
+    late = time.monotonic() + timeout + GRACE + (TOKEN if "oauth_cb" in settings.admin else 0.0)
+
+    def begun() -> float:
+        nonlocal late
+        deadline = time.monotonic() + timeout
+        late = deadline + GRACE
+        return deadline
+
     caller = Caller("kafka-guarantees-preflight")
     try:
         seen = caller.call(
-            lambda: ask(settings, wanted, deadline),
-            lambda: time.monotonic() > deadline + GRACE or give_up(),
+            lambda: ask(settings, wanted, begun),
+            lambda: time.monotonic() > late or give_up(),
             "preflight",
         )
     except Abandoned:
         seen = Cluster(error=NO_ANSWER)
+    except BrokerError as exc:  # there is no token
+        seen = Cluster(error=str(exc))
     finally:
         caller.end()
     if dead_letter is not None and dead_letter.startswith(PATTERN):  # where one is written to, that is a name like any other
@@ -86,35 +101,43 @@ def preflight(
     return PreflightReport(settings.guarantee, findings(case), seen.cluster_id)
 
 
-def ask(settings: Settings, topics: Iterable[str], deadline: float) -> Cluster:
+def ask(settings: Settings, topics: Iterable[str], begun: Callable[[], float]) -> Cluster:
     """What there is to know about some topics and the cluster they are in.
 
     Args:
         settings: what reaches the cluster.
         topics: names and patterns.
-        deadline: on the monotonic clock.
+        begun: hears that the clients are made. Returns the deadline, on the monotonic clock.
+
+    Raises:
+        UnsafeConfigError: no client can be made with these settings.
+        BrokerError: ``oauth_cb`` gave no token.
     """
     admin = dict(settings.admin)
     addresses = [address.strip() for address in str(admin["bootstrap.servers"]).split(",") if address.strip()]
-    clients: list[Handle] = []
     heard: list[str] = []
+    configs = [{**admin, "error_cb": lambda error: heard.append(error.str())}]
+    if len(addresses) > 1:  # X29: two clusters in one list
+        configs += [{**admin, "bootstrap.servers": address} for address in addresses]
+    else:
+        addresses = []
+    main, *each = clients = [Handle() for _ in configs]
     try:
-        main = _client(clients, {**admin, "error_cb": lambda error: heard.append(error.str())})
-        others = {}
-        if len(addresses) > 1:  # X29: two clusters in one list
-            by_address = {address: _client(clients, {**admin, "bootstrap.servers": address}) for address in addresses}
-            others = {address: one.raw.describe_cluster(request_timeout=_left(deadline)) for address, one in by_address.items()}
+        _make(clients, configs)
+        deadline = begun()
+        asked = [one.raw.describe_cluster(request_timeout=_left(deadline)) for one in each]
         started = time.monotonic()
         seen = _ask(main, tuple(topics), deadline)
         if seen.cluster_id is None:
             main.raw.poll(0)  # serves error_cb, which knows better than a time-out
             return replace(seen, error=": ".join([seen.error, *heard[:1]]))
         until = min(deadline, started + OTHERS)
-        answers = {address: _result(future, until)[0] for address, future in others.items()}
+        answers = {address: _result(future, until)[0] for address, future in zip(addresses, asked, strict=True)}
         return replace(seen, others={address: one.cluster_id for address, one in answers.items() if one is not None})
     finally:
         for client in clients:
-            client.let_go()
+            if client.raw is not None:
+                client.let_go()
 
 
 def _ask(client: Handle, wanted: tuple[str, ...], deadline: float) -> Cluster:
@@ -146,11 +169,16 @@ def _ask(client: Handle, wanted: tuple[str, ...], deadline: float) -> Cluster:
     )
 
 
-def _client(clients: list[Handle], config: Mapping[str, object]) -> Handle:
-    handle = Handle()
-    handle.make(AdminClient, {**config, "log_level": 0})  # it would log to stderr what is reported here
-    clients.append(handle)
-    return handle
+def _make(clients: Sequence[Handle], configs: Sequence[Mapping[str, object]]) -> None:
+    """Make a client with each of these settings, all at once."""
+    quiet = [{**config, "log_level": 0} for config in configs]  # they would log to stderr what is reported here
+    made = [Task(partial(client.make, AdminClient, config)) for client, config in zip(clients, quiet, strict=True)]
+    for task in made:
+        start(task.run, name="kafka-guarantees-make")
+    for task in made:
+        task.ended.wait()
+    for task in made:
+        task.result()
 
 
 def _matching(client: Handle, wanted: Iterable[str], deadline: float) -> list[str]:
