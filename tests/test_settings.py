@@ -354,6 +354,8 @@ def test_the_consumer_never_moves_by_itself(guarantee: Guarantee) -> None:
         (EOS, "group.id", "a\nb", "printable ASCII"),
         (EOS, "group.instance.id", "bestellungen-köln", "printable ASCII"),
         (EOS, "client.id", "bestellungen-köln", "printable ASCII"),
+        (AMO, "client.id", "ö" * 51, "at most 100 bytes"),
+        (ALO, "client.id", "x" * 99 + "ö", "at most 100 bytes"),
         (ALO, "acks", True, "0, 1 or all"),
         (ALO, "retries", 0, "delivery.timeout.ms"),
         (EOS, "retries", "0", "delivery.timeout.ms"),
@@ -418,6 +420,8 @@ def test_what_would_break_it_is_refused(guarantee: Guarantee, setting: str, valu
     ("guarantee", "config"),
     [
         (ALO, {"group.id": "größe", "client.id": "köln", "group.instance.id": "köln"}),
+        (ALO, {"client.id": "ö" * 50}),
+        (ALO, {"client.id": "x" * 200}),
         (EOS, {"client.id": "köln", "group.protocol": "consumer"}),
         (EOS, {"client.id": "köln", "group.id": None}),
     ],

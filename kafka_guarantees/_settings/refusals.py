@@ -80,6 +80,7 @@ _ADDRESS = re.compile(
     r"((plaintext|ssl|sasl_plaintext|sasl_ssl)://)?(\[[^\]/;]+\]|[^][:/;\s]+)(:(?P<port>[0-9]+))?", re.IGNORECASE
 )
 _PORTS = range(1, 65536)
+NAME_BYTES = 100  # of client.id: what librdkafka adds, as "#producer-12", goes behind it
 _PRINTABLE = re.compile("[ -~]*")
 _OLD_REQUESTS = "requests as of old brokers: those do not know read_committed, nor idempotence, nor the times of records"
 _NO_OFFSETS = "librdkafka takes no offsets into a transaction with it: each would abort, and its messages come again, for ever"
@@ -160,6 +161,14 @@ REFUSALS = (
         _NO_OFFSETS,
         "give a name of printable ASCII",
         "rdkafka_cgrp.c",
+    ),
+    Refusal(
+        ALL,
+        "client.id",  # rk_name has 128 bytes (rdkafka_int.h:415); where that is no UTF-8, stats_cb() drops a NULL
+        lambda value, _effective: not str(value).isascii() and len(str(value).encode()) > NAME_BYTES,
+        "librdkafka cuts the client's name, perhaps inside of a character, and confluent-kafka then ends the process",
+        f"give a name of ASCII, or one of at most {NAME_BYTES} bytes in UTF-8",
+        "confluent_kafka.c:2516",
     ),
     Refusal(
         ALL,
