@@ -1072,7 +1072,9 @@ def test_a_report_is_lost_once_it_cannot_come(
 ) -> None:
     """P02: whoever waits for it would wait for ever; and a record that is only late is not called unknown."""
     reports = Reports(*flushes)
-    monkeypatch.setattr("kafka_guarantees._producer.time", SimpleNamespace(monotonic=lambda: reports.now))
+    clock = SimpleNamespace(monotonic=lambda: reports.now)
+    monkeypatch.setattr("kafka_guarantees._producer.time", clock)
+    monkeypatch.setattr("kafka_guarantees.records.time", clock)
     raw, plain.raw = plain.raw, reports
     delivery = Delivery("t", plain)
     plain.unacknowledged.add(delivery)
