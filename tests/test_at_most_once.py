@@ -63,7 +63,12 @@ def test_a_start_from_the_latest_survives_what_else_the_same_poll_calls_back(
     topic = kafka_topic()
     command = [sys.executable, "-c", STARTING, kafka.bootstrap]
     started = [subprocess.Popen([*command, fresh("group"), topic]) for _ in range(3)]
-    assert [process.wait(90) for process in started] == [0, 0, 0]
+    try:
+        assert [process.wait(90) for process in started] == [0, 0, 0]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_a_record_for_a_topic_that_is_missing_is_said_to_be_lost(

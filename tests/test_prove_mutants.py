@@ -22,6 +22,7 @@ import pytest
 
 from kafka_guarantees.prove.faults import (
     CONNECTIONS,
+    NOBODY,
     WORKERS,
     Aim,
     CallbackErrors,
@@ -228,6 +229,9 @@ class _LostRequest(Fault):
 class _NotLeaderYet(NotLeader):
     """Of producers that begin, since their worker was killed."""
 
+    def __init__(self) -> None:
+        super().__init__(1.0)
+
     def aim(self, dice: random.Random, scene: Scene) -> Aim:
         return Aim("Produce", 4.0, (3, True))
 
@@ -271,11 +275,16 @@ HONEST: Mapping[str, Mapping[str, Any]] = {
             "storm",
             "raising callbacks",
             "churn",
-            "not leader yet",
         ],
         "duration": 14.0,
         "session": 1500,
         "config": {"linger.ms": 300},
+    },
+    "at least once, not leader": {
+        "guarantee": ALO,
+        "faults": ["kill senders", "kill transformers", "not leader yet"],
+        "duration": 12.0,
+        "config": {"batch.num.messages": 1},
     },
     "at least once, slowly": {"guarantee": ALO, "faults": ["slow handlers", "delay", "cut"], "duration": 12.0, "session": 1500},
     "exactly once": {
@@ -325,7 +334,14 @@ def complaining(proof: Proof) -> set[str]:
 
 def settled(name: str, proof: Proof) -> bool:
     """Whether a run says something: a liar was caught; of the honest, that enough happened to say so."""
-    return bool(complaining(proof) & MUTANTS[name].caught_by) if name in MUTANTS else proof.outcome != "inconclusive"
+    if name in MUTANTS:
+        return bool(complaining(proof) & MUTANTS[name].caught_by)
+    return proof.outcome != "inconclusive" and (not name.endswith("not leader") or refused(proof))
+
+
+def refused(proof: Proof) -> bool:
+    """Whether records were refused as by a broker that does not lead their partition."""
+    return any(fault.name == NotLeader.name and fault.detail != NOBODY for fault in proof.faults)
 
 
 def carry_out(name: str, bootstrap: str, make: Callable[[str], Path], seed: int) -> Proof:
@@ -413,6 +429,7 @@ def test_is_caught(name: str, campaign: Mapping[str, Future[Proof]]) -> None:
 def test_is_honest(name: str, campaign: Mapping[str, Future[Proof]]) -> None:
     proof = campaign[name].result()
     assert proof.outcome == "held", told(proof)
+    assert settled(name, proof), told(proof)
 
 
 EACH_PATCHES = """

@@ -299,7 +299,7 @@ def test_a_report_that_was_destroyed_is_not_waited_for_as_long_as_a_record_may_t
     """Y03: an exception out of a signal handler. Nothing is on its way then, and result() waited for delivery.timeout.ms."""
     monkeypatch.setattr(records, "LOST", 0.1)
     server = Server()
-    server.patience = 0.6
+    server.patience = 60.0 if left == 0 else 0.6
 
     def nothing_comes(*_: object) -> int | None:
         time.sleep(0.002)
@@ -314,7 +314,7 @@ def test_a_report_that_was_destroyed_is_not_waited_for_as_long_as_a_record_may_t
     if left != 0:
         assert took >= 0.6, "it may still come"
     else:
-        assert took < 0.6
+        assert took < 30
 
 
 def test_result_does_not_wait_for_what_is_known() -> None:

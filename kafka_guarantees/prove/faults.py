@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WORKERS, BROKERS, CONNECTIONS = "workers", "brokers", "connections"
 AIMED = 0.8  # of the held requests arrive in the next transaction, the others at any time
-FIRST = 0.6  # of the refused requests are of producers that have just begun
+FIRST = 0.6  # of the refused requests are of idempotent producers that have just begun
 NEXT = 2.0  # seconds that the next transaction is waited for
 SLOWEST = 1.4  # times max.poll.interval.ms that a slow handler takes, at most
 ANSWER = 2.0  # seconds that the answer to a late request is waited for
@@ -329,17 +329,20 @@ class DropResponse(_OfRequests):
         return f"{len(started.dropped)} of {', '.join(clients)}" if clients else NOBODY
 
 
+@dataclass(frozen=True)
 class NotLeader(Fault):
-    """The first request of a producer is answered as by a broker that is not the leader yet; the next one is taken (P13).
+    """The first request of a client is answered as by a broker that is not the leader yet; the next one is taken (P13).
 
-    Or one in the middle, as where a partition gets another leader.
+    Or one in the middle, as where a partition gets another leader: ``first`` is the share of the former. Of a producer that is
+    not idempotent nobody knows that it begins.
     """
 
+    first: float
     name, lane, weight = "not-leader", CONNECTIONS, 3
     within = 3.0  # seconds that such a request is waited for
 
     def aim(self, dice: random.Random, scene: Scene) -> Aim:
-        return Aim("Produce", self.within, (dice.choice((1, 1, 3)), dice.random() < FIRST))
+        return Aim("Produce", self.within, (dice.choice((1, 1, 3)), dice.random() < self.first))
 
     def start(self, stage: Stage, aim: Aim) -> Refusing:
         count, beginning = aim.choice
@@ -547,4 +550,6 @@ def fault(text: str, guarantee: str) -> Fault:
         return kind((request,) if request else usual[guarantee])
     if request:
         raise ValueError(f"{name} is not a fault of requests: {text!r} means nothing")
+    if kind is NotLeader:
+        return NotLeader(0.0 if guarantee == "at-most-once" else FIRST)
     return kind()

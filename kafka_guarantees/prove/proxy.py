@@ -209,22 +209,21 @@ class Refusing:
 
     def cancel(self) -> None:
         """Refuse no more."""
-        self._proxy._call(partial(self._proxy._refusing.discard, self))
+        self._proxy._call(partial(self._proxy._refusing.pop, self, None))
 
-    def _take(self, request: Request) -> bool:
-        if not self._left or not _chosen(self._clients, request.client_id):
-            return False
+    def _note(self, request: Request) -> None:
         if request.api == API["InitProducerId"] and self._begun is not None:
             self._begun.add(request.client_id)
-        if request.api != API["Produce"] or not request.answered:
-            return False
+
+    def _wants(self, request: Request) -> bool:
+        begun = self._begun is None or request.client_id in self._begun
+        return self._left > 0 and begun and request.answered and _chosen(self._clients, request.client_id)
+
+    def _take(self, request: Request) -> None:
         if self._begun is not None:
-            if request.client_id not in self._begun:
-                return False
             self._begun.remove(request.client_id)  # and what it has on its way behind this one is taken
         self._left -= 1
         self.refused.append(request)
-        return True
 
 
 class Proxy:
@@ -259,7 +258,7 @@ class Proxy:
         self._delays: list[tuple[float, Clients | None]] = []
         self._holds: list[Held] = []
         self._droppings: list[Dropping] = []
-        self._refusing: set[Refusing] = set()
+        self._refusing: dict[Refusing, None] = {}
         self._requests: Counter[tuple[str, str]] = Counter()
         self._acks: dict[str, set[int]] = {}
         self._not_understood: Counter[str] = Counter()
@@ -412,8 +411,8 @@ class Proxy:
     def refuse_records(self, count: int = 1, *, beginning: bool = False, clients: Clients | None = None) -> Refusing:
         """Answer the next Produces as a broker does that does not lead their partitions. Nothing of them is written.
 
-        The answer waits for another Produce to one of its partitions, for a moment: that one reaches the broker. Produce
-        with acks=0, which has no answer, is not refused.
+        The answer waits for another Produce to one of its partitions that reaches the broker, for a moment. Produce with
+        acks=0, which has no answer, is not refused.
 
         Stands for partitions that get a leader, or another one, while they are produced to: whoever has several requests on
         their way sees the first refused, and the next one taken (P13, confluent-kafka-go 921).
@@ -425,7 +424,7 @@ class Proxy:
             clients: whose.
         """
         refusing = Refusing(self, count, clients, beginning=beginning)
-        self._call(partial(self._refusing.add, refusing))
+        self._call(partial(self._refusing.setdefault, refusing))
         return refusing
 
     def hold(self, apis: Collection[int], seconds: float | None = None, *, clients: Clients | None = None) -> Held:
@@ -738,11 +737,11 @@ class _Link:
                     held._take(request)
                     self._kept = held, request, parcel.frame
                     return
+                if request.acks is not None:
+                    self._proxy._acks.setdefault(request.client_id, set()).add(request.acks)
                 if self._refuses(request, parcel.frame):
                     continue
                 self._proxy._requests[request.client_id, request.name] += 1
-                if request.acks is not None:
-                    self._proxy._acks.setdefault(request.client_id, set()).add(request.acks)
                 if request.answered:
                     self._asked[request.correlation] = request
             with suppress(OSError):  # the answers end too, after those that the broker gave before it closed
@@ -761,18 +760,21 @@ class _Link:
 
     def _refuses(self, request: Request, frame: bytes) -> bool:
         """Whether a request goes no further, and will have an answer of ours; in its turn, as a broker gives it."""
-        taken = [refusing for refusing in self._proxy._refusing if refusing._take(request)]  # all of them hear of it
-        if request.api != API["Produce"] or not (taken or self._patient):
+        for one in self._proxy._refusing:
+            one._note(request)
+        refusing = next((one for one in self._proxy._refusing if one._wants(request)), None)
+        if request.api != API["Produce"] or (refusing is None and not self._patient):
             return False
         try:
             partitions, answer = wire.partitions(frame), wire.not_leader(frame)
         except WireError as exc:
             self._proxy._odd(f"{request.name} v{request.version}", exc)
             return False
-        for correlation in [before for before, waited in self._patient.items() if waited & partitions]:
-            self._lose_patience(correlation)
-        if not taken:
+        if refusing is None:
+            for correlation in [before for before, waited in self._patient.items() if waited & partitions]:
+                self._lose_patience(correlation)
             return False
+        refusing._take(request)
         self._asked[request.correlation] = request
         self._refusals[request.correlation] = answer
         self._patient[request.correlation] = partitions
