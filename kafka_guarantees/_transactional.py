@@ -148,6 +148,7 @@ class TransactionalProducer(Handle):
         self._known: set[str] = set()  # see enqueue()
         self._timed_out = 0  # transactions in a row that the coordinator ended
         self.persists = False  # a run is on, which goes on once the brokers are back, however long that takes
+        self.late_records = False  # the brokers take records behind the end of their transaction
         self.hurry = False  # as if the client was to stop, and had waited for the brokers already
         self.renewals = 0
 
@@ -362,12 +363,12 @@ class TransactionalProducer(Handle):
             )
         if self._state.state in (State.IN_TRANSACTION, State.MUST_ABORT):
             try:
-                if self._all_answered():
+                if self.late_records and not self._all_answered():
+                    self._lose()
+                else:
                     self._state.on(Event.ABORT, time.monotonic())
                     self._end("aborting the transaction", lambda: self.raw.abort_transaction(END))
                     self._aborted()
-                else:
-                    self._lose()
             except (AbortNeeded, InDoubt) as exc:
                 log.warning("%s: a new producer takes over", exc)
                 self._lose()
@@ -382,7 +383,7 @@ class TransactionalProducer(Handle):
 
         A record that arrives behind the end of its transaction is taken by brokers before Kafka 3.6 (KIP-890), and becomes part
         of the next one, which may commit it. They refuse it where a new producer has ended its transaction: what that has them
-        write to the partitions is of another epoch.
+        write to the partitions is of another epoch. (Only there: whoever is fenced hears it from the end that it asks for.)
         """
         self.raw.purge(in_queue=True, in_flight=False)
         until = time.monotonic() + ANSWERS
@@ -657,6 +658,9 @@ class TransactionalProducer(Handle):
         """A record was not written, or nobody has said where: see ``concluded`` (P13)."""
         if error is None:
             self.poison(None)
-        elif error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+        elif error.code() in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):
+            # librdkafka says it also of what was sent by a connection that it closes, since the next request is half sent
+            self._state.soil("records were dropped")
+        else:
             # without its partition: whatever was written of it is aborted, as if it was never sent
             self.poison(delivery_failure(error, message.topic() or "?") if futile(error) else None)

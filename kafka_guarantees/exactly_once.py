@@ -586,6 +586,8 @@ class ExactlyOnce:
     @contextmanager
     def _consuming(self, topics: Sequence[str]) -> Iterator[GroupConsumer]:
         self._preflight.start(topics)
+        for producer in self._in_flight.producers:
+            producer.late_records = self._preflight.late_records
         consumer = None
         try:
             self._in_flight.prepare()  # X24: the last run's transactions are ended before their messages are fetched again

@@ -20,7 +20,6 @@ from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import ExactlyOnce
 from kafka_guarantees._transaction_state import State, TransactionState
-from kafka_guarantees._transactional import TransactionalProducer
 from kafka_guarantees.testing.local_kafka import LocalKafka, RunningKafka
 
 from .conftest import has_open_transaction
@@ -269,14 +268,11 @@ def trusting() -> Iterator[LocalKafka]:
 def test_x01_a_record_that_arrives_behind_the_abort_of_its_transaction(
     trusting: LocalKafka,
     fresh: Callable[[str], str],
-    monkeypatch: pytest.MonkeyPatch,
     *,
     cut: bool,
     hygiene: bool,
 ) -> None:
     """X01: it is refused. Without the rule it becomes part of the next transaction, which commits what was aborted."""
-    if not hygiene:
-        monkeypatch.setattr(TransactionalProducer, "_all_answered", lambda _: True)
     topic, held = fresh("topic"), list[Held]()
     trusting.create_topic(topic)
 
@@ -296,6 +292,7 @@ def test_x01_a_record_that_arrives_behind_the_abort_of_its_transaction(
     with Proxy(trusting.bootstrap) as proxy:
         config = {"bootstrap.servers": proxy.bootstrap, "transactional.id": fresh("tx")}
         with ExactlyOnce(config) as client:
+            client._producer.late_records = hygiene  # what preflight finds when a run starts: see below
             with client.transaction() as tx:
                 tx.produce(topic, b"first")
             proxy.hold_next(PRODUCE, hold)
@@ -310,6 +307,19 @@ def test_x01_a_record_that_arrives_behind_the_abort_of_its_transaction(
             with client.transaction() as tx:
                 tx.produce(topic, b"second")
     assert visible(trusting.bootstrap, topic) == [*([] if hygiene else [b"aborted"]), b"first", b"second"]
+
+
+def test_a_run_finds_out_whether_its_brokers_take_late_records(
+    trusting: LocalKafka, kafka: RunningKafka, fresh: Callable[[str], str]
+) -> None:
+    """By preflight. Where they do not, whoever aborts asks for the end of the transaction, and hears that it is fenced."""
+    for brokers, late in ((trusting, True), (kafka, False)):
+        topic = fresh("topic")
+        brokers.create_topic(topic)
+        config = {"bootstrap.servers": brokers.bootstrap, "transactional.id": fresh("tx"), "group.id": fresh("group")}
+        with ExactlyOnce(config) as client:
+            client.run([topic], lambda _message: None, until_idle=0.1)
+            assert [producer.late_records for producer in client._in_flight.producers] == [late] * 3
 
 
 # -- and nothing else is -----------------------------------------------------------------------------------------------

@@ -133,6 +133,7 @@ def test_what_may_still_be_on_its_way_is_aborted_by_a_new_producer(
 ) -> None:
     """X01: by its epoch brokers before Kafka 3.6 tell what arrives late. Nobody waits for long for an answer."""
     monkeypatch.setattr("kafka_guarantees._transactional.ANSWERS", 0.1)
+    producer.late_records = True
     producer.begin()
     old = producer.raw
     if disturbed:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, get_args
 
 from .asking import preflight
+from .checks import VERIFICATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +37,10 @@ class Preflight:
         dead_letter: topic.
         retention: of the deduplication store or inbox.
 
+    Attributes:
+        late_records: the brokers take records into a transaction that is over, as those before Kafka 3.6 do. Known once a
+            run has started.
+
     Raises:
         ValueError: ``at_start`` is something else.
     """
@@ -55,6 +60,7 @@ class Preflight:
         self._lifecycle = lifecycle
         self._at_start = at_start
         self._looked: set[frozenset[str]] = set()
+        self.late_records = False
 
     def report(self, topics: Sequence[str]) -> PreflightReport:
         """Ask now. See ``AtLeastOnce.preflight``."""
@@ -82,6 +88,7 @@ class Preflight:
             report.raise_if_unsafe()
         if report.cluster_id is not None:
             self._looked.add(frozenset(topics))
+            self.late_records = any(one.check == VERIFICATION for one in report.findings)
         for one in report.findings:
             text = f"preflight: {one.level}: {one}"
             told = ("unsafe", "warning", "unknown") if self._at_start == "raise" else ("unsafe", "warning")
