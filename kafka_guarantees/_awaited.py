@@ -32,11 +32,10 @@ SILENT = 5.0  # seconds without a sign of it until it counts as gone
 
 
 class _One(NamedTuple):
-    """A delivery that is awaited, until ``deadline`` at the latest: no report on it can come then; nor where silence lasts."""
+    """A delivery that is awaited, until ``deadline`` at the latest: no report on it can come then."""
 
     delivery: Delivery
     deadline: float
-    silence: Silence
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[None]
 
@@ -66,7 +65,7 @@ class Awaited:
             RuntimeError: the system has no thread left.
         """
         loop = asyncio.get_running_loop()
-        one = _One(delivery, time.monotonic() + patience + LOST, Silence(), loop, loop.create_future())
+        one = _One(delivery, time.monotonic() + patience + LOST, loop, loop.create_future())
         with self._lock:
             self._ones.append(one)
             gone = time.monotonic() - self._alive > SILENT
@@ -86,6 +85,7 @@ class Awaited:
         return one.future
 
     def _work(self, wait: Wait) -> None:
+        silence = Silence()
         while True:
             with self._lock:
                 self._alive = time.monotonic()
@@ -95,22 +95,24 @@ class Awaited:
             for one in over:
                 one.tell()
             if waiting:
-                self._serve(waiting, wait)
-            elif not more.wait(LINGER):
+                self._serve(waiting, wait, silence)
+            elif more.wait(LINGER):
+                silence = Silence()
+            else:
                 with self._lock:
                     if not self._ones:
                         self._alive = NEVER
                         return
 
-    def _serve(self, waiting: list[_One], wait: Wait) -> None:
+    def _serve(self, waiting: list[_One], wait: Wait, silence: Silence) -> None:
         left = None
         try:
             left = wait(waiting[0].delivery, LOOK)
         except BaseException as error:  # noqa: BLE001 - for those who wait: nobody serves them any more
             self._fail(waiting, error)
-        now = time.monotonic()
+        now, lasts = time.monotonic(), silence.lasts(left)
         for one in waiting:
-            if (one.silence.lasts(left) or now > one.deadline) and not one.delivery.done:
+            if (lasts or now > one.deadline) and not one.delivery.done:
                 one.delivery._lost()
 
     def _fail(self, ones: list[_One], error: BaseException) -> None:

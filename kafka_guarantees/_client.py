@@ -313,11 +313,18 @@ def _check_token(given: object) -> None:
     absent: tuple[Any, ...] = (None, None, "", {})
     token, over, principal, extensions, *more = (*parts, *absent[len(parts) :])
     texts = [token, principal, *extensions, *extensions.values()] if isinstance(extensions, dict) else [None]
-    if more or not isinstance(over, SupportsFloat) or not all(map(_is_c_string, texts)):
+    if more or not _is_number(over) or not all(map(_is_c_string, texts)):
         raise TypeError(
             "oauth_cb returns a tuple of the token and the time.time() when it is over, or of these, a principal and a dict of "
             "extensions; all but the time are str"
         )
+
+
+def _is_number(over: object) -> bool:
+    try:
+        return isinstance(over, SupportsFloat) and float(over) > 0
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _is_c_string(text: object) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import KafkaError, KafkaException
 
 from ._client import Rarely
-from ._group_client import SAFE
+from ._group_client import SAFE, WITHIN
 from ._settings.values import shown_raw
 from .errors import NO_TOPIC, BrokerError, UnsafeConfigError, broker_failure, describe, kafka_error, stops
 
@@ -190,8 +190,9 @@ class Topics:
         return True
 
     def _error(self, topic: str) -> KafkaError | None:
+        within = self._client.within if self._client.joined else WITHIN  # before that no fetch is in the way
         try:
-            metadata = self._client.raw.list_topics(topic, timeout=self._client.within).topics[topic]
+            metadata = self._client.raw.list_topics(topic, timeout=within).topics[topic]
         except KafkaException as exc:
             if self._lifecycle.stopping:
                 return None
