@@ -418,7 +418,8 @@ def test_a_commit_of_a_rebalance_that_arrives_late_is_noticed(scene: Scene) -> N
 def test_the_membership_is_asked_for_before_a_message_is_waited_for(monkeypatch: pytest.MonkeyPatch, meanwhile: str) -> None:
     """Asking takes 0.1 ms, for which the message would wait. After a rebalance, or a freeze, it is asked again (M03)."""
     assignment = Assignment()
-    stub = SimpleNamespace(_assignment=assignment, _problem=None, _callbacks=SimpleNamespace(raise_interrupt=lambda: None))
+    callbacks = SimpleNamespace(raise_interrupt=lambda: None)
+    stub = SimpleNamespace(_assignment=assignment, _problem=None, _callbacks=callbacks, _in_flight=None)
     now, message, calls = [100.0], object(), list[str]()
 
     class Raw:

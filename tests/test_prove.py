@@ -438,7 +438,7 @@ def test_a_worker_that_does_not_end_says_where_it_is(tmp_path: Path) -> None:
 
 def test_what_a_fault_explains_is_no_trouble() -> None:
     """A handler that is made slow twice in a row ends a run, as it should; without that nothing explains it."""
-    batch: Any = SimpleNamespace(fetched=time.monotonic() - 20)
+    batch: Any = SimpleNamespace(served=time.monotonic() - 20)
     message = Message(topic="t", partition=0, offset=5)
     config = {"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "max.poll.interval.ms": 10_000, "session.timeout.ms": 6000}
     failures = Failures(
