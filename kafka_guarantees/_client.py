@@ -322,9 +322,10 @@ def _check_token(given: object) -> None:
 
 def _is_number(over: object) -> bool:
     try:
-        return isinstance(over, SupportsFloat) and float(over) > 0
+        float(over)  # type: ignore[arg-type] # it may be anything
     except (TypeError, ValueError, OverflowError):
         return False
+    return isinstance(over, SupportsFloat)  # a str is none for C
 
 
 def _is_c_string(text: object) -> bool:

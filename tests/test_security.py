@@ -596,6 +596,7 @@ def test_a_provider_of_tokens_that_goes_down_later_is_in_the_log(caplog: pytest.
         ("to\udc80ken", 0.0),
         ("token", "0"),
         ("token", None),
+        ("token", 10**400),
         ("token", 0.0, None),
         ("token", 0.0, "me", None),
         ("token", 0.0, "me", {"a": b"b"}),
