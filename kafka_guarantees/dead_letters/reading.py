@@ -17,6 +17,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
 
 from kafka_guarantees._dead_letters import DeadLetter, marked_by, origin_of
+from kafka_guarantees._preflight.topics import BEFORE, DIFFERENCE, NO_LIMIT
 from kafka_guarantees._settings import check, creation_failure
 from kafka_guarantees._settings.merge import side_of
 from kafka_guarantees._settings.properties import BOTH, canonical
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 ANSWER = 30.0  # seconds without any answer that end the reading
 HOUR = 3_600_000  # milliseconds
-NO_LIMIT = 2**63 - 1  # what brokers say of a limit that is not set
 PATIENCE = 10.0  # seconds that the open transactions of others are waited for
 UNUSED = "kafka-guarantees-dead-letters"  # a group.id is required; nothing is subscribed or committed
 _UNKNOWN = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError.TOPIC_AUTHORIZATION_FAILED)
@@ -173,7 +173,7 @@ def kept_from(settings: Mapping[str, str | None], now: int) -> int:
         return 0
     kept = int(settings.get("retention.ms") or -1)
     removes = kept >= 0 and "delete" in (settings.get("cleanup.policy") or "")
-    before, both = (int(settings.get(f"message.timestamp.{name}.max.ms") or -1) for name in ("before", "difference"))
+    before, both = (int(settings.get(name) or -1) for name in (BEFORE, DIFFERENCE))
     # of brokers before Kafka 4.0 the latter, which those before 3.6 have alone, counts where the former has no limit
     taken = both if both >= 0 and before in (-1, NO_LIMIT) else before
     ages = [age for age, limits in ((kept, removes), (taken, taken >= 0)) if limits]
