@@ -119,7 +119,7 @@ class GroupConsumer:
         strict: bool = False,
     ) -> None:
         self.trail: Trailing | None = None
-        self.idle: Callable[[], None] | None = None
+        self.idle: Callable[[], None] = lambda: None
         self._settings = settings
         self._in_flight = in_flight
         self._lifecycle = lifecycle

@@ -847,7 +847,7 @@ def test_what_is_assigned_anew_with_others_comes_again(made: Callable[..., Group
         return [TopicPartition("t", n, 0 if n == 2 else 5, leader_epoch=7 if n == 1 else -1) for n in sorted(numbers)]
 
     raw.committed = committed
-    polls(member, at(T0, 5), None, at(T0, 5), at(T0, 6))
+    polls(member, at(T0, 5), None, None, at(T0, 5), at(T0, 6))
     batches = member.batches(Pace(1, 60), None, Reading(None, None))
     batch = next(batches)
     member._assignment.owned.add(T2)  # it was assigned without a leader, and has one now
@@ -861,7 +861,7 @@ def test_what_is_assigned_anew_with_others_comes_again(made: Callable[..., Group
 def test_what_is_given_back_comes_again(made: Callable[..., GroupConsumer], *, at_once: bool) -> None:
     """While it is in hand, or behind it: it was not handled, or its transaction was aborted."""
     member = made(in_flight=Flights())
-    polls(member, at(T0, 5), None, at(T0, 5))
+    polls(member, at(T0, 5), None, None, at(T0, 5))
     batches = member.batches(Pace(1, 60), None, Reading(None, None))
     batch = next(batches)
     if at_once:
@@ -899,7 +899,6 @@ def test_more_messages_are_not_waited_for_while_others_wait_for_a_place(member: 
 
 def test_a_batch_that_waited_for_more_is_held_by_the_membership_of_now(member: GroupConsumer) -> None:
     """X03: brokers refuse the offsets of a generation that is over."""
-    member.idle = lambda: None
 
     def later() -> None:
         member.raw.metadata = metadata(2)
