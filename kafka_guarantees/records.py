@@ -285,20 +285,33 @@ class Delivery:
 
     Attributes:
         topic: where the record went.
-        partition: its partition, once acknowledged.
-        offset: its offset, once acknowledged.
-        done: True once the outcome is known.
     """
 
-    __slots__ = ("_asked", "_failure", "_producer", "done", "offset", "partition", "topic")
+    __slots__ = ("_asked", "_outcome", "_producer", "topic")  # few: the garbage collector looks at each, several times
 
     def __init__(self, topic: str, producer: _Server) -> None:
         self.topic = topic
-        self.partition: int | None = None
-        self.offset: int | None = None
-        self.done = False
-        self._failure: KafkaGuaranteesError | None = None
         self._producer = producer
+        self._outcome: tuple[int | None, int] | KafkaGuaranteesError | None = None  # partition and offset, or why not
+
+    @property
+    def done(self) -> bool:
+        """Whether the outcome is known."""
+        return self._outcome is not None
+
+    @property
+    def partition(self) -> int | None:
+        """The partition of the record, once it is acknowledged."""
+        return self._outcome[0] if isinstance(self._outcome, tuple) else None
+
+    @property
+    def offset(self) -> int | None:
+        """The offset of the record, once it is acknowledged."""
+        return self._outcome[1] if isinstance(self._outcome, tuple) else None
+
+    @property
+    def _failure(self) -> KafkaGuaranteesError | None:
+        return self._outcome if isinstance(self._outcome, Exception) else None
 
     def result(self, timeout: float | None = None) -> Self:
         """Wait until the record is acknowledged by the brokers, and return this delivery. Meanwhile nothing lingers.
@@ -328,9 +341,10 @@ class Delivery:
                 )
             if silence.lasts(self._producer.wait_for(self, left)) and not self.done:
                 self._lost()
-        if self._failure is not None:
+        failure = self._failure
+        if failure is not None:
             self._producer.looked_at(self)
-            raise self._failure
+            raise failure
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -361,15 +375,13 @@ class Delivery:
         if offset is None:
             self._fail(concluded(self.topic, message.partition()))
             return
-        self.partition = message.partition()
-        self.offset = offset
-        self.done = True
+        self._outcome = message.partition(), offset
         self._producer.unacknowledged.discard(self)  # last: an exception out of a signal handler leaves it there
 
     def _fail(self, failure: KafkaGuaranteesError) -> None:
-        self._failure = failure
+        self._producer.failed = True  # before and after: who lists failures meanwhile has taken the hint away
+        self._outcome = failure
         self._producer.failed = True
-        self.done = True
 
     def _lost(self) -> None:
         """No report will come: an exception out of a signal handler destroyed it."""

@@ -396,7 +396,7 @@ def alo_says_acknowledged_at_once() -> None:
         value, key, headers, partition, timestamp, _timeout = parts
         delivery = Delivery(topic, self)
         self.send(Record(topic, value, key, headers=headers, partition=partition, timestamp=timestamp))
-        delivery.done = True
+        delivery._outcome = None, 0
         return delivery
 
 
@@ -723,7 +723,7 @@ def alo_believes_what_is_concluded() -> None:
     @instead(Delivery, "__call__")
     def _(original: Any, self: Any, error: Any, message: Any) -> None:
         if error is None and message.offset() is None:
-            self.partition, self.offset, self.done = message.partition(), 0, True
+            self._outcome = message.partition(), 0
         else:
             original(self, error, message)
 

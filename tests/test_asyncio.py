@@ -244,6 +244,11 @@ async def _wait_for(delivery: Delivery, seconds: float) -> None:
     await asyncio.wait_for(delivery, seconds)
 
 
+def acknowledge(delivery: Delivery) -> None:
+    """What librdkafka does once a record is written."""
+    delivery._outcome = 0, 0
+
+
 class Server:
     """What a delivery needs of a producer, and no more."""
 
@@ -308,7 +313,7 @@ def test_a_loop_that_is_gone_harms_nobody() -> None:
     asyncio.run(abandon())
 
     async def main() -> None:
-        server.settle = lambda: setattr(other, "done", True)
+        server.settle = lambda: acknowledge(other)
         await other
 
     asyncio.run(main())
@@ -320,7 +325,7 @@ def test_a_delivery_that_is_done_needs_no_event_loop() -> None:
     """It answers at once."""
     server = Server()
     delivery = Delivery("t", server)
-    delivery.done = True
+    acknowledge(delivery)
     with pytest.raises(StopIteration) as answer:
         next(iter(delivery.__await__()))
     assert answer.value.value is delivery
@@ -332,7 +337,7 @@ def test_who_is_done_meanwhile_hears_nothing_of_an_error() -> None:
     server = Server()
     server.error = BrokerError("closed")
     delivery = Delivery("t", server)
-    server.settle = lambda: setattr(delivery, "done", True)
+    server.settle = lambda: acknowledge(delivery)
 
     async def main() -> Delivery:
         return await delivery
@@ -355,7 +360,7 @@ def test_a_system_without_threads_leaves_nobody_waiting(monkeypatch: pytest.Monk
         patched.setattr("kafka_guarantees._awaited._thread.start_new_thread", none_left)
         asyncio.run(main())
     delivery = Delivery("t", server)
-    server.settle = lambda: setattr(delivery, "done", True)
+    server.settle = lambda: acknowledge(delivery)
     asyncio.run(_wait_for(delivery, 10))
 
 
@@ -372,7 +377,8 @@ def test_a_thread_that_is_gone_is_replaced(monkeypatch: pytest.MonkeyPatch) -> N
             await asyncio.sleep(0.3)
 
         def settle_both() -> None:
-            one.done = two.done = True
+            acknowledge(one)
+            acknowledge(two)
 
         server.settle = settle_both
         await asyncio.gather(first, _wait_for(two, 10))
