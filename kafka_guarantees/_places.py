@@ -78,6 +78,7 @@ class Places:
         self._once = once
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
+        self._kept: set[Partition] = set()  # had one, which has gone, and are where the store has them
         self._undecided: set[Partition] = set()  # read from the end, once that is decided, while they have no offset
         self._begun: dict[Partition, str] = {}  # what was said with starts of ours, and is said on for a while
         self._told: set[tuple[str, int, int]] = set()  # offsets of the group that do not count, and of which that was said
@@ -89,7 +90,9 @@ class Places:
 
     def note(self, committed: Iterable[TopicPartition]) -> None:
         """Something was committed of these partitions: from now on it is lost if there is nothing."""
-        self._seen.update((place.topic, place.partition) for place in committed)
+        partitions = {(place.topic, place.partition) for place in committed}
+        self._seen |= partitions
+        self._kept -= partitions
 
     def of(
         self, partitions: Iterable[Partition], ask: Ask, commit: Callable[[list[TopicPartition]], None]
@@ -144,7 +147,7 @@ class Places:
 
         To a reader of what is committed a partition seems to end where a transaction is open, too.
         """
-        wanted = [TopicPartition(*partition) for partition in partitions if partition in self._seen]
+        wanted = [TopicPartition(*partition) for partition in partitions if partition in self._seen - self._kept]
         found: list[TopicPartition] = ask(lambda raw, within: raw.committed(wanted, within)) if wanted else []
         known = [place for place in found if place.error is None]
         here = [place for place in known if place.offset >= 0]
@@ -170,6 +173,7 @@ class Places:
     def _stored_or(self, committed: list[TopicPartition], stored: Stored, ask: Ask) -> list[TopicPartition]:
         """The offsets that are stored beside the effects, and the group's where nothing was ever stored."""
         offsets = stored.offsets((place.topic, place.partition) for place in committed)
+        self._kept |= {(p.topic, p.partition) for p in committed if p.offset < 0} & self._seen & offsets.keys()
         # the epoch is not stored; the group has it with the same offset, where a run has ended in order
         epochs = {(place.topic, place.partition, place.offset): epoch_of(place) for place in committed}
         found = [TopicPartition(*p, offset, leader_epoch=epochs.get((*p, offset), -1)) for p, offset in offsets.items()]

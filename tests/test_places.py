@@ -248,6 +248,25 @@ def test_what_is_stored_beside_the_effects_counts_more() -> None:
     assert of(places, brokers, 0, 1, 2) == {0: 40, 1: 43, 2: 10}
 
 
+def test_an_offset_that_is_gone_is_asked_for_once_where_the_store_has_it() -> None:
+    """Else each look puts its partition right again, and with ``until_idle`` a run would never be at its end."""
+    brokers, places = Brokers(p0=42, p1=42), Places("g", "earliest")
+    places.stored = Stored(lambda _partitions: {("t", 0): 42}, MARK)
+    both = {("t", 0), ("t", 1)}
+
+    def vanished() -> set[Partition]:
+        return places.vanished(both, brokers.ask)[0]
+
+    of(places, brokers, 0, 1)
+    assert not vanished()
+    brokers.offsets.clear()
+    assert vanished() == both
+    assert of(places, brokers, 0) == {0: 42}
+    assert vanished() == {("t", 1)}
+    places.note([TopicPartition("t", 0, 43)])  # committed for show, behind the next message
+    assert vanished() == both
+
+
 def test_a_store_that_knows_less_than_the_group_or_more_than_the_topic_ends_the_run() -> None:
     """It is another database, or records are gone that were handled."""
     brokers, places = Brokers(p0=42), Places("g", "earliest")
