@@ -47,6 +47,7 @@ log = logging.getLogger("kafka_guarantees")
 
 WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
 RELEASED = 1.0  # seconds until a new member asks again for a group.instance.id that the last one has not given back
+UNHEARD = 30.0  # seconds without an answer of the group, until that is said, and said again
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
 
 
@@ -132,6 +133,7 @@ class GroupConsumer:
         self._stray = ""  # why something that was committed may still be on its way
         self._fenced_from = 0.0  # an id that is not given back by then, once it was asked for, is somebody else's
         self._told = False  # that such an id is asked for again
+        self._heard = time.monotonic()  # when the group was heard last, or that it is not was said
         self._looked = 0  # how many rebalances there had been when shares() was asked last
         self._resumed = 0  # the same, when all that does not rest was resumed last
         self._over = False  # librdkafka has a fatal error, and commits nothing any more; the next poll tells which
@@ -180,6 +182,7 @@ class GroupConsumer:
                 return
             if batch is None and not self._assignment.owned:
                 self._topics.nothing_comes()
+                self._say_unheard()
             if batch is not None and self._in_flight is not None:
                 # librdkafka 2.16 gives a portion once more, though nobody sought it, where the group stops its partition, which
                 # stays, in the moment in which that is given out: it goes on where it has noted that the client is
@@ -199,6 +202,19 @@ class GroupConsumer:
                 elif time.monotonic() - last >= until_idle:
                     self._done = f"nothing came for {until_idle:g} s"
                     return
+
+    def _say_unheard(self) -> None:
+        """Say now and then that the group does not let this member in. librdkafka waits without a word, perhaps for ever."""
+        now, member = time.monotonic(), self.membership()
+        if member.active and member.generation > 0:  # with KIP-848 it is 0 before the first answer
+            self._heard = now
+        elif now - self._heard > UNHEARD:
+            self._heard = now
+            log.warning(
+                "group %r has not let this member in for %.0f s: nothing is consumed meanwhile",
+                self._settings.group_id,
+                UNHEARD,
+            )
 
     @staticmethod
     def without_repeats(batch: Batch, marks: Mapping[Partition, int], but: str = "") -> Sequence[Message]:

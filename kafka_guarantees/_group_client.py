@@ -14,11 +14,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import Consumer, KafkaError, KafkaException
 
 from ._client import Caller, Handle
 from ._offsets import membership
-from .errors import BrokerError
+from .errors import BrokerError, kafka_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -132,6 +132,8 @@ class GroupClient(Handle):
                 self._give_back(given_up)
             self._caller.call(self.raw.close, given_up, "leaving the group")
         except (BrokerError, KafkaException, RuntimeError) as exc:
+            if isinstance(exc, KafkaException) and kafka_error(exc).code() == KafkaError._FATAL:
+                level = logging.INFO  # what that is has been raised, or was when the poll before told of it
             log.log(level, "%s The group gives the partitions to others when the session ends.", exc)
         finally:
             self.let_go()

@@ -368,6 +368,21 @@ def test_a_member_does_not_wait_for_ever_to_leave(
     over.set()
 
 
+@pytest.mark.parametrize(("code", "level"), [(KafkaError._FATAL, "INFO"), (KafkaError._STATE, "WARNING")])
+def test_a_member_that_cannot_leave_any_more_is_no_news(
+    member: GroupConsumer, caplog: pytest.LogCaptureFixture, code: int, level: str
+) -> None:
+    """Librdkafka refuses everything after a fatal error, and that was raised: "look at the brokers" would mislead."""
+
+    def refused() -> None:
+        raise KafkaException(KafkaError(code))
+
+    member.raw.unsubscribe = refused
+    with caplog.at_level("INFO"):
+        member.close()
+    assert [r.levelname for r in caplog.records if "gives the partitions to others" in r.getMessage()] == [level]
+
+
 def test_nothing_is_fetched_by_a_member_that_leaves(member: GroupConsumer) -> None:
     """What it is assigned in that moment is revoked in the next. To ask where that goes on would hold up the whole group."""
     raw = member.raw
@@ -684,6 +699,30 @@ def polls(member: GroupConsumer, *comes: Message | Callable[[], object] | None) 
 def offsets_of(member: GroupConsumer, until_idle: float) -> list[int | None]:
     """Of what comes, one message in each batch."""
     return [batch.messages[0].offset() for batch in member.batches(Pace(1, 60), until_idle, Reading(None, None))]
+
+
+@pytest.mark.parametrize(("generation", "said"), [(-1, 2), (0, 2), (1, 0)], ids=["no answer", "none with KIP-848", "heard"])
+def test_a_group_that_lets_nobody_in_is_heard_of(
+    member: GroupConsumer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    generation: int,
+    said: int,
+) -> None:
+    """Brokers before 4.0 never answer a member of KIP-848, and librdkafka says nothing. A member without partitions is well."""
+    clock = Clock()
+    monkeypatch.setattr("kafka_guarantees._consumer.time", clock)
+    member._heard = clock.now
+    member.raw.rebalance("revoke", T0, T1)()
+    member.raw.metadata = metadata(generation)
+
+    def passes() -> None:
+        clock.now += 20
+
+    polls(member, *[None, passes] * 5)
+    with caplog.at_level("WARNING"):
+        assert not offsets_of(member, LONG)
+    assert caplog.text.count("has not let this member in for 30 s") == said
 
 
 @pytest.mark.parametrize("seconds", [0.0, LONG])
