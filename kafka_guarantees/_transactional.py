@@ -9,7 +9,6 @@ Rules. Those of ``_transaction_state.py``, which decides what is legal and what 
 from __future__ import annotations
 
 import logging
-import re
 import time
 import weakref
 from dataclasses import replace
@@ -22,6 +21,7 @@ from ._client import LOOK, Abandoned, Callbacks, Caller, Handle
 from ._enqueue import AS_IT_IS, SLICE, QueueFull, checked_headers, enqueue, not_a_topic
 from ._producer import introduced, warn_unclosed
 from ._transaction_state import NOT_SENT, Event, State, TransactionState, Verdict, judge
+from ._watch import Watch
 from .errors import (
     FENCED,
     BrokerError,
@@ -63,54 +63,6 @@ class AbortNeeded(Exception):
 
 class InDoubt(Exception):
     """Whether the transaction was committed is unknown. Recover, and let the committed offsets decide."""
-
-
-# A connection that failed while it was up may still carry a request of ours; one that never came up cannot, nor can that to an
-# address of bootstrap.servers, which is let go as soon as the brokers have said who they are (debug=broker tells of it). One
-# that logs in may have been up: it does so again (KIP-368). And what is said of one behind its handshake, librdkafka leaves out
-# where it would say it again of one that is up.
-_HARMLESS = re.compile(
-    r"in state (INIT|DOWN|TRY_CONNECT|CONNECT|SSL_HANDSHAKE)\b"
-    r"|/bootstrap: (Decommissioning|.*in state (APIVERSION_QUERY|AUTH_))"
-)
-_REFUSED = re.compile(r'ADDPARTS .*Failed to add partition "([^"]+)" .*Topic authorization failed')
-_DISTURBED = re.compile(r"\b(FAIL|REQTMOUT|ERROR|DISCONNECT)\b|[Dd]isconnected|closed|timed out")
-
-
-class _Watch:
-    """Reads from librdkafka's log and errors whether a request may have gone astray (X01 b).
-
-    error_cb alone does not hear of ordinary disconnects. librdkafka leaves out a line that is identical to the last one of
-    the same broker within 30 s, whatever the state of the connection was: the first one must have made the producer dirty.
-    """
-
-    def __init__(self, state: TransactionState, logger: logging.Logger, error_cb: Callable[[KafkaError], None]) -> None:
-        self._state = state
-        self._logger = logger
-        self._error_cb = error_cb
-        self.refused: str | None = None  # a topic that may not be written to: the error of the transaction does not name it
-
-    def log(self, level: int, text: str, *args: str) -> None:
-        """Take one line, as (facility, client, line). Never raises: it is called from C."""
-        try:
-            self._read(f"{args[0]} {args[-1]}")
-            self._logger.log(level, text, *args)
-        except BaseException:  # noqa: BLE001 - also an exception out of a signal handler
-            self._state.soil("a log line that could not be read")
-
-    def error(self, error: KafkaError) -> None:
-        """Take one error. Never raises either."""
-        try:
-            self._read(f"ERROR {error.str()}")
-            self._error_cb(error)
-        except BaseException:  # noqa: BLE001 - as above
-            self._state.soil("an error that could not be read")
-
-    def _read(self, line: str) -> None:
-        if refused := _REFUSED.search(line):
-            self.refused = refused[1]
-        if _DISTURBED.search(line) and not _HARMLESS.search(line):
-            self._state.soil(line)
 
 
 def turns(settings: Settings, count: int) -> list[Settings]:
@@ -579,7 +531,7 @@ class TransactionalProducer(Handle):
     def _make(self) -> None:
         state = TransactionState()
         callbacks = self._callbacks.of(self._settings.callbacks)
-        self._watch = watch = _Watch(state, callbacks["logger"], callbacks["error_cb"])
+        self._watch = watch = Watch(state, callbacks["logger"], callbacks["error_cb"])
         not_delivered = self._callbacks.shim("on_delivery", self._not_delivered)
 
         def delivered(error: KafkaError | None, message: Message) -> None:

@@ -48,7 +48,7 @@ FLOORS: list[set[str]] = [
         "_turns",
         "_awaited",
     },
-    {"_places", "_assignment", "_batch"},
+    {"_places", "_assignment", "_batch", "_watch"},
     {"_group_client", "_offset_expiry", "_vanished"},
     {"_topics", "_positions"},
     {"_events"},

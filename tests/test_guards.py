@@ -28,7 +28,8 @@ from kafka_guarantees._recognition.portions import Portions
 from kafka_guarantees._serialization import Reading
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._transaction_state import TransactionState
-from kafka_guarantees._transactional import AbortNeeded, TransactionalProducer, _Watch
+from kafka_guarantees._transactional import AbortNeeded, TransactionalProducer
+from kafka_guarantees._watch import Watch
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteInbox, position
 from kafka_guarantees.dedup.contract import Entry, Source
 
@@ -535,7 +536,7 @@ def test_a_log_line_that_could_not_be_read_counts_as_a_disturbance(broken: str) 
         raise KeyboardInterrupt
 
     state = TransactionState()
-    watch = _Watch(state, SimpleNamespace(log=interrupted), interrupted)  # type: ignore[arg-type] # what it needs of a logger
+    watch = Watch(state, SimpleNamespace(log=interrupted), interrupted)  # type: ignore[arg-type] # what it needs of a logger
     if broken == "log":
         watch.log(7, "%s", "STATE", "rdkafka#producer-1", "all is well")
     else:
