@@ -164,10 +164,11 @@ def test_a_blacklist_does_not_open_kafkas_own_topics(guarantee: Guarantee, mine:
 def test_every_preset_reaches_its_side_and_is_explained(guarantee: Guarantee) -> None:
     """What the table says is what the clients get and what explain() shows."""
     result = resolved(guarantee, minimal(guarantee))
-    for preset in (p for p in PRESETS if guarantee in p.guarantees):
-        sides = {"producer": result.producer, "consumer": result.consumer}
-        for side, config in sides.items():
-            assert (preset.setting in config) == (preset.side in {side, "both"})
+    rows = [p for p in PRESETS if guarantee in p.guarantees]
+    for preset in rows:
+        reached = {p.side for p in rows if p.setting == preset.setting}  # the sides may have rows of their own
+        for side, config in {"producer": result.producer, "consumer": result.consumer}.items():
+            assert (preset.setting in config) == (not reached.isdisjoint({side, "both"}))
         assert row(explain(guarantee, minimal(guarantee)), preset.setting, preset.side).why == preset.why
 
 
@@ -187,6 +188,7 @@ _CONSUMER = {
     "auto.offset.reset": "error",
     "allow.auto.create.topics": "false",
     "heartbeat.interval.ms": 3_000,
+    "socket.timeout.ms": 30_000,
     "fetch.wait.max.ms": 100,
     "fetch.queue.backoff.ms": 2,
     "queued.max.messages.kbytes": 32_768,
@@ -197,7 +199,14 @@ _CONSUMER = {
 _COMMITTED = {"isolation.level": "read_committed", "check.crcs": "true"}
 WHOLE = {
     AMO: (
-        {**_PRODUCER, "acks": 0, "retries": 0, "enable.idempotence": "false", "delivery.report.only.error": True},
+        {
+            **_PRODUCER,
+            "acks": 0,
+            "retries": 0,
+            "enable.idempotence": "false",
+            "delivery.report.only.error": True,
+            "socket.timeout.ms": 30_000,
+        },
         {**_CONSUMER, "retry.backoff.ms": 500},
     ),
     ALO: (
@@ -206,6 +215,7 @@ WHOLE = {
             **_IDEMPOTENT,
             "retry.backoff.ms": 100,
             "delivery.timeout.ms": 120_000,
+            "socket.timeout.ms": 30_000,
             "delivery.report.only.error": False,
             "linger.ms": 100,
             "topic.metadata.propagation.max.ms": 5_000,
@@ -690,12 +700,21 @@ def test_timeouts_must_fit_each_other(
 
 @pytest.mark.parametrize("timeout", [1_000, 5_000, 15_000, 60_000, 250_000])
 def test_the_timeouts_follow_the_transaction(timeout: int) -> None:
-    """P16: whatever transaction.timeout.ms is, the presets fit it; the consumer keeps its own socket timeout."""
+    """P16: whatever transaction.timeout.ms is, the presets fit it; the consumer has its own socket timeout."""
     result = resolved(EOS, minimal(EOS, transaction__timeout__ms=timeout))
     assert result.producer["socket.timeout.ms"] == min(10_000, timeout - 100)
     assert result.producer["delivery.timeout.ms"] == min(120_000, timeout)
-    assert "socket.timeout.ms" not in result.consumer
+    assert result.consumer["socket.timeout.ms"] == 30_000
     assert result.transaction_timeout == timeout / 1000
+
+
+def test_a_timeout_of_the_users_is_that_of_both_sides() -> None:
+    """Also where they have presets of their own; and it is explained once."""
+    given = minimal(EOS, socket__timeout__ms=9_000)
+    result = resolved(EOS, given)
+    assert result.producer["socket.timeout.ms"] == result.consumer["socket.timeout.ms"] == 9_000
+    assert [r.side for r in explain(EOS, given).rows if r.setting == "socket.timeout.ms"] == ["both"]
+    assert {r.side for r in explain(EOS, minimal(EOS)).rows if r.setting == "socket.timeout.ms"} == {"producer", "consumer"}
 
 
 @pytest.mark.parametrize(

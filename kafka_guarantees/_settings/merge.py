@@ -160,7 +160,11 @@ class _Merged:
         self.given = {name: entry.value for name, entry in self.spelled.items()}
         self.kip_848 = self.given.get("group.protocol", _DEFAULTS["group.protocol"]) == "consumer"
         elsewhere = BROKERS_WITH_KIP_848 if self.kip_848 else ()
-        self.presets = {r.setting: r for r in PRESETS if guarantee in r.guarantees and r.setting not in elsewhere}
+        rows = [r for r in PRESETS if guarantee in r.guarantees and r.setting not in elsewhere]
+        self.presets: dict[str, Preset] = {}
+        for row in rows:
+            self.presets.setdefault(row.setting, row)
+        self.beside = [row for row in rows if row is not self.presets[row.setting]]  # of the other side, where it has its own
         self.set = {name: self._preset_value(row) for name, row in self.presets.items()}
         for name in self.presets.keys() & self.given.keys():
             if self.presets[name].kind is Kind.ADDED:
@@ -244,6 +248,7 @@ class _Merged:
         marked = {row.setting: row.costs for row in self.weaker}
         rows = [
             *(self._preset_row(row, marked) for row in self.presets.values()),
+            *(self._beside_row(row) for row in self.beside if row.setting not in self.given),
             *self._position_rows(),
             *(self._user_row(name, marked) for name in self.given if name not in self.presets),
             *self._default_rows(),
@@ -314,7 +319,8 @@ class _Merged:
     def _side(self, side: str) -> dict[str, object]:
         presets = {name: value for name, value in self.set.items() if self.presets[name].side in {side, BOTH}}
         given = {name: value for name, value in self.given.items() if side_of(name) in {side, BOTH}}
-        return {**presets, **given}
+        beside = {row.setting: self._preset_value(row) for row in self.beside if row.side == side}
+        return {**presets, **beside, **given}
 
     def _preset_row(self, row: Preset, marked: Mapping[str, str]) -> Row:
         name = row.setting
@@ -323,6 +329,9 @@ class _Merged:
         if name in self.given:
             return self._user_row(name, marked)
         return Row(name, shown(name, self.set[name]), BY_GUARANTEE, row.side, row.why)
+
+    def _beside_row(self, row: Preset) -> Row:
+        return Row(row.setting, shown(row.setting, self._preset_value(row)), BY_GUARANTEE, row.side, row.why)
 
     def _user_row(self, name: str, marked: Mapping[str, str]) -> Row:
         why = marked.get(name) or (self.presets[name].why if name in self.presets else NOTABLE.get(name, ""))
@@ -353,7 +362,8 @@ class _Merged:
         if name not in self.presets:
             return [whole]
         preset = self.presets[name].side
-        return [] if preset == whole else [CONSUMER if preset == PRODUCER else PRODUCER]
+        beside = any(row.setting == name for row in self.beside)
+        return [] if preset == whole or beside else [CONSUMER if preset == PRODUCER else PRODUCER]
 
 
 class _Given(NamedTuple):

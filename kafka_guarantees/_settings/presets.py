@@ -43,6 +43,8 @@ MAX_RETRIES = 2**31 - 1
 TRANSACTION_TIMEOUT_MS = 15_000
 _DELIVERY_TIMEOUT_MS = 120_000
 _SOCKET_TIMEOUT_MS = 10_000
+_REQUEST_TIMEOUT_MS = 30_000  # as Kafka's own clients have it
+_FROZEN = "a broker that stands still holds up what it led for so long, though there is a new leader"
 _SESSION_MS = 45_000  # librdkafka's default
 _HEARTBEAT_MS = 3_000  # likewise
 SOCKET_MARGIN_MS = 100  # librdkafka's CONFIGURATION.md: socket.timeout.ms at least this much below transaction.timeout.ms
@@ -229,6 +231,8 @@ PRESETS = (
         "a request must be given up before its transaction times out",
         "P16",
     ),
+    Preset(AMO + ALO, "socket.timeout.ms", _REQUEST_TIMEOUT_MS, Kind.DEFAULT, BOTH, _FROZEN, "docs/operations.md"),
+    Preset(EOS, "socket.timeout.ms", _REQUEST_TIMEOUT_MS, Kind.DEFAULT, CONSUMER, _FROZEN, "docs/operations.md"),
     Preset(
         AMO,
         "delivery.report.only.error",
