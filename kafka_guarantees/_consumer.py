@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -49,6 +50,7 @@ WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop 
 RELEASED = 1.0  # seconds until a new member asks again for a group.instance.id that the last one has not given back
 UNHEARD = 30.0  # seconds without an answer of the group, until that is said, and said again
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
+RECENT = 3  # commits by which the next one is judged
 
 
 def sent_twice(seconds: float, recent: Collection[float], backoff: float) -> bool:
@@ -106,6 +108,9 @@ class GroupConsumer:
     Attributes:
         trail: hears of the answers to commits, and of what happens meanwhile.
         idle: is called before a message is waited for.
+        recent: how long the last calls of ``commit`` took, in seconds.
+        stray: why something that was committed may still be on its way. Where ``strict``, a new member takes over with the
+            next fetch, before another message is handed out.
     """
 
     def __init__(
@@ -121,6 +126,8 @@ class GroupConsumer:
     ) -> None:
         self.trail: Trailing | None = None
         self.idle: Callable[[], None] = lambda: None
+        self.recent: deque[float] = deque(maxlen=RECENT)
+        self.stray = ""
         self._settings = settings
         self._in_flight = in_flight
         self._lifecycle = lifecycle
@@ -130,7 +137,6 @@ class GroupConsumer:
         self._strict = strict
         self._done = ""  # why there are no more batches, where nobody stops
         self._took_over = False  # whether a member before this one has left the group
-        self._stray = ""  # why something that was committed may still be on its way
         self._fenced_from = 0.0  # an id that is not given back by then, once it was asked for, is somebody else's
         self._told = False  # that such an id is asked for again
         self._heard = time.monotonic()  # when the group was heard last, or that it is not was said
@@ -307,7 +313,7 @@ class GroupConsumer:
 
     def _must_ask(self) -> bool:
         """Whether the brokers are to be asked where to go on, or the group to be joined anew."""
-        return bool(self._stray) or self._assignment.unsettled(time.monotonic())
+        return bool(self.stray) or self._assignment.unsettled(time.monotonic())
 
     def _put_right(self) -> bool:
         """Do what is due before messages are taken. False: a call got no answer, in a client that stops."""
@@ -320,7 +326,7 @@ class GroupConsumer:
             self._find_places()
         if self._assignment.owned and self._refresh.due and not self.gone_silent:
             self._settle_all()
-            self._refresh.commit(self._assignment.fetched, self.membership, self._positions.asked, self._commit_places)
+            self._refresh.commit(self._assignment.fetched, self.membership, self._positions.asked, self._commit)
         if self._vanished.due and not self.gone_silent:
             quiet = self._assignment.fetched & self._assignment.awake
             self.unplace(self._vanished.look(self.raw, quiet, self._positions.asked))
@@ -331,9 +337,9 @@ class GroupConsumer:
         moved = self._find_places(messages)
         if self.gone_silent:
             return []
-        if self._stray:  # what is dropped comes again: nothing is handed out before another member has taken over
-            if not self._assignment.unsettled(time.monotonic()):
-                self.rejoin(self._stray)
+        if self.stray:  # what is dropped comes again: nothing is handed out before another member has taken over
+            if not (self._assignment.unsettled(time.monotonic()) or self._lifecycle.stopping):
+                self.rejoin(self.stray)
             return []
         return [m for m in messages if (m.topic(), m.partition()) not in moved]
 
@@ -503,9 +509,9 @@ class GroupConsumer:
             BrokerError: at least one was not committed, or that is unknown.
             AuthorizationError: no right to.
         """
-        places = self._places.marked(offsets)
+        places, began = self._places.marked(offsets), time.monotonic()
         try:
-            self._commit(places)
+            self._commit(places, self.recent)
         except KafkaException as exc:
             error, left = kafka_error(exc), places
             if error.code() in NO_TOPIC and not self._strict:
@@ -515,6 +521,8 @@ class GroupConsumer:
                 raise self._not_committed(error, places) from exc
             if left:
                 self.commit(left)
+        else:
+            self.recent.append(time.monotonic() - began)
 
     def send_commit(self, offsets: list[TopicPartition]) -> None:
         """Commit, and do not wait: a later poll tells ``trail`` of the answer.
@@ -546,31 +554,28 @@ class GroupConsumer:
             group=self._settings.group_id,
         )
 
-    def _commit(self, offsets: list[TopicPartition]) -> None:
-        self._check_commit(
-            self._client.call(lambda: self.raw.commit(offsets=offsets, asynchronous=False), "committing offsets")
-        )
+    def _commit(self, offsets: list[TopicPartition], recent: Collection[float] = ()) -> None:
+        """Commit, and note whether that may still be on its way. ``recent``: seconds that an answer took lately."""
+        began = time.monotonic()
+        try:
+            self._check_commit(
+                self._client.call(lambda: self.raw.commit(offsets=offsets, asynchronous=False), "committing offsets")
+            )
+        except BaseException as exc:
+            refused = isinstance(exc, KafkaException) and kafka_error(exc).code() in NOT_TAKEN
+            if self._strict and not refused:
+                self.stray = "it is not known whether offsets were committed"
+            raise
+        finally:
+            seconds = time.monotonic() - began
+            if self._strict and sent_twice(seconds, recent, self._settings.retry_backoff):
+                self.stray = f"committing offsets took {seconds:.1f} s: the first try may still be on its way"
 
     def _check_commit(self, answer: list[TopicPartition]) -> None:
         for partition in answer:
             if partition.error is not None:
                 raise KafkaException(partition.error)
         self._places.note(answer)
-
-    def _commit_places(self, places: list[TopicPartition], usual: float = 0.0) -> None:
-        """Commit where partitions begin, by a decision of ours, or where they are; ``usual``: seconds that an answer takes."""
-        began = time.monotonic()
-        try:
-            self._commit(places)
-        except BaseException as exc:
-            refused = isinstance(exc, KafkaException) and kafka_error(exc).code() in NOT_TAKEN
-            if self._strict and not refused:
-                self._stray = "it is not known whether offsets were committed"
-            raise
-        finally:
-            seconds = time.monotonic() - began
-            if self._strict and sent_twice(seconds, (usual,), self._settings.retry_backoff):
-                self._stray = f"committing offsets took {seconds:.1f} s: the first try may still be on its way"
 
     # -- going back ---------------------------------------------------------------------------------------------------
 
@@ -593,7 +598,7 @@ class GroupConsumer:
     def _find_places(self, messages: Iterable[Message] = ()) -> set[Partition]:
         """Put right what is to be fetched from elsewhere. Returns what comes again: see ``Positions.find``."""
         self._settle_all()
-        return self._positions.find(self._commit_places, messages)
+        return self._positions.find(self._commit, messages)
 
     def _settle_all(self) -> None:
         """Wait for the end of what is on its way: the brokers would name a place before it."""
@@ -687,7 +692,7 @@ class GroupConsumer:
     def rejoin(self, why: str) -> None:
         """Have a new member of the group take over, which goes on from what is committed. What is in hand is given back."""
         log.info("a new member of the group takes over, because %s", why)
-        self._stray, self._took_over = "", True
+        self.stray, self._took_over = "", True
         self._join_anew()
         self._fenced_from = self._until_released()
 

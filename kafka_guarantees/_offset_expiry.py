@@ -20,7 +20,7 @@ from confluent_kafka import KafkaException, TopicPartition
 from .errors import BrokerError, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from ._offsets import Membership, Partition
     from ._places import Ask, Places
@@ -60,7 +60,7 @@ class Refresh:
         partitions: set[Partition],
         membership: Callable[[], Membership],
         ask: Ask,
-        commit: Callable[[list[TopicPartition], float], None],
+        commit: Callable[[list[TopicPartition], Collection[float]], None],
     ) -> None:
         """Commit once more where nothing was committed since this was done last.
 
@@ -80,7 +80,7 @@ class Refresh:
                 self._at = began + SOON  # M03: somebody else may be further on by now
                 return
             if quiet:
-                commit(quiet, usual)
+                commit(quiet, (usual,))
             self._unmoved = {(place.topic, place.partition): place.offset for place in places}
         except (KafkaException, BrokerError, StoreUnavailable) as exc:
             self._at = time.monotonic() + AGAIN

@@ -25,10 +25,8 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaException
-
 from ._apart import apart_of, ended_after
-from ._consumer import GroupConsumer, sent_twice
+from ._consumer import RECENT, GroupConsumer
 from ._dead_letters import text_of
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
@@ -40,7 +38,7 @@ from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve
 from ._topics import check_run
-from .errors import NOT_TAKEN, BrokerError, DeliveryError, UnsafeConfigError, kafka_error
+from .errors import BrokerError, DeliveryError, UnsafeConfigError
 from .records import Record, check_handler, leave, records_in
 
 if TYPE_CHECKING:
@@ -62,7 +60,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kafka_guarantees")
 
-RECENT = 3  # commits by which the next one is judged
 PORTION = 0.1  # seconds that the handling of one committed portion should take
 
 
@@ -124,14 +121,13 @@ class AtMostOnce:
         self._lifecycle = Lifecycle("AtMostOnce")
         self._producer: PlainProducer | None = None
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
-        self._stray = ""  # why a commit of this member may still be on its way
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
         self._apart = apart_of(keep_alive, self._lifecycle, self._settings.max_poll_interval)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=None, dead_letter=dead_letter)
         self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
-        self._commits: deque[float] = deque(maxlen=RECENT)  # how long the last commits took, in seconds
+        self._recent: deque[float] = deque(maxlen=RECENT)  # how long the last commits took, also those of earlier runs
 
     # -- consuming ----------------------------------------------------------------------------------------------------
 
@@ -255,9 +251,9 @@ class AtMostOnce:
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         with self._lifecycle.running(itself), ended_after(self._apart):
             self._preflight.start(topics)
-            self._stray, also = "", self._failures.topics
+            also = self._failures.topics
             member = GroupConsumer(self._settings, self._lifecycle, topics, self._places, also=also, strict=True)
-            member.idle = self._send_lingering
+            member.idle, member.recent = self._send_lingering, self._recent
             with closing(member) as consumer:
                 yield from self._portions_of(consumer, pace, until_idle)
 
@@ -269,7 +265,7 @@ class AtMostOnce:
             if self._apart is not None:
                 self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
             rest = consumer.without_repeats(batch, self._handled, "; a new client handles them")
-            while rest and not self._lifecycle.stopping and not self._stray:
+            while rest and not self._lifecycle.stopping and not consumer.stray:
                 if time.monotonic() - batch.fetched > pace.late:
                     consumer.rewind(rest)
                     break
@@ -282,9 +278,6 @@ class AtMostOnce:
                 seconds = time.monotonic() - started
                 size = next_size(len(portion), size, seconds, pace.size)
                 pace.took(len(portion), seconds)
-            if self._stray and not self._lifecycle.stopping:
-                why, self._stray = self._stray, ""
-                consumer.rejoin(why)
 
     def _committed(self, consumer: GroupConsumer, batch: Batch, portion: Sequence[Message]) -> bool:
         """Commit a portion. True: it is committed, and this member may handle it."""
@@ -294,20 +287,13 @@ class AtMostOnce:
             consumer.rewind(batch.messages)
             return False
         offsets = batch.next_offsets(portion)
-        began = time.monotonic()
         try:
             consumer.commit(offsets.values())
         except BrokerError as exc:
             log.warning("%s Nothing of this batch was handled; the brokers are asked what is committed.", exc)
-            if refused(exc) and not sent_twice(time.monotonic() - began, self._commits, self._settings.retry_backoff):
-                consumer.rewind(batch.messages)  # the one request there was; to join anew would only make others be refused
-            else:
-                self._stray = "a commit may or may not have arrived"
+            if not consumer.stray:  # the one request there was, was refused; to join anew would only make others be refused
+                consumer.rewind(batch.messages)
             return False
-        seconds = time.monotonic() - began
-        if sent_twice(seconds, self._commits, self._settings.retry_backoff):
-            self._stray = f"a commit took {seconds:.1f} s: the first try may still be on its way"
-        self._commits.append(seconds)
         if not consumer.still_ours(batch, within=self._settings.session_timeout):
             log.warning("%d messages are dropped: the group gave them away while they were committed", len(portion))
             consumer.rewind(batch.messages)
@@ -463,12 +449,6 @@ def next_size(handled: int, size: int, seconds: float, limit: int) -> int:
     if seconds > PORTION:
         return max(1, min(limit, int(handled * PORTION / seconds)))
     return min(limit, 2 * size) if handled == size else size
-
-
-def refused(error: BrokerError) -> bool:
-    """Whether a commit was refused by the group, which has assigned partitions anew, or not sent at all."""
-    cause = error.__cause__
-    return isinstance(cause, KafkaException) and kafka_error(cause).code() in NOT_TAKEN
 
 
 def _log_dropped(message: Message, error: Exception) -> None:

@@ -6,7 +6,7 @@ Each is removed by a mutant that no other test would notice, or only one that ta
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -473,27 +473,59 @@ def test_a_start_of_which_nobody_knows_whether_it_was_committed_is_noted(
     def lost(_places: object) -> None:
         raise error
 
-    monkeypatch.setattr(member, "_commit", lost)
+    monkeypatch.setattr(member, "_check_commit", lost)
     with pytest.raises(type(error)):
-        member._commit_places([TopicPartition(*T0, 0)])
-    assert bool(member._stray) is strict
+        member._commit([TopicPartition(*T0, 0)])
+    assert bool(member.stray) is strict
 
 
-def test_a_commit_that_is_refused_does_not_clear_up_an_earlier_one(
-    made: Callable[..., GroupConsumer], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "code",
+    [
+        KafkaError.ILLEGAL_GENERATION,
+        KafkaError.STALE_MEMBER_EPOCH,
+        KafkaError._FATAL,  # another instance has its id, and a new member would fence that
+    ],
+)
+@pytest.mark.parametrize("earlier", ["", "a start may be on its way"])
+def test_a_commit_that_is_refused_is_no_reason_to_join_anew(
+    made: Callable[..., GroupConsumer], monkeypatch: pytest.MonkeyPatch, code: int, earlier: str
 ) -> None:
-    """M02: that one may still be on its way, until a new member has taken over. A refusal of its own leaves nothing there."""
+    """M02: it did not arrive, and no copy of it can. To leave would make the group assign anew, and refuse others, for ever.
+
+    Nor does it clear up an earlier one: that may still be on its way, until a new member has taken over.
+    """
     member = made(strict=True)
 
     def refuse(_places: object) -> None:
-        raise KafkaException(KafkaError(KafkaError.ILLEGAL_GENERATION))
+        raise KafkaException(KafkaError(code))
 
-    monkeypatch.setattr(member, "_commit", refuse)
-    for earlier in ("", "a start may be on its way"):
-        member._stray = earlier
-        with pytest.raises(KafkaException):
-            member._commit_places([TopicPartition(*T0, 0)])
-        assert member._stray == earlier
+    monkeypatch.setattr(member, "_check_commit", refuse)
+    member.stray = earlier
+    with pytest.raises(BrokerError):
+        member.commit([TopicPartition(*T0, 6)])
+    assert member.stray == earlier
+
+
+@pytest.mark.parametrize("error", [None, KafkaError.ILLEGAL_GENERATION])
+def test_a_commit_that_was_answered_late_may_have_been_sent_twice(
+    made: Callable[..., GroupConsumer], monkeypatch: pytest.MonkeyPatch, error: int | None
+) -> None:
+    """M02: the answer is that to the second copy; the first may have arrived, or still come, whoever has the partition then."""
+    member, clock = made(strict=True), [100.0]
+
+    def slow(_places: object) -> None:
+        clock[0] += 5.0
+        if error is not None:
+            raise KafkaException(KafkaError(error))
+
+    monkeypatch.setattr(member, "_check_commit", slow)
+    monkeypatch.setattr("kafka_guarantees._consumer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    member.recent.append(0.1)
+    with nullcontext() if error is None else pytest.raises(BrokerError):
+        member.commit([TopicPartition(*T0, 6)])
+    assert member.stray
+    assert list(member.recent) == ([0.1, 5.0] if error is None else [0.1])
 
 
 @pytest.mark.parametrize("question", ["committed", "offsets_for_times"])

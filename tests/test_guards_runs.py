@@ -1052,10 +1052,19 @@ def test_nobody_takes_over_while_the_brokers_do_not_answer(made: Callable[..., G
     """M02: to leave and to join would take its time, and the next start that is not answered be a reason for another."""
     member = made(strict=True)
     raw, asked = member.raw, unanswered(member)
-    member._stray = "for the test"
+    member.stray = "for the test"
     assert member.fetch(10) is None
     assert member.raw is raw
     assert asked
+
+
+def test_nobody_joins_anew_only_to_leave(made: Callable[..., GroupConsumer]) -> None:
+    """M02: nothing is handled in a client that is to stop."""
+    member = made(strict=True)
+    raw, member.stray = member.raw, "for the test"
+    member._lifecycle.stop()
+    assert member.fetch(10) is None
+    assert member.raw is raw
 
 
 def test_nothing_is_handled_while_a_start_may_still_be_on_its_way(made: Callable[..., GroupConsumer]) -> None:
@@ -1180,9 +1189,9 @@ def test_what_is_usual_is_no_reason_to_join_anew(
         clock.now += 3.0
 
     monkeypatch.setattr("kafka_guarantees._consumer.time", clock)
-    monkeypatch.setattr(member, "_commit", slow)
-    member._commit_places([TopicPartition(*T0, 5)], usual)
-    assert bool(member._stray) is stray
+    monkeypatch.setattr(member, "_check_commit", slow)
+    member._commit([TopicPartition(*T0, 5)], (usual,))
+    assert bool(member.stray) is stray
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from .conftest import fill, read_all
 from .world import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from confluent_kafka import Message
 
@@ -82,8 +82,8 @@ class Group:
         time.sleep(self.takes)
         return [TopicPartition(place.topic, place.partition, self.offset) for place in places]
 
-    def commit(self, places: list[TopicPartition], usual: float) -> None:
-        assert usual >= self.takes
+    def commit(self, places: list[TopicPartition], recent: Collection[float]) -> None:
+        assert min(recent) >= self.takes
         if self.refusal is not None:
             raise self.refusal
         self.again += [place.offset for place in places]
