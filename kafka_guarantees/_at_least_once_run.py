@@ -17,14 +17,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from ._client import Rarely
 from ._failures import Failed, GaveUp, Left, attempted
 from ._producer import raise_failures
 from ._recognition.claims import Work
 from ._recognition.message_ids import entries_of, entry_of
 from ._recognition.patience import patiently
 from ._recognition.portions import Portions
-from ._trail import AGAIN, Portion, Trail
+from ._trail import Portion, Trail
 from .errors import BrokerError, PartitionFenced, StoreUnavailable
 from .records import RecordRefused
 
@@ -103,7 +102,6 @@ class Run:
         self._send = send
         self._claims = recognition.claims(topic_ids)
         self._ids = recognition.ids(topic_ids)
-        self._rarely = Rarely()
         self.left = False
         self.consumer = consumer
         self.trail = consumer.trail = Trail(
@@ -316,18 +314,10 @@ class Run:
     def _commit(self, batch: Batch, finished: Sequence[Message]) -> bool:
         """Commit these, with all that trails behind, and wait for the answer. False: they come again."""
         while self.consumer.still_ours(batch):
-            offsets = {**self.trail.offsets(), **batch.next_offsets(finished)}
-            try:
-                self.consumer.commit(offsets.values())
-            except BrokerError as exc:  # not of a right that is missing: that is raised
-                if self._rarely(str(exc)):
-                    log.warning("%s", exc)
-                if self._lifecycle.stopping:
-                    return False
-                time.sleep(AGAIN)
-            else:
-                self.trail.clear(offsets)
+            if self.trail.commit(batch.next_offsets(finished)):
                 return True
+            if self._lifecycle.stopping:
+                return False
         self.trail.clear()
         self._failures.given_away(finished, batch)
         log.warning("the group gave partitions away: up to %d messages that were handled are handled again", len(finished))

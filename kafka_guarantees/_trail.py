@@ -169,15 +169,15 @@ class Trail:
         finally:
             self._pop(len(self._portions))  # what is not committed the error tells of, and no rebalance took it away
 
-    # -- with the commit of somebody else ------------------------------------------------------------------------------
+    # -- with what does not trail behind -------------------------------------------------------------------------------
 
-    def offsets(self) -> dict[Partition, TopicPartition]:
-        """All that is to be committed, for a commit that covers it."""
-        return self._offsets(len(self._portions))
+    def commit(self, more: Mapping[Partition, TopicPartition]) -> bool:
+        """Commit all there is, with these offsets, and wait for the answer. False: it is not a good one."""
+        return self._tried(len(self._portions), more)
 
-    def clear(self, committed: Mapping[Partition, TopicPartition] | None = None) -> None:
-        """All of it was committed, with these offsets, or is nobody's business any more."""
-        self._overtake(committed or {})
+    def clear(self) -> None:
+        """Nothing of it is committed: what was handled comes again."""
+        self._overtake({})
         self._pop(len(self._portions))
 
     # -- what the callbacks of the consumer do: in its poll, in the same thread ----------------------------------------
@@ -276,21 +276,25 @@ class Trail:
     def _commit(self, count: int) -> None:
         """Commit the first portions, and wait for the answer: again, until it is a good one, or they are not ours any more."""
         while (count or self._recommit) and self._ours(count):
-            offsets = self._offsets(count)
-            try:
-                if offsets:
-                    self._consumer.commit(list(offsets.values()))
-            except BrokerError as error:  # not of a right that is missing: that is raised
-                if self._rarely(str(error)):
-                    log.warning("%s", error)
-                if self._lifecycle.stopping:
-                    return
-                time.sleep(AGAIN)
-            else:
-                self._overtake(offsets)
-                self._pop(count)
+            if self._tried(count, {}) or self._lifecycle.stopping:
                 return
         self._drop(count)
+
+    def _tried(self, count: int, more: Mapping[Partition, TopicPartition]) -> bool:
+        """Commit the first portions, with these offsets. False where that failed: after a moment, but a stop does not wait."""
+        offsets = {**self._offsets(count), **more}
+        try:
+            if offsets:
+                self._consumer.commit(list(offsets.values()))
+        except BrokerError as error:  # not of a right that is missing: that is raised
+            if self._rarely(str(error)):
+                log.warning("%s", error)
+            if not self._lifecycle.stopping:
+                time.sleep(AGAIN)
+            return False
+        self._overtake(offsets)
+        self._pop(count)
+        return True
 
     def _overtake(self, offsets: Mapping[Partition, TopicPartition]) -> None:
         """These were committed, and waited for. A commit that is still unanswered has been overtaken by that.

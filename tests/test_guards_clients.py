@@ -525,7 +525,7 @@ def test_what_was_given_away_is_not_committed_nor_passed_over(caplog: pytest.Log
     runs.group.ours = [False]
     assert not runs.run.finish(runs.batch, Work(MESSAGES), 2).messages
     assert runs.group.committed == []
-    assert runs.run.trail.offsets() == {}
+    assert not runs.run.trail._portions
     assert (runs.given_away, runs.group.rewound) == ([2], [3])
     assert "handled again" in caplog.text
 
@@ -1277,7 +1277,7 @@ def test_what_cannot_be_committed_at_the_end_does_not_hide_the_error(scene: Scen
     scene.group.refusal = BrokerError("not now")
     scene.trail.leave()
     assert "may be handled again: not now" in caplog.text
-    assert not scene.trail.offsets()
+    assert not scene.trail._portions
 
 
 # -- the life of a client ----------------------------------------------------------------------------------------------------
