@@ -438,9 +438,7 @@ def test_an_inbox_is_not_used_for_what_was_given_away(tmp_path: Path, times: int
             Lifecycle("test"),
             consumer,  # type: ignore[arg-type] # what it needs of it
             inbox=inbox,
-            scope="g",
-            mark="shown",
-            counts=Counter(),
+            recognition=SimpleNamespace(scope="g", mark="shown", counts=Counter()),  # type: ignore[arg-type] # likewise
             acknowledged=lambda: None,
             failures=SimpleNamespace(given_away=lambda *_: None),  # type: ignore[arg-type] # likewise
             send=lambda _record: None,  # type: ignore[arg-type,return-value] # likewise

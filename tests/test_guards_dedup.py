@@ -306,14 +306,13 @@ def inbox(tmp_path: Path) -> Iterator[SqliteInbox]:
 def portions(inbox: SqliteInbox, acknowledged: Callable[[], None] = lambda: None, sent: list[object] | None = None) -> Portions:
     consumer: Any = Ours()
     failures: Any = SimpleNamespace(letter=lambda message, _outcome: message)
+    recognition: Any = SimpleNamespace(scope="scope", mark="shown", counts=Counter())
     kept: list[object] = [] if sent is None else sent
     return Portions(
         Lifecycle("test"),
         consumer,
         inbox=inbox,
-        scope="scope",
-        mark="shown",
-        counts=Counter(),
+        recognition=recognition,
         acknowledged=acknowledged,
         failures=failures,
         send=kept.append,  # type: ignore[arg-type] # the reports are not looked at

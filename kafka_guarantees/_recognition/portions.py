@@ -26,7 +26,6 @@ from .message_ids import reused_id
 from .patience import patiently
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Callable, Sequence
 
     from confluent_kafka import Message
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from .._lifecycle import Lifecycle
     from ..dedup.contract import Entry, Inbox
     from ..records import Delivery, Record
+    from .options import Recognition
 
 log = logging.getLogger("kafka_guarantees")
 
@@ -64,9 +64,7 @@ class Portions:
         lifecycle: of the client.
         consumer: of the run.
         inbox: whose transactions these are.
-        scope: whose ids and offsets these are.
-        mark: is committed with the group's offsets.
-        counts: to count in.
+        recognition: whose ids and offsets these are, and where messages are counted.
         acknowledged: waits until every record that was produced is acknowledged, or raises.
         failures: what to do about messages that fail.
         send: produces a record.
@@ -78,9 +76,7 @@ class Portions:
         consumer: GroupConsumer,
         *,
         inbox: Inbox[Any],
-        scope: str,
-        mark: str,
-        counts: Counter[str],
+        recognition: Recognition,
         acknowledged: Callable[[], None],
         failures: Failures,
         send: Callable[[Record], Delivery],
@@ -88,9 +84,7 @@ class Portions:
         self._lifecycle = lifecycle
         self._consumer = consumer
         self._inbox = inbox
-        self._scope = scope
-        self._mark = mark
-        self._counts = counts
+        self._recognition = recognition
         self._acknowledged = acknowledged
         self._failures = failures
         self._send = send
@@ -243,7 +237,7 @@ class Portions:
         rolled_back, begun, ending = None, False, False
         finished: Sequence[Message] = ()
         try:
-            with self._inbox.transaction(self._scope, entries) as transaction:
+            with self._inbox.transaction(self._recognition.scope, entries) as transaction:
                 begun = True
                 work = Work(messages, transaction.fresh)
                 handled, failed = handle(work.fresh, transaction.connection)
@@ -272,7 +266,7 @@ class Portions:
                 # a constraint of the user's that the database looks at last: any of them may have broken it
                 raise _RolledBack(0, Failed(len(finished), error)) from None
             raise
-        self._counts["duplicate"] += len(finished) - handled
+        self._recognition.counts["duplicate"] += len(finished) - handled
         return finished
 
     def _show(self, batch: Batch, finished: Sequence[Message]) -> None:
@@ -292,7 +286,7 @@ class Portions:
                 self._consumer.raw.committed(self._shown, ARRIVING)
 
     def _marked(self, finished: Sequence[Message]) -> list[TopicPartition]:
-        return [saying(self._mark, place) for place in next_offsets(finished).values()]
+        return [saying(self._recognition.mark, place) for place in next_offsets(finished).values()]
 
     def tidy(self) -> None:
         """Remove expired ids, a few at a time."""
