@@ -229,7 +229,7 @@ class Run:
             except RecordRefused as refused:
                 if handle is None or not (self._failures.closely or self._claims is not None):
                     raise
-                return self._refused(batch, work, handled, refused, handle)
+                return self._find_refused(batch, work, handled, refused, handle)
         finished = work.finished(handled)
         if not finished:
             self.trail.settle()
@@ -360,7 +360,7 @@ class Run:
             return self.finish(batch, work, len(messages), handle)
         return self._finish_alone(batch, work, 1)
 
-    def _refused(self, batch: Batch, work: Work, size: int, refused: RecordRefused, handle: Handling) -> Work:
+    def _find_refused(self, batch: Batch, work: Work, size: int, refused: RecordRefused, handle: Handling) -> Work:
         """Brokers refused a record of these: of which message is found out. Returns what is left, as ``again`` does."""
         self._failures.look_closely(refused.failure)
         if not self.consumer.still_ours(batch):
@@ -426,8 +426,8 @@ class Run:
             return work
         return self._set_aside(batch, work, outcome)
 
-    def refuse(self, batch: Batch, problem: Problem | None, pace: Pace) -> Sequence[Message]:
-        """What is in hand ends before a message that must not be handled: it is raised, or set aside.
+    def get_past(self, batch: Batch, problem: Problem | None, pace: Pace) -> Sequence[Message]:
+        """What is in hand ends before a message that must not be handled, if there is one: that is raised, or set aside.
 
         Returns what came after it in the batch; nothing, where that comes again.
         """

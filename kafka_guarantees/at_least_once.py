@@ -353,7 +353,7 @@ class AtLeastOnce:
                         work = run.again(batch, work, failed, handle)
                     if work.messages and run.must_poll(batch, pace):
                         work = run.give_back(batch)
-                batch.messages = run.refuse(batch, work.problem, pace)
+                batch.messages = run.get_past(batch, work.problem, pace)
 
     @staticmethod
     def _transact(run: Run, portions: Portions, batch: Batch, handle: Handling, pace: Pace) -> None:
@@ -376,7 +376,7 @@ class AtLeastOnce:
                     run.give_back(batch)
                     problem = None
                     break
-            batch.messages = run.refuse(batch, problem, pace)
+            batch.messages = run.get_past(batch, problem, pace)
         portions.tidy()
 
     def messages(
@@ -438,7 +438,7 @@ class AtLeastOnce:
                             work = run.read_again(batch, work)
                             if work.messages and run.must_poll(batch, pace):
                                 work = run.give_back(batch)
-                        batch.messages = run.refuse(batch, work.problem, pace)
+                        batch.messages = run.get_past(batch, work.problem, pace)
 
     @contextmanager
     def _consuming(self, topics: Sequence[str]) -> Iterator[Run]:

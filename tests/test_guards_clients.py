@@ -574,7 +574,7 @@ def test_what_lingers_is_sent_while_there_is_nothing_to_handle() -> None:
 def test_what_came_behind_a_message_that_was_set_aside_is_in_hand_next() -> None:
     """D09: it was not before. To fetch it again would take a tenth of a second, for each message that lacks an id."""
     runs = Runs(topic="letters")
-    rest = runs.run.refuse(runs.batch, Problem(MESSAGES[1], MessageIdMissing("none")), Pace(10, 150))
+    rest = runs.run.get_past(runs.batch, Problem(MESSAGES[1], MessageIdMissing("none")), Pace(10, 150))
     assert [record.value for record in runs.sent] == [b"1"]
     assert runs.group.committed == [{("t", 0): 2}]
     assert (list(rest), runs.group.rewound) == ([MESSAGES[2]], [])
@@ -584,7 +584,7 @@ def test_what_came_behind_a_message_that_was_set_aside_late_is_fetched_again() -
     """C10: the group wants to hear of us."""
     runs = Runs(topic="letters")
     runs.batch.fetched -= 151
-    rest = runs.run.refuse(runs.batch, Problem(MESSAGES[1], MessageIdMissing("none")), Pace(10, 150))
+    rest = runs.run.get_past(runs.batch, Problem(MESSAGES[1], MessageIdMissing("none")), Pace(10, 150))
     assert (list(rest), runs.group.rewound) == ([], [3])
 
 
