@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
+    from ._in_flight import InFlight
     from ._lifecycle import Lifecycle
     from ._pace import Pace
     from ._places import Places
@@ -59,27 +60,6 @@ def sent_twice(seconds: float, recent: Collection[float], backoff: float) -> boo
     It does so after ``backoff`` seconds, more or less a fifth. The quickest of the recent commits tells what the network needs.
     """
     return seconds > min(recent, default=0.0) + backoff / 2
-
-
-class InFlight(Protocol):
-    """What was handled, and is committed while the loop goes on. Nothing of it may be fetched again before its end is known."""
-
-    @property
-    def failed(self) -> bool:
-        """Whether something of it was not committed."""
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether something of it is not committed."""
-
-    def wait(self) -> None:
-        """Wait for its end. Never raises."""
-
-    def serve(self) -> None:
-        """Serve callbacks of what has nothing to do, now and then."""
-
-    def settle(self) -> Iterable[Partition]:
-        """Wait for its end. Returns of which partitions something was not committed, and comes again."""
 
 
 class Trailing(Protocol):

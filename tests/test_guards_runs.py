@@ -1247,7 +1247,7 @@ def test_a_rebalance_waits_for_what_is_in_flight(
     member: GroupConsumer, kind: str, interrupts: tuple[BaseException, ...]
 ) -> None:
     """X12: nothing is given away before it has ended, whatever signal handlers raise, which is raised after that."""
-    flights = InTheAir(*interrupts)
+    flights: Any = InTheAir(*interrupts)
     member._in_flight, flights.assignment = flights, member._assignment
     member.raw.comes = [member.raw.rebalance(kind, T2 if kind == "assign" else T1)]
     if interrupts:
@@ -1263,14 +1263,14 @@ def test_who_has_something_in_flight_has_not_read_all(member: GroupConsumer) -> 
     """X13: it may be aborted, and its messages come again: a run with until_idle would end without them."""
     ends(member, 0)
     assert member._drained()
-    flights = InTheAir()
+    flights: Any = InTheAir()
     member._in_flight, flights.unfinished = flights, True
     assert not member._drained()
 
 
 def test_what_failed_in_flight_is_fetched_again_before_anything_else(member: GroupConsumer) -> None:
     """X13: behind it nothing is handled."""
-    flights = InTheAir()
+    flights: Any = InTheAir()
     member._in_flight, flights.failed, flights.again = flights, True, {T0}
     member.raw.comes = [at(T1, 5)]
     batch = member.fetch(10)
