@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE
 
+from ._printable import printable, text_of
 from .records import Record
 
 if TYPE_CHECKING:
@@ -164,24 +165,9 @@ def headers_of(message: Message) -> list[Header] | None:
     return headers or []
 
 
-def printable(text: str, most: int) -> str:
-    """Text for a header, a terminal or a log: what does not print is escaped, and the rest of a long one is left out (S09)."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
-
-
 def _type_of(error: BaseException) -> str:
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-
-
-def text_of(error: BaseException | None, most: int = 300) -> str:
-    """What an exception says, in at most so many characters that print: it may quote the message that it is about (S09)."""
-    try:
-        text = str(error)
-    except Exception as exc:  # noqa: BLE001 - the error is another's, and its text must not stop a dead letter
-        text = f"({type(exc).__name__} in its __str__)"
-    return printable(text, most)
 
 
 # -- reading --------------------------------------------------------------------------------------------------------------

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from ._client import Rarely
-from ._dead_letters import TOPIC_NAME, dead_letter, text_of
+from ._dead_letters import TOPIC_NAME, dead_letter
 from ._futile import may_pass
 from ._offsets import fields, where
 from ._pace import PROMPT
+from ._printable import text_of
 from ._settings import Guarantee
 from .errors import HandlerError, of_record
 from .records import NotRecords, RecordRefused

@@ -27,13 +27,13 @@ from typing import TYPE_CHECKING, Any
 
 from ._apart import apart_of, ended_after
 from ._consumer import RECENT, GroupConsumer
-from ._dead_letters import text_of
 from ._failures import Failures, GaveUp
 from ._lifecycle import Lifecycle, close_behind
 from ._offsets import fields, where
 from ._pace import Pace
 from ._places import Places
 from ._preflight import Preflight
+from ._printable import text_of
 from ._producer import PlainProducer, first_producer
 from ._serialization import Reading, Writing
 from ._settings import Guarantee, explain, resolve

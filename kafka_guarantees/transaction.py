@@ -17,7 +17,7 @@ import logging
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._client import Abandoned
-from ._dead_letters import text_of
+from ._printable import text_of
 from ._transactional import AbortNeeded, InDoubt
 from .errors import DeliveryError, DeliveryUnknown, KafkaGuaranteesError, TransactionAborted
 from .records import Record

@@ -31,7 +31,7 @@ EXTRAS = {
 
 # The rooms, lowest first. A room is a module or a folder; one may use only what is below it. A new room is placed here.
 FLOORS: list[set[str]] = [
-    {"errors"},
+    {"errors", "_printable"},
     {"records", "_collector", "_threads"},
     {"_futile"},
     {"dedup", "_dead_letters"},

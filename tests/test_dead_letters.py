@@ -29,7 +29,8 @@ from kafka_guarantees import (
     TransactionAborted,
 )
 from kafka_guarantees import _dead_letters as form
-from kafka_guarantees._dead_letters import dead_letter, headers_of, marked_by, marker, origin_of, printable
+from kafka_guarantees._dead_letters import dead_letter, headers_of, marked_by, marker, origin_of
+from kafka_guarantees._printable import printable
 from kafka_guarantees._recognition.portions import Portions
 from kafka_guarantees.cli import main
 from kafka_guarantees.dead_letters import reading, replay

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kafka_guarantees._printable import printable
 from kafka_guarantees.prove.evidence import Fault, Proof, Verdict
 
 pytest.importorskip("rich", reason="the report needs the extra `prove`")
@@ -21,7 +22,7 @@ pytest.importorskip("matplotlib", reason="the report needs the extra `prove`")
 
 from kafka_guarantees.prove.page import WIDTH
 from kafka_guarantees.prove.report import as_html, as_json, as_text
-from kafka_guarantees.prove.screen import PLAIN, Progress, Screen, printable
+from kafka_guarantees.prove.screen import PLAIN, Progress, Screen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,8 +7,8 @@ from operator import methodcaller
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from .._collector import collector_rests
-from .._dead_letters import text_of
 from .._offsets import where
+from .._printable import text_of
 from ..dedup.contract import Entry, Source
 from ..dedup.ids import OFFSET_SIZE, POSITION, fingerprint_of, key_of, partition_of, position_of
 from ..errors import MessageIdMissing, MessageIdReused

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from rich.text import Text
 
+from kafka_guarantees._printable import printable
 from kafka_guarantees.prove import page
 from kafka_guarantees.prove.page import WIDTH
-from kafka_guarantees.prove.screen import printable
 
 from .plan import GUARANTEES, RATE
 

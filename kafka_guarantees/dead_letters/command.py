@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from json import dumps
 from typing import TYPE_CHECKING
 
-from kafka_guarantees._dead_letters import headers_of, origin_of, printable
+from kafka_guarantees._dead_letters import headers_of, origin_of
+from kafka_guarantees._printable import printable
 
 from .reading import Contents, NotRead, TopicReader
 from .replay import Outcome, Replay, end_earlier, producer, sort_out

@@ -25,7 +25,7 @@ from rich.box import Box
 from rich.console import Console, Group
 from rich.table import Table
 
-from .screen import printable
+from kafka_guarantees._printable import printable
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

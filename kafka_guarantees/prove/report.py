@@ -18,9 +18,10 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from rich.table import Table
 from rich.text import Text
 
+from kafka_guarantees._printable import printable
+
 from . import page
 from .page import WIDTH, many
-from .screen import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
+from kafka_guarantees._printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
@@ -109,20 +111,6 @@ class Screen:
     def _say(self, line: str) -> None:
         self._out.write(f"{printable(line)}\n")
         self._out.flush()
-
-
-def printable(text: str, but: str = "") -> str:
-    r"""The text, with everything that is not printed (escape sequences, line ends, bidi marks) written as ``\x1b`` is.
-
-    Args:
-        text: from anywhere.
-        but: characters that are left as they are.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        letter if letter.isprintable() or letter in but else letter.encode("unicode_escape").decode() for letter in text
-    )
 
 
 def fault_line(fault: Fault) -> str:
