@@ -11,7 +11,7 @@
 Rules.
 * MUST_ABORT is for good: a produce that raised, a failed delivery or an exception of the handler cannot be undone by a
   later success. librdkafka itself would commit (X05).
-* In COMMITTING and ABORTING the only legal call is the same call again (X10).
+* COMMITTING and ABORTING last until the call that began them has an answer: it is made again, and no other is legal (X10).
 * LOST is for good too: after a fatal error every call of librdkafka answers ``_CONFLICT`` and calls that retriable (X06).
 * A producer is *dirty* once something ambiguous happened. It may finish its transaction, but before the next one begins it
   is made anew, so that a stray EndTxn of the past is refused by its epoch (X01: librdkafka does not speak KIP-890).
@@ -63,10 +63,8 @@ TRANSITIONS = {
     (State.IN_TRANSACTION, Event.ABORT): State.ABORTING,
     (State.MUST_ABORT, Event.FAILED): State.MUST_ABORT,
     (State.MUST_ABORT, Event.ABORT): State.ABORTING,
-    (State.COMMITTING, Event.COMMIT): State.COMMITTING,
     (State.COMMITTING, Event.COMMITTED): State.READY,
     (State.COMMITTING, Event.FAILED): State.MUST_ABORT,
-    (State.ABORTING, Event.ABORT): State.ABORTING,
     (State.ABORTING, Event.ABORTED): State.READY,
     **{(state, Event.LOST): State.LOST for state in State},
 }

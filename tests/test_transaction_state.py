@@ -33,10 +33,8 @@ LEADS = {
     (State.IN_TRANSACTION, Event.ABORT): State.ABORTING,
     (State.MUST_ABORT, Event.FAILED): State.MUST_ABORT,
     (State.MUST_ABORT, Event.ABORT): State.ABORTING,
-    (State.COMMITTING, Event.COMMIT): State.COMMITTING,
     (State.COMMITTING, Event.COMMITTED): State.READY,
     (State.COMMITTING, Event.FAILED): State.MUST_ABORT,
-    (State.ABORTING, Event.ABORT): State.ABORTING,
     (State.ABORTING, Event.ABORTED): State.READY,
     (State.NEW, Event.LOST): State.LOST,
     (State.READY, Event.LOST): State.LOST,
@@ -91,11 +89,10 @@ def test_the_table_has_no_transition_that_is_not_drawn() -> None:
 
 
 @pytest.mark.parametrize("state", [State.COMMITTING, State.ABORTING])
-def test_a_pending_end_allows_only_the_same_call(state: State) -> None:
+def test_a_pending_end_allows_no_other_call(state: State) -> None:
     """X10: after commit (or abort) timed out, calling anything else desynchronizes librdkafka."""
-    same = Event.COMMIT if state is State.COMMITTING else Event.ABORT
     calls = {Event.INITIALISED, Event.BEGUN, Event.COMMIT, Event.ABORT}
-    assert {event for event in calls if (state, event) in TRANSITIONS} == {same}
+    assert not {event for event in calls if (state, event) in TRANSITIONS}
 
 
 @pytest.mark.parametrize("state", State)
