@@ -63,7 +63,7 @@ class Positions:
         self._rarely = Rarely()
         self._unknown_since = math.inf
 
-    def find(self, commit: Commit, messages: Iterable[Message] = ()) -> set[Partition]:
+    def find(self, commit: Commit, messages: Iterable[Message]) -> set[Partition]:
         """Put right what is unplaced, and begin to fetch what is due.
 
         Returns the partitions that go on elsewhere, now or once the brokers answer: what was fetched of them comes again.

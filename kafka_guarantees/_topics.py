@@ -44,7 +44,7 @@ def check_run(
     topics: Sequence[str],
     until_idle: float | None,
     *,
-    dead_letter: str | None = None,
+    dead_letter: str | None,
 ) -> None:
     """Refuse arguments that are not valid, before anything is connected."""
     lifecycle.check()

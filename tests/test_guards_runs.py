@@ -495,18 +495,18 @@ def test_who_stops_is_told_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
 def test_until_idle_may_be_nothing_at_all() -> None:
     """It ends at the end of what is there: the first look that finds nothing is enough."""
     settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
-    check_run(settings, Lifecycle("test"), ["t"], 0)
+    check_run(settings, Lifecycle("test"), ["t"], 0, dead_letter=None)
     with pytest.raises(ValueError, match="until_idle"):
-        check_run(settings, Lifecycle("test"), ["t"], -1)
+        check_run(settings, Lifecycle("test"), ["t"], -1, dead_letter=None)
 
 
 @pytest.mark.parametrize("topics", ["t", b"t", [], [""], [b"t"], {"t"}, {"t": 1}, (t for t in ["t"]), 5, None])
 def test_topics_are_a_list(topics: Any) -> None:
     """Refused before anything is connected, and not by an error from deep inside."""
     settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
-    check_run(settings, Lifecycle("test"), ("t", "^p"), 0)
+    check_run(settings, Lifecycle("test"), ("t", "^p"), 0, dead_letter=None)
     with pytest.raises(TypeError, match="topics must be a list of topic names"):
-        check_run(settings, Lifecycle("test"), topics, 0)
+        check_run(settings, Lifecycle("test"), topics, 0, dead_letter=None)
 
 
 @pytest.mark.parametrize("topics", [["t", "t"], ["^p", "t", "u", "t"]])
@@ -514,7 +514,7 @@ def test_a_topic_is_named_once(topics: list[str]) -> None:
     """Brokers would be asked first, and librdkafka would speak of an invalid argument."""
     settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
     with pytest.raises(ValueError, match="topic 't' is named twice"):
-        check_run(settings, Lifecycle("test"), topics, 0)
+        check_run(settings, Lifecycle("test"), topics, 0, dead_letter=None)
 
 
 @pytest.mark.parametrize(
@@ -535,10 +535,10 @@ def test_a_run_for_what_librdkafka_is_to_overlook_is_refused(blacklist: str, top
     settings = resolve(Guarantee.AT_LEAST_ONCE, {"bootstrap.servers": "127.0.0.1:1", "group.id": "g"})
     settings = replace(settings, consumer={**settings.consumer, "topic.blacklist": f"{blacklist},^__consumer_offsets$"})
     if out is None:
-        check_run(settings, Lifecycle("test"), topics, 0)
+        check_run(settings, Lifecycle("test"), topics, 0, dead_letter=None)
     else:
         with pytest.raises(UnsafeConfigError, match=rf"topic\.blacklist.* {out} of this run"):
-            check_run(settings, Lifecycle("test"), topics, 0)
+            check_run(settings, Lifecycle("test"), topics, 0, dead_letter=None)
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def test_no_command_stops_a_small_cluster() -> None:
 def looking(at_start: Any, *reports: PreflightReport) -> tuple[Preflight, list[PreflightReport]]:
     """A preflight that is answered with these; and those that are left."""
     left = list(reports)
-    tested = Preflight(settings(ALO), Lifecycle("test"), at_start)
+    tested = Preflight(settings(ALO), Lifecycle("test"), at_start, dead_letter=None)
     tested._ask = lambda *_args, **_named: left.pop(0)  # type: ignore[assignment]
     return tested, left
 

@@ -740,7 +740,7 @@ def test_a_run_that_is_stopped_meanwhile_does_not_wait_for_it(
     monkeypatch.setattr("kafka_guarantees._preflight.starting.AT_START", 60)
     monkeypatch.setattr("kafka_guarantees._preflight.starting._LOGGED", set())
     lifecycle = Lifecycle("AtLeastOnce")
-    before = Preflight(settings(EXO), lifecycle, "warn")
+    before = Preflight(settings(EXO), lifecycle, "warn", dead_letter=None)
     run = threading.Thread(target=before.start, args=(["offers"],))
     run.start()
     try:
@@ -761,7 +761,7 @@ def test_brokers_that_are_starting_are_waited_for_where_it_matters(
     answers = [Cluster(error="down"), Cluster(error="down"), cluster({"offers": topic(1, min_insync_replicas="1")})]
     monkeypatch.setattr(asking, "ask", lambda *_: answers.pop(0))
     monkeypatch.setattr("kafka_guarantees._preflight.starting._LOGGED", set())
-    before = Preflight(settings(EXO), Lifecycle("ExactlyOnce"), at_start)
+    before = Preflight(settings(EXO), Lifecycle("ExactlyOnce"), at_start, dead_letter=None)
     said = "nothing was looked at, since the brokers gave no answer: none (down)"
     if at_start == "raise":
         with pytest.raises(UnsafeConfigError, match="offers"):

@@ -51,7 +51,7 @@ class Preflight:
         lifecycle: Lifecycle,
         at_start: AtStart,
         *,
-        dead_letter: str | None = None,
+        dead_letter: str | None,
         retention: timedelta | None = None,
     ) -> None:
         if at_start not in get_args(AtStart):

@@ -158,7 +158,7 @@ def _quotable(conninfo: str) -> bool:
     return True
 
 
-def _no_connection(exc: psycopg.Error, *, rotates: bool = False) -> AuthorizationError | StoreUnavailable:
+def _no_connection(exc: psycopg.Error, *, rotates: bool) -> AuthorizationError | StoreUnavailable:
     refusal = _refusal(exc)
     if refusal and not rotates:
         return AuthorizationError(

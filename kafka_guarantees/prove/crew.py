@@ -42,7 +42,7 @@ class Crew:
         within: seconds that a worker may take to finish what is in hand and leave its group.
     """
 
-    def __init__(self, jobs: Sequence[Job], folder: Path, command: Sequence[str] = COMMAND, within: float = 45.0) -> None:
+    def __init__(self, jobs: Sequence[Job], folder: Path, command: Sequence[str], within: float = 45.0) -> None:
         self._within = within
         self._jobs = {job.who: job for job in jobs}
         self._folder = folder

@@ -200,11 +200,10 @@ class Refusing:
         refused: the requests that were, so far.
     """
 
-    def __init__(self, proxy: Proxy, count: int, clients: Clients | None, *, beginning: bool) -> None:
+    def __init__(self, proxy: Proxy, count: int, *, beginning: bool) -> None:
         self.refused: list[Request] = []
         self._proxy = proxy
         self._left = count
-        self._clients = clients
         self._begun: set[str] | None = set() if beginning else None  # who has a new producer id
 
     def cancel(self) -> None:
@@ -217,7 +216,7 @@ class Refusing:
 
     def _wants(self, request: Request) -> bool:
         begun = self._begun is None or request.client_id in self._begun
-        return self._left > 0 and begun and request.answered and _chosen(self._clients, request.client_id)
+        return self._left > 0 and begun and request.answered
 
     def _take(self, request: Request) -> None:
         if self._begun is not None:
@@ -235,7 +234,7 @@ class Proxy:
     A broker that is down when a client comes: the client is disconnected. A broker that comes back on its address has the same
     place; a broker that is new has one as soon as an answer tells of it.
 
-    Every fault takes ``clients``: which ones, by their ``client.id``; None means all.
+    A fault that takes ``clients`` hurts only these, by their ``client.id``; None means all.
 
     Args:
         bootstrap: ``"host:port,host:port"`` of the cluster.
@@ -408,7 +407,7 @@ class Proxy:
         self._call(partial(self._droppings.append, dropping))
         return dropping
 
-    def refuse_records(self, count: int = 1, *, beginning: bool = False, clients: Clients | None = None) -> Refusing:
+    def refuse_records(self, count: int = 1, *, beginning: bool = False) -> Refusing:
         """Answer the next Produces as a broker does that does not lead their partitions. Nothing of them is written.
 
         The answer waits for another Produce to one of its partitions that reaches the broker, for a moment. Produce with
@@ -421,9 +420,8 @@ class Proxy:
             count: how many.
             beginning: only the first one of a client that has asked for a producer id since: a broker that knows nothing of a
                 producer takes any sequence number of it.
-            clients: whose.
         """
-        refusing = Refusing(self, count, clients, beginning=beginning)
+        refusing = Refusing(self, count, beginning=beginning)
         self._call(partial(self._refusing.setdefault, refusing))
         return refusing
 

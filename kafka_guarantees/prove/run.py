@@ -117,7 +117,7 @@ class Plan:
         return 2 * self.session if self.guarantee == "exactly-once" else 0
 
 
-def prove(plan: Plan, screen: Screen, repeat: Sequence[str] = ()) -> Proof:
+def prove(plan: Plan, screen: Screen, repeat: Sequence[str]) -> Proof:
     """Carry a plan out.
 
     Args:
