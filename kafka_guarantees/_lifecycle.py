@@ -178,9 +178,9 @@ class Lifecycle:
         try:
             ended = self.end_run(timeout)
         except Exception:
-            if self.in_run:
+            if self.in_run:  # it goes on, also in another thread, where a signal handler has raised while it was waited for
                 raise
-            yield True
+            yield True  # it has ended, by what its loop has raised
             raise
         yield ended
 
