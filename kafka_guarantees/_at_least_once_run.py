@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from confluent_kafka import Message
 
-    from ._apart import Apart
     from ._batch import Batch
     from ._consumer import GroupConsumer
     from ._failures import Failures, Handling
+    from ._handler_thread import HandlerThread
     from ._lifecycle import Lifecycle
     from ._pace import Pace
     from ._producer import PlainProducer
@@ -66,7 +66,7 @@ class Run:
         topic_ids: likewise for this run.
         failures: what to do about messages that fail.
         recognition: how to recognise what was handled before.
-        apart: the thread of the handler, where it has one of its own.
+        thread: of the handler, where it has one of its own.
         producer: of the client, if there is one by now.
         send: produces a record.
 
@@ -87,7 +87,7 @@ class Run:
         reading: Reading,
         failures: Failures,
         recognition: Recognition,
-        apart: Apart | None,
+        thread: HandlerThread | None,
         producer: Callable[[], PlainProducer | None],
         send: Callable[[Record], Delivery],
     ) -> None:
@@ -97,7 +97,7 @@ class Run:
         self._reading = reading
         self._failures = failures
         self._recognition = recognition
-        self._apart = apart
+        self._thread = thread
         self._producer = producer
         self._send = send
         self._claims = recognition.claims(topic_ids)
@@ -153,8 +153,8 @@ class Run:
         return messages, entries, problem
 
     def _attend(self, batch: Batch) -> None:
-        if self._apart is not None:
-            self._apart.attend(partial(self._serve, batch), self.consumer.resume)
+        if self._thread is not None:
+            self._thread.attend(partial(self._serve, batch), self.consumer.resume)
 
     def _serve(self, batch: Batch) -> None:
         """Serve the group while a handler works in its own thread."""
@@ -179,7 +179,7 @@ class Run:
             return claims.unprotected(batch.messages)
         except PartitionFenced:
             return self.give_back(batch)  # the group went on while the store was down, or slow
-        self._recognition.note(apart=self.consumer.shares)
+        self._recognition.note(others=self.consumer.shares)
         if held:
             self.consumer.rest(held, claims.rest_for(held))
         return work
@@ -345,13 +345,13 @@ class Run:
             self._failures.given_away(messages, batch, failed.error)
             return self.give_back(batch)
         attempt = partial(attempted, handle, messages)
-        self._failures.apart = self._failures.closely
+        self._failures.flush_each = self._failures.closely
         try:
             outcome = self._failures.again(attempt, messages[0], failed.error, self._waiting(batch))
         except Left:
             return self.give_back(batch)
         finally:
-            self._failures.apart = False
+            self._failures.flush_each = False
         if isinstance(outcome, GaveUp):
             if len(messages) > 1 and self._failures.narrows(outcome):
                 return self._one_by_one(batch, work, handle, len(messages))
@@ -373,11 +373,11 @@ class Run:
         others = len(work.fresh) - size
         self._forget_refused()
         while len(work.fresh) > others:
-            self._failures.apart = self._failures.closely
+            self._failures.flush_each = self._failures.closely
             try:
                 handled, failed = self._each(batch, work.fresh[: len(work.fresh) - others], handle)
             finally:
-                self._failures.apart = False
+                self._failures.flush_each = False
             if failed is None and not handled:
                 return self.give_back(batch)
             if handled:

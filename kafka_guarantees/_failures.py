@@ -149,7 +149,7 @@ class Failures:
         self._largest = min(room, int(str(settings.producer.get("message.max.bytes", 1_000_000))))  # bytes of a record
         self._too_slow: tuple[object, ...] | None = None  # the place of the last message whose handler was
         self.closely = False  # the end of each portion is waited for before the next one: what brokers refuse is in hand
-        self.apart = False  # each record is waited for before the next one: several may be too large for one request
+        self.flush_each = False  # each record is waited for before the next one: several may be too large for one request
         self._closely_until = 0.0
         self._well = 0
         self._rarely = Rarely()

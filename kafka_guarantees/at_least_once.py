@@ -36,11 +36,11 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._apart import apart_of, ended_after
 from ._at_least_once_run import COMMIT_EVERY, NOT_PAST, Run
 from ._consumer import GroupConsumer
 from ._enqueue import QueueFull
 from ._failures import RETRY, Failed, Failures
+from ._handler_thread import ended_after, handler_thread
 from ._lifecycle import Lifecycle, close_behind
 from ._pace import FIRST_BATCH, Pace
 from ._places import Places
@@ -63,9 +63,9 @@ if TYPE_CHECKING:
     from tenacity import Retrying
     from typing_extensions import Self
 
-    from ._apart import Apart
     from ._batch import Batch
     from ._failures import Handling
+    from ._handler_thread import HandlerThread
     from ._lifecycle import Itself
     from ._places import Start
     from ._preflight import AtStart, PreflightReport
@@ -159,7 +159,7 @@ class AtLeastOnce:
         self._making = threading.RLock()  # also by a signal handler, in the middle of it
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = apart_of(keep_alive, self._lifecycle, self._settings.max_poll_interval)
+        self._thread = handler_thread(keep_alive, self._lifecycle, self._settings.max_poll_interval)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
         self._recognition = Recognition(
             self._settings,
@@ -213,7 +213,7 @@ class AtLeastOnce:
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, self._arguments)
-        handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
+        handle = self._handle if self._thread is None else partial(self._handle_in_thread, self._thread)
         self._run(topics, partial(handle, handler), self._pace(max_batch), until_idle)
 
     def _handle(
@@ -238,8 +238,8 @@ class AtLeastOnce:
                 break
         return done, None
 
-    def _handle_apart(
-        self, apart: Apart, handler: Callable[..., Records], messages: Sequence[Message], *connection: Any
+    def _handle_in_thread(
+        self, thread: HandlerThread, handler: Callable[..., Records], messages: Sequence[Message], *connection: Any
     ) -> tuple[int, Failed | None]:
         """The same with a handler that has a thread of its own. What it returned is sent afterwards.
 
@@ -255,7 +255,7 @@ class AtLeastOnce:
             return records
 
         done: list[list[Record]] = []
-        error = apart.each(call, messages, done, COMMIT_EVERY)
+        error = thread.each(call, messages, done, COMMIT_EVERY)
         if error is not None:
             self._forgive(error)
         for number, records in enumerate(done):
@@ -265,9 +265,9 @@ class AtLeastOnce:
                 self._forgive(refused)
                 behind = [*done[number + 1 :], *(() if error is None else (error,))]
                 if connection:
-                    apart.narrow()
+                    thread.narrow()
                 elif behind:
-                    apart.keep(list(zip(messages[number + 1 :], behind, strict=False)))
+                    thread.keep(list(zip(messages[number + 1 :], behind, strict=False)))
                 return number, Failed(1, refused)
         return len(done), None if error is None else Failed(1, error)
 
@@ -293,8 +293,8 @@ class AtLeastOnce:
         """
         check_handler(handler, self._arguments)
         handle = partial(self._handle_all, handler, self._send_all)
-        if self._apart is not None:
-            call = partial(self._apart.call, self._writing.made_by(handler))
+        if self._thread is not None:
+            call = partial(self._thread.call, self._writing.made_by(handler))
             handle = partial(self._handle_all, call, partial(self._send_all, ready=True))
         self._run(topics, handle, self._pace(max_batch, FIRST_BATCH, max_wait=max_wait), until_idle)
 
@@ -319,7 +319,7 @@ class AtLeastOnce:
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
-        with self._lifecycle.running(), ended_after(self._apart):
+        with self._lifecycle.running(), ended_after(self._thread):
             while True:
                 try:
                     self._run_on(topics, handle, pace, until_idle)
@@ -401,7 +401,7 @@ class AtLeastOnce:
         """
         if self._recognition.inbox is not None:
             raise TypeError("an inbox needs to know where a transaction ends: use run() or run_batches(), not messages()")
-        if self._apart is not None:
+        if self._thread is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         pace = self._pace(max_batch)
@@ -457,7 +457,7 @@ class AtLeastOnce:
                 reading=self._reading,
                 failures=self._failures,
                 recognition=self._recognition,
-                apart=self._apart,
+                thread=self._thread,
                 producer=lambda: self._producer,
                 send=self._send,
             )
@@ -472,7 +472,7 @@ class AtLeastOnce:
 
     def _pace(self, max_batch: int, first: int | None = None, *, max_wait: float = 0.0) -> Pace:
         limit = self._settings.max_poll_interval / 2
-        return Pace(max_batch, limit, first, served=self._apart is not None, max_wait=max_wait)
+        return Pace(max_batch, limit, first, served=self._thread is not None, max_wait=max_wait)
 
     @property
     def dedup_counts(self) -> Mapping[str, int]:
@@ -549,14 +549,14 @@ class AtLeastOnce:
         if self._lifecycle.closed:
             self._lifecycle.check()
         serialize = writing.serialize if writing.needed and not ready else None
-        apart = self._failures.apart
+        flush_each = self._failures.flush_each
         try:
             for record in records_in(records):
                 if producer is None:
                     producer = self._made(record.topic)
                 try:
                     producer.post(record if serialize is None else serialize(record))
-                    if apart:
+                    if flush_each:
                         producer.flush(lambda: self._lifecycle.out_of_patience)
                 except (DeliveryError, DeliveryUnknown) as failure:
                     of_record = isinstance(failure, DeliveryError) and not isinstance(failure, QueueFull)

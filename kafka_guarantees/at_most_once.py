@@ -25,9 +25,9 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ._apart import apart_of, ended_after
 from ._consumer import RECENT, GroupConsumer
 from ._failures import Failures, GaveUp
+from ._handler_thread import ended_after, handler_thread
 from ._lifecycle import Lifecycle, close_behind
 from ._offsets import fields, where
 from ._pace import Pace
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from confluent_kafka import Message
     from typing_extensions import Self
 
-    from ._apart import Apart
     from ._batch import Batch
+    from ._handler_thread import HandlerThread
     from ._lifecycle import Itself
     from ._offsets import Partition
     from ._places import Start
@@ -124,7 +124,7 @@ class AtMostOnce:
         self._handled: dict[Partition, int] = {}  # M09: below this nothing is handled, whatever the group's offsets say
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = apart_of(keep_alive, self._lifecycle, self._settings.max_poll_interval)
+        self._thread = handler_thread(keep_alive, self._lifecycle, self._settings.max_poll_interval)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=None, dead_letter=dead_letter)
         self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
         self._recent: deque[float] = deque(maxlen=RECENT)  # how long the last commits took, also those of earlier runs
@@ -154,10 +154,10 @@ class AtMostOnce:
         with closing(self._portions(topics, self._pace(max_batch), until_idle)) as portions:
             for messages in portions:
                 call = self._reading.checked(handler)
-                if self._apart is None:
+                if self._thread is None:
                     self._handle(call, messages)
                 else:
-                    self._handle_apart(self._apart, call, messages)
+                    self._handle_in_thread(self._thread, call, messages)
 
     def _handle(self, call: Handler, messages: Sequence[Message]) -> None:
         for message in messages:
@@ -168,13 +168,13 @@ class AtMostOnce:
             if self._lifecycle.forked:
                 break
 
-    def _handle_apart(self, apart: Apart, call: Handler, messages: Sequence[Message]) -> None:
+    def _handle_in_thread(self, thread: HandlerThread, call: Handler, messages: Sequence[Message]) -> None:
         """The same with a handler that has a thread of its own. What it returned is sent by this one."""
         made = self._writing.made_by(call)
         while messages:
             done: list[list[Record]] = []
             try:
-                error = apart.each(made, messages, done, math.inf)
+                error = thread.each(made, messages, done, math.inf)
             finally:  # whatever has ended it: these were handled, and are not again
                 for message, records in zip(messages, done, strict=False):
                     try:
@@ -194,9 +194,9 @@ class AtMostOnce:
         And all of them go to the dead letter topic, also those that had their effect by then: a replay handles these twice.
         """
         check_handler(handler, 1)
-        ready, call = self._apart is not None, handler
-        if self._apart is not None:
-            call = partial(self._apart.call, self._writing.made_by(handler))
+        ready, call = self._thread is not None, handler
+        if self._thread is not None:
+            call = partial(self._thread.call, self._writing.made_by(handler))
         with closing(self._portions(topics, self._pace(max_batch), until_idle)) as portions:
             for portion in portions:
                 messages = self._readable(portion)
@@ -218,7 +218,7 @@ class AtMostOnce:
             FencedError: another instance has this ``group.instance.id``.
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
-        if self._apart is not None:
+        if self._thread is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not messages()")
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         pace = self._pace(max_batch)
@@ -242,14 +242,14 @@ class AtMostOnce:
         return [message for message in messages if id(message) not in unreadable]
 
     def _pace(self, max_batch: int) -> Pace:
-        return Pace(max_batch, self._settings.max_poll_interval / 2, served=self._apart is not None)
+        return Pace(max_batch, self._settings.max_poll_interval / 2, served=self._thread is not None)
 
     def _portions(
         self, topics: Sequence[str], pace: Pace, until_idle: float | None, itself: Itself | None = None
     ) -> Generator[Sequence[Message], None, None]:
         """The loop: as a member of the group, fetch, commit a portion, and hand it out if it is still ours."""
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
-        with self._lifecycle.running(itself), ended_after(self._apart):
+        with self._lifecycle.running(itself), ended_after(self._thread):
             self._preflight.start(topics)
             also = self._failures.topics
             member = GroupConsumer(self._settings, self._lifecycle, topics, self._places, also=also, strict=True)
@@ -262,8 +262,8 @@ class AtMostOnce:
     ) -> Generator[Sequence[Message], None, None]:
         size = 1
         for batch in consumer.batches(pace, until_idle, self._reading):
-            if self._apart is not None:
-                self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
+            if self._thread is not None:
+                self._thread.attend(partial(consumer.serve_beside, batch), consumer.resume)
             rest = consumer.without_repeats(batch, self._handled, "; a new client handles them")
             while rest and not self._lifecycle.stopping and not consumer.stray:
                 if time.monotonic() - batch.fetched > pace.late:

@@ -35,10 +35,10 @@ from itertools import accumulate, chain
 from operator import length_hint
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
-from ._apart import apart_of, ended_after
 from ._client import Abandoned
 from ._consumer import GroupConsumer
 from ._failures import RETRY, Failed, Failures, GaveUp, Left, attempted, not_set_aside
+from ._handler_thread import ended_after, handler_thread
 from ._in_flight import InFlight
 from ._lifecycle import Lifecycle, close_behind
 from ._pace import FIRST_BATCH, Pace
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from tenacity import Retrying
     from typing_extensions import Self
 
-    from ._apart import Apart
     from ._batch import Batch
     from ._failures import Handling
+    from ._handler_thread import HandlerThread
     from ._in_flight import Flight
     from ._lifecycle import Itself
     from ._places import Start
@@ -184,7 +184,7 @@ class ExactlyOnce:
         self._in_flight = InFlight([self._producer, *others], self._lifecycle)
         self._reading = Reading(key_deserializer, value_deserializer)
         self._writing = Writing(key_serializer, value_serializer)
-        self._apart = apart_of(keep_alive, self._lifecycle, self._settings.max_poll_interval)
+        self._thread = handler_thread(keep_alive, self._lifecycle, self._settings.max_poll_interval)
         self._failures = Failures(self._settings, self._lifecycle, self._reading, retry=retry, dead_letter=dead_letter)
         self._preflight = Preflight(self._settings, self._lifecycle, preflight, dead_letter=dead_letter)
 
@@ -215,7 +215,7 @@ class ExactlyOnce:
             OffsetsLost, AuthorizationError, BrokerError: see the class.
         """
         check_handler(handler, 1)
-        handle = self._handle if self._apart is None else partial(self._handle_apart, self._apart)
+        handle = self._handle if self._thread is None else partial(self._handle_in_thread, self._thread)
         self._run(topics, partial(handle, handler), self._pace(max_batch), until_idle)
 
     def _handle(self, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
@@ -237,7 +237,9 @@ class ExactlyOnce:
                 break
         return Outputs(records, ends, 1), None
 
-    def _handle_apart(self, apart: Apart, handler: Handler, messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
+    def _handle_in_thread(
+        self, thread: HandlerThread, handler: Handler, messages: Sequence[Message]
+    ) -> tuple[Outputs, Failed | None]:
         """The same with a handler that has a thread of its own."""
         call = self._writing.made_by(self._reading.checked(handler))
         messages = messages[: self._most]
@@ -247,7 +249,7 @@ class ExactlyOnce:
             left = until - time.monotonic()
             if done and left <= 0:
                 break
-            error = apart.each(call, messages[len(done) :], done, left)
+            error = thread.each(call, messages[len(done) :], done, left)
         ends = list(accumulate(map(len, done)))
         return Outputs([*chain.from_iterable(done)], ends, 1), None if error is None else Failed(1, error)
 
@@ -275,8 +277,8 @@ class ExactlyOnce:
         """
         check_handler(handler, 1)
         call = self._writing.made_by(handler)
-        if self._apart is not None:
-            call = partial(self._apart.call, call)
+        if self._thread is not None:
+            call = partial(self._thread.call, call)
         self._run(topics, partial(self._handle_all, call), self._pace(max_batch, FIRST_BATCH, max_wait=max_wait), until_idle)
 
     def _handle_all(self, call: Callable[..., list[Record]], messages: Sequence[Message]) -> tuple[Outputs, Failed | None]:
@@ -291,11 +293,11 @@ class ExactlyOnce:
 
     def _pace(self, max_batch: int, first: int | None = None, *, aim: float = math.inf, max_wait: float = 0.0) -> Pace:
         limit = self._settings.max_poll_interval / 2
-        return Pace(max_batch, limit, first, aim=aim, served=self._apart is not None, max_wait=max_wait)
+        return Pace(max_batch, limit, first, aim=aim, served=self._thread is not None, max_wait=max_wait)
 
     def _run(self, topics: Sequence[str], handle: Handling, pace: Pace, until_idle: float | None) -> None:
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
-        with self._stopped(), self._lifecycle.running(), ended_after(self._apart):
+        with self._stopped(), self._lifecycle.running(), ended_after(self._thread):
             while True:
                 try:
                     self._run_on(topics, handle, pace, until_idle)
@@ -348,17 +350,17 @@ class ExactlyOnce:
         Returns:
             How many messages are on their way, and what failed after them: nothing, where a transaction was aborted.
         """
-        apart = False
+        flush_each = False
         while True:
             try:
-                sent = self._transact(consumer, batch, messages, outputs, apart=apart)
+                sent = self._transact(consumer, batch, messages, outputs, flush_each=flush_each)
             except _Refused as refused:
                 if refused.number is None and len(outputs.ends) > 1:
                     outputs, failed = outputs.half(), None  # the other one is handled again
                     continue
-                if refused.number is None and outputs.size == 1 and len(outputs.records) > 1 and not apart:
+                if refused.number is None and outputs.size == 1 and len(outputs.records) > 1 and not flush_each:
                     # together they may be too large for one request. Of a batch each message is handled alone first
-                    apart = True
+                    flush_each = True
                     continue
                 if outputs.size == 1:
                     self._most = 1  # what was handled behind it is handled again
@@ -368,13 +370,13 @@ class ExactlyOnce:
                 return (outputs.handled, failed) if sent else (0, None)
 
     def _transact(
-        self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs, *, apart: bool = False
+        self, consumer: GroupConsumer, batch: Batch, messages: Sequence[Message], outputs: Outputs, *, flush_each: bool = False
     ) -> bool:
         """One transaction with what the first messages produced, whose end is left to another thread.
 
         Args:
             consumer, batch, messages, outputs: as they are.
-            apart: each record is waited for before the next one.
+            flush_each: each record is waited for before the next one.
 
         Returns:
             False: it was aborted, or one before it, and all messages come again.
@@ -391,7 +393,7 @@ class ExactlyOnce:
             return False
         try:
             producer.begin()
-            self._produce(producer, outputs.records, apart=apart)
+            self._produce(producer, outputs.records, flush_each=flush_each)
         except (AbortNeeded, InDoubt) as exc:
             log.warning("a transaction of %d messages is aborted, and they are fetched again: %s", len(messages), exc)
             self._shrink(producer, len(messages))
@@ -435,10 +437,10 @@ class ExactlyOnce:
         if producer.late:
             self._most = max(1, min(self._most, size) // 2)
 
-    def _produce(self, producer: TransactionalProducer, records: Sequence[Record], *, apart: bool) -> None:
+    def _produce(self, producer: TransactionalProducer, records: Sequence[Record], *, flush_each: bool) -> None:
         left = iter(records)
         try:
-            if apart:
+            if flush_each:
                 for record in left:
                     producer.produce([record])
                     producer.flush()
@@ -576,8 +578,8 @@ class ExactlyOnce:
     def _read(self, consumer: GroupConsumer, batch: Batch, *, whole: bool = False) -> None:
         """Make a batch readable, and ready to be handled."""
         self._reading.open(batch.messages, whole=whole)
-        if self._apart is not None:
-            self._apart.attend(partial(consumer.serve_beside, batch), consumer.resume)
+        if self._thread is not None:
+            self._thread.attend(partial(consumer.serve_beside, batch), consumer.resume)
 
     def _must_poll(self, batch: Batch, pace: Pace) -> bool:
         """Whether the rest of a batch must be given back: to stop, or since the group wants to hear of us (C10)."""
@@ -648,7 +650,7 @@ class ExactlyOnce:
             FencedError, OffsetsLost, AuthorizationError, BrokerError: see the class.
             KafkaGuaranteesError: a transaction was not used in a ``with``.
         """
-        if self._apart is not None:
+        if self._thread is not None:
             raise TypeError("keep_alive needs a handler, to give it a thread: use run() or run_batches(), not transactions()")
         check_run(self._settings, self._lifecycle, topics, until_idle, dead_letter=self._failures.topic)
         pace = self._pace(max_batch, FIRST_BATCH, aim=self._settings.transaction_timeout / 2, max_wait=max_wait)

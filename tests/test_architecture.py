@@ -52,7 +52,7 @@ FLOORS: list[set[str]] = [
     {"_group_client", "_offset_expiry", "_vanished"},
     {"_topics", "_positions"},
     {"_events"},
-    {"_apart", "_producer"},
+    {"_handler_thread", "_producer"},
     {"_transactional"},
     {"_in_flight"},
     {"_consumer"},

@@ -58,8 +58,8 @@ TOO_LARGE = b"x" * 2_000_000
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("apart", [False, True])
-def test_statistics_do_not_pile_up_while_nothing_is_produced(world: Callable[..., World], *, apart: bool) -> None:
+@pytest.mark.parametrize("keep_alive", [False, True])
+def test_statistics_do_not_pile_up_while_nothing_is_produced(world: Callable[..., World], *, keep_alive: bool) -> None:
     """They are kept until librdkafka is polled, without a limit: nothing came, or a handler took its time."""
     here = world()
     here.fill(1)
@@ -71,7 +71,7 @@ def test_statistics_do_not_pile_up_while_nothing_is_produced(world: Callable[...
             seen.append(figures["time"])
 
     def handler(message: Message) -> Iterator[Record]:
-        if apart:
+        if keep_alive:
             until(lambda: len(seen) >= 20, "there are statistics while the handler works", 20)
         return here.copy(message)
 
@@ -82,7 +82,7 @@ def test_statistics_do_not_pile_up_while_nothing_is_produced(world: Callable[...
         "stats_cb": stats,
         "statistics.interval.ms": 100,
     }
-    with ExactlyOnce(config, keep_alive=apart) as kafka:
+    with ExactlyOnce(config, keep_alive=keep_alive) as kafka:
         ended = in_thread(lambda: kafka.run([here.source], handler))
         until(lambda: here.committed() == [1], "the message is committed")
         before = len(seen)

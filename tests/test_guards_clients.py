@@ -28,12 +28,12 @@ from kafka_guarantees import (
     StoreUnavailable,
     at_most_once,
 )
-from kafka_guarantees._apart import Apart, _finished, apart_of
 from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._batch import Batch
 from kafka_guarantees._client import Rarely
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._enqueue import QueueFull, checked_headers, enqueue
+from kafka_guarantees._handler_thread import HandlerThread, _finished, handler_thread
 from kafka_guarantees._lifecycle import Lifecycle, _in_child, _replaced, _restore
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._pace import Pace
@@ -142,7 +142,7 @@ def test_what_was_handled_before_an_interrupt_is_sent(once: Callable[..., Once],
         done.append([Record("out", b"0")])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(one.client._apart, "each", each)
+    monkeypatch.setattr(one.client._thread, "each", each)
     with pytest.raises(KeyboardInterrupt):
         one.client.run(["t"], lambda _message: None)
     assert one.producer.sent == [b"0"]
@@ -159,8 +159,8 @@ def test_one_that_fails_costs_itself_only(once: Callable[..., Once], keep_alive:
         return Record("out", message.value())
 
     one.client.run(["t"], handler)
-    if one.client._apart is not None:
-        one.client._apart.close()
+    if one.client._thread is not None:
+        one.client._thread.close()
     assert one.failed == [(1, "never")]
     assert one.producer.sent == [b"0", b"2"]
 
@@ -325,7 +325,7 @@ def test_the_group_is_served_while_a_handler_has_its_own_thread(monkeypatch: pyt
     member = Taken(taken=time.monotonic())
     with AtMostOnce(DEAD, preflight="off", keep_alive=True) as client:
         attended: list[int] = []
-        monkeypatch.setattr(client._apart, "attend", lambda *_: attended.append(member.committed))
+        monkeypatch.setattr(client._thread, "attend", lambda *_: attended.append(member.committed))
         assert next(portions(client, member)) == [0]
     assert attended == [0]
 
@@ -339,8 +339,8 @@ def test_a_record_is_serialized_once(once: Callable[..., Once], *, keep_alive: b
         one.client.run_batches(["t"], lambda messages: [Record("out", message.value()) for message in messages])
     else:
         one.client.run(["t"], lambda message: Record("out", message.value()))
-    if one.client._apart is not None:
-        one.client._apart.close()
+    if one.client._thread is not None:
+        one.client._thread.close()
     assert one.producer.sent == [b"<0>", b"<1>", b"<2>"]
 
 
@@ -447,7 +447,7 @@ class Runs:
         given: Any = (SimpleNamespace(max_poll_interval=300.0), self.lifecycle, self.group, SimpleNamespace(renew=int))
         options: Any = {"failures": failures, "recognition": recognition, "reading": SimpleNamespace(open=len)}
         send = cast("Any", self.sent.append)  # its reports are not looked at
-        self.run = Run(*given, **options, apart=None, producer=lambda: cast("Any", self.producer), send=send)
+        self.run = Run(*given, **options, thread=None, producer=lambda: cast("Any", self.producer), send=send)
         self.batch: Any = Batch(list(MESSAGES), b"CGMDv2:\1\0\0\0g\0me\0\0", time.monotonic())
 
 
@@ -647,7 +647,7 @@ def test_claims_are_renewed_while_a_handler_has_its_own_thread() -> None:
     renewed: list[str] = []
     runs = Runs(claims=SimpleNamespace(renew=lambda: renewed.append("claims")))
     runs.group.serve_beside = lambda _batch: renewed.append("membership")
-    runs.run._apart = cast("Any", SimpleNamespace(attend=lambda serve, _resume: serve()))
+    runs.run._thread = cast("Any", SimpleNamespace(attend=lambda serve, _resume: serve()))
     runs.run._attend(runs.batch)
     assert renewed == ["membership", "claims"]
 
@@ -1418,15 +1418,15 @@ def test_a_loop_of_a_thread_that_is_gone_is_not_waited_for() -> None:
 
 
 @pytest.fixture
-def apart(monkeypatch: pytest.MonkeyPatch) -> Iterator[Apart]:
-    monkeypatch.setattr("kafka_guarantees._apart.SERVE_EVERY", 0.01)
-    made = Apart(Lifecycle("test"), 0.05)
+def thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[HandlerThread]:
+    monkeypatch.setattr("kafka_guarantees._handler_thread.SERVE_EVERY", 0.01)
+    made = HandlerThread(Lifecycle("test"), 0.05)
     made._served = -math.inf
     yield made
     made.close()
 
 
-def test_a_handler_that_hangs_is_named_now_and_then(apart: Apart, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handler_that_hangs_is_named_now_and_then(thread: HandlerThread, caplog: pytest.LogCaptureFixture) -> None:
     """C10: the message that it is at, after twice as long each time; nothing else would tell of it."""
 
     def handler(message: Message) -> list[Record]:
@@ -1434,27 +1434,27 @@ def test_a_handler_that_hangs_is_named_now_and_then(apart: Apart, caplog: pytest
             time.sleep(0.7)
         return []
 
-    apart.each(handler, MESSAGES, [], 60)
+    thread.each(handler, MESSAGES, [], 60)
     lines = [record.getMessage() for record in caplog.records]
     assert 2 <= len(lines) <= 10  # and not some seventy
     assert all("partition 0 offset 1" in line for line in lines)
 
 
-def test_nothing_is_begun_behind_a_handler_that_an_exception_waits_for(apart: Apart) -> None:
+def test_nothing_is_begun_behind_a_handler_that_an_exception_waits_for(thread: HandlerThread) -> None:
     """Y03: whoever asked for the end waits for the one in hand, and not for a whole batch."""
 
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    apart.attend(interrupted, lambda: None)
-    apart._served = -math.inf
+    thread.attend(interrupted, lambda: None)
+    thread._served = -math.inf
     done: list[list[Record]] = []
     with pytest.raises(KeyboardInterrupt):
-        apart.each(lambda _message: time.sleep(0.1) or [], MESSAGES, done, 60)  # type: ignore[func-returns-value]
+        thread.each(lambda _message: time.sleep(0.1) or [], MESSAGES, done, 60)  # type: ignore[func-returns-value]
     assert len(done) == 1
 
 
-def test_only_what_was_kept_of_these_messages_is_taken(apart: Apart) -> None:
+def test_only_what_was_kept_of_these_messages_is_taken(thread: HandlerThread) -> None:
     """L01: a result belongs to its message: what is behind a gap is handled."""
     handled: list[int | None] = []
 
@@ -1462,11 +1462,11 @@ def test_only_what_was_kept_of_these_messages_is_taken(apart: Apart) -> None:
         handled.append(message.offset())
         return []
 
-    apart.keep([(MESSAGES[0], []), (MESSAGES[1], [])])
+    thread.keep([(MESSAGES[0], []), (MESSAGES[1], [])])
     done: list[list[Record]] = []
-    apart.each(handler, [MESSAGES[0], MESSAGES[2]], done, 60)
+    thread.each(handler, [MESSAGES[0], MESSAGES[2]], done, 60)
     assert (len(done), handled) == (1, [])
-    apart.each(handler, [MESSAGES[2]], done, 60)
+    thread.each(handler, [MESSAGES[2]], done, 60)
     assert handled == [2]
 
 
@@ -1474,7 +1474,7 @@ def test_a_second_ctrl_c_is_not_for_a_handler_on_another_thread() -> None:
     """Y03: it would interrupt whoever serves the group, and the handler would be waited for nevertheless."""
     lifecycle = Lifecycle("test")
     assert lifecycle.interruptible
-    assert apart_of(keep_alive=True, lifecycle=lifecycle, long=1.0) is not None
+    assert handler_thread(keep_alive=True, lifecycle=lifecycle, long=1.0) is not None
     assert not lifecycle.interruptible
 
 
@@ -1488,7 +1488,7 @@ def test_a_child_of_a_handler_ends_with_its_own_status(
     """Y04: whoever waits for it is told the truth; one that comes back from the handler has failed."""
     processes, exits = iter([1, 2]), list[int]()
     system = SimpleNamespace(getpid=lambda: next(processes), _exit=exits.append)
-    monkeypatch.setattr("kafka_guarantees._apart.os", system)
+    monkeypatch.setattr("kafka_guarantees._handler_thread.os", system)
 
     def handler() -> None:
         if error is not None:

@@ -201,7 +201,7 @@ def test_that_a_store_is_local_is_said_once(caplog: pytest.LogCaptureFixture) ->
             fingerprint=True,
         )
         for others in (False, True, True):
-            recognition.note(apart=lambda others=others: others)  # type: ignore[misc]
+            recognition.note(others=lambda others=others: others)  # type: ignore[misc]
             assert caplog.text.count("is local") == int(others)
 
 

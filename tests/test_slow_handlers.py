@@ -27,13 +27,13 @@ from kafka_guarantees import (
     HandlerError,
     KafkaGuaranteesError,
     Record,
-    _apart,
     _at_least_once_run,
+    _handler_thread,
     at_least_once,
 )
-from kafka_guarantees._apart import Apart
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._failures import attempt
+from kafka_guarantees._handler_thread import HandlerThread
 from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteDedupStore, SqliteInbox, position
 
@@ -75,7 +75,7 @@ class Here(NamedTuple):
 def here(
     kafka: RunningKafka, fresh: Callable[[str], str], kafka_topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> Here:
-    monkeypatch.setattr(_apart, "AT_ONCE", INTERVAL / 6)  # as far from the interval as in a configuration for production
+    monkeypatch.setattr(_handler_thread, "AT_ONCE", INTERVAL / 6)  # as far from the interval as in production
     return Here(kafka.bootstrap, fresh, kafka_topic)
 
 
@@ -156,25 +156,25 @@ class Rebalances:
 
 
 @pytest.fixture
-def apart() -> Iterator[Apart]:
-    made = Apart(Lifecycle("Client"), DEADLINE)
+def thread() -> Iterator[HandlerThread]:
+    made = HandlerThread(Lifecycle("Client"), DEADLINE)
     yield made
     made.close()
 
 
-def test_a_quick_handler_costs_no_pause(apart: Apart) -> None:
+def test_a_quick_handler_costs_no_pause(thread: HandlerThread) -> None:
     """The group is served only where a handler takes its time."""
     served: list[str] = []
-    apart.attend(lambda: served.append("serve"), lambda: served.append("resume"))
+    thread.attend(lambda: served.append("serve"), lambda: served.append("resume"))
     for number in range(100):
-        assert apart.call(lambda given: given + 1, number) == number + 1
+        assert thread.call(lambda given: given + 1, number) == number + 1
     assert served == []
 
 
-def test_the_group_is_served_until_the_handler_returns(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_group_is_served_until_the_handler_returns(thread: HandlerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """C10: again and again, and then everything is resumed, once."""
-    monkeypatch.setattr(_apart, "AT_ONCE", 0.01)
-    monkeypatch.setattr(_apart, "SERVE_EVERY", 0.001)
+    monkeypatch.setattr(_handler_thread, "AT_ONCE", 0.01)
+    monkeypatch.setattr(_handler_thread, "SERVE_EVERY", 0.001)
     served: list[str] = []
     go_on = threading.Event()
 
@@ -183,14 +183,14 @@ def test_the_group_is_served_until_the_handler_returns(apart: Apart, monkeypatch
         if len(served) == 5:
             go_on.set()
 
-    apart.attend(serve, lambda: served.append("resume"))
-    assert apart.call(go_on.wait, DEADLINE)
+    thread.attend(serve, lambda: served.append("resume"))
+    assert thread.call(go_on.wait, DEADLINE)
     assert served[:5] == ["serve"] * 5
     assert served.count("resume") == 1
     assert served[-1] == "resume"
 
 
-def test_a_generator_runs_wholly_in_the_thread_of_the_handler(apart: Apart) -> None:
+def test_a_generator_runs_wholly_in_the_thread_of_the_handler(thread: HandlerThread) -> None:
     """Nothing of a handler is left to be done where the group would have to wait for it."""
     threads: list[threading.Thread] = []
 
@@ -199,11 +199,11 @@ def test_a_generator_runs_wholly_in_the_thread_of_the_handler(apart: Apart) -> N
             threads.append(threading.current_thread())
             yield number
 
-    assert apart.call(handler) == [0, 1, 2]
+    assert thread.call(handler) == [0, 1, 2]
     assert [thread.name for thread in threads] == [HAND] * 3
 
 
-def test_what_the_handler_raises_is_raised_with_its_traceback(apart: Apart) -> None:
+def test_what_the_handler_raises_is_raised_with_its_traceback(thread: HandlerThread) -> None:
     """Also where it is no Exception; and the thread goes on."""
 
     def handler(error: BaseException) -> None:
@@ -211,44 +211,44 @@ def test_what_the_handler_raises_is_raised_with_its_traceback(apart: Apart) -> N
 
     for error in (ValueError("no"), KeyboardInterrupt(), SystemExit(3)):
         with pytest.raises(type(error)) as caught:
-            apart.call(handler, error)
+            thread.call(handler, error)
         assert caught.traceback[-1].name == "handler"
-    assert apart.call(lambda: 1) == 1
+    assert thread.call(lambda: 1) == 1
 
 
-def test_context_variables_reach_the_handler(apart: Apart) -> None:
+def test_context_variables_reach_the_handler(thread: HandlerThread) -> None:
     """``attempt`` among them."""
     token = attempt.set(4)
     try:
-        assert apart.call(attempt.get) == 4
+        assert thread.call(attempt.get) == 4
     finally:
         attempt.reset(token)
 
 
-def test_the_thread_ends_with_the_run_and_the_next_has_another(apart: Apart) -> None:
+def test_the_thread_ends_with_the_run_and_the_next_has_another(thread: HandlerThread) -> None:
     """None is left behind, and calls from a thread that is gone are of no handler."""
-    lifecycle = apart._lifecycle
-    first = apart.call(threading.current_thread)
+    lifecycle = thread._lifecycle
+    first = thread.call(threading.current_thread)
     with lifecycle.running(lambda: None):
-        assert apart.call(lambda: lifecycle.in_hand)
-    apart.close()
+        assert thread.call(lambda: lifecycle.in_hand)
+    thread.close()
     first.join(DEADLINE)
     assert not first.is_alive()
     assert not lifecycle.hands
-    assert apart.call(threading.current_thread) is not first
+    assert thread.call(threading.current_thread) is not first
 
 
-def test_a_run_without_messages_takes_nothing_from_the_next(apart: Apart) -> None:
+def test_a_run_without_messages_takes_nothing_from_the_next(thread: HandlerThread) -> None:
     """A run that had no thread ends none: the handlers of the next run are called."""
-    apart.close()
+    thread.close()
     called: list[int] = []
-    caller = threading.Thread(target=lambda: called.append(apart.call(lambda: 5)), daemon=True)
+    caller = threading.Thread(target=lambda: called.append(thread.call(lambda: 5)), daemon=True)
     caller.start()
     caller.join(DEADLINE)
     assert called == [5]
 
 
-def test_a_run_that_cannot_have_a_thread_says_so_each_time(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_cannot_have_a_thread_says_so_each_time(thread: HandlerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """The system may refuse one; then no call waits for a thread that is not there."""
 
     def refuse(_thread: threading.Thread) -> None:
@@ -258,17 +258,19 @@ def test_a_run_that_cannot_have_a_thread_says_so_each_time(apart: Apart, monkeyp
         patched.setattr(threading.Thread, "start", refuse)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="new thread"):
-                apart.call(lambda: None)
-    assert apart.call(lambda: 1) == 1
+                thread.call(lambda: None)
+    assert thread.call(lambda: 1) == 1
 
 
 class Alarm(BaseException):
     """What a signal handler of the user raises."""
 
 
-def test_an_exception_out_of_a_signal_handler_waits_for_the_handler(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exception_out_of_a_signal_handler_waits_for_the_handler(
+    thread: HandlerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A handler that nobody waits for could write into a transaction that is not its own. Then the exception is raised."""
-    monkeypatch.setattr(_apart, "AT_ONCE", 0.01)
+    monkeypatch.setattr(_handler_thread, "AT_ONCE", 0.01)
     finished: list[int] = []
 
     def raise_alarm(_number: int, _frame: object) -> None:
@@ -282,32 +284,32 @@ def test_an_exception_out_of_a_signal_handler_waits_for_the_handler(apart: Apart
     before = signal.signal(signal.SIGUSR1, raise_alarm)
     try:
         with pytest.raises(Alarm):
-            apart.call(handler)
+            thread.call(handler)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert finished == [1]
 
 
 def together(
-    apart: Apart, handler: Callable[[Any], Any], messages: Iterable[Any], seconds: float = 60
+    thread: HandlerThread, handler: Callable[[Any], Any], messages: Iterable[Any], seconds: float = 60
 ) -> tuple[list[Any], Any]:
     """What came of each, and what was raised for the one after these."""
     done: list[Any] = []
-    error = apart.each(handler, cast("Any", list(messages)), done, seconds)
+    error = thread.each(handler, cast("Any", list(messages)), done, seconds)
     return done, error
 
 
-def test_messages_go_together_and_come_back_together(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_go_together_and_come_back_together(thread: HandlerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """One way to and fro, up to the message whose handler raises; its error comes back beside the results. L01."""
     ways, threads, tenant = list[object](), set[str](), ContextVar[int]("tenant", default=-1)
-    true = Apart.call
+    true = HandlerThread.call
 
-    def call(self: Apart, *given: Any) -> Any:
+    def call(self: HandlerThread, *given: Any) -> Any:
         ways.append(given)
         return true(self, *given)
 
-    monkeypatch.setattr(Apart, "call", call)
-    monkeypatch.setattr("kafka_guarantees._apart.AT_ONCE", 60.0)  # a busy machine stands still for half of a second
+    monkeypatch.setattr(HandlerThread, "call", call)
+    monkeypatch.setattr("kafka_guarantees._handler_thread.AT_ONCE", 60.0)  # a busy machine stands still for half of a second
 
     def handler(number: int) -> list[int]:
         threads.add(threading.current_thread().name)
@@ -317,16 +319,16 @@ def test_messages_go_together_and_come_back_together(apart: Apart, monkeypatch: 
             raise ConnectionError("seventy")
         return [number]
 
-    done, error = together(apart, handler, range(100))
+    done, error = together(thread, handler, range(100))
     assert done == [[number] for number in range(70)]
     assert isinstance(error, ConnectionError)
-    assert together(apart, handler, range(60)) == (done[:60], None)
+    assert together(thread, handler, range(60)) == (done[:60], None)
     assert (len(ways), threads) == (2, {HAND})
     with pytest.raises(SystemExit):
-        together(apart, lambda _message: sys.exit(3), range(3))
+        together(thread, lambda _message: sys.exit(3), range(3))
 
 
-def test_what_was_handled_behind_a_refused_record_is_not_handled_again(apart: Apart) -> None:
+def test_what_was_handled_behind_a_refused_record_is_not_handled_again(thread: HandlerThread) -> None:
     """It is kept until its turn comes, if it is still of the same batch."""
     messages, handled = [Message(topic="t", partition=0, offset=number) for number in range(6)], list[int | None]()
 
@@ -334,26 +336,26 @@ def test_what_was_handled_behind_a_refused_record_is_not_handled_again(apart: Ap
         handled.append(message.offset())
         return [message.offset()]
 
-    done, _ = together(apart, handler, messages[:4])
+    done, _ = together(thread, handler, messages[:4])
     error = KeyError(4)
     behind: list[Any] = list(zip(messages[1:5], [*done[1:], error], strict=True))
-    apart.keep(behind)
-    assert together(apart, handler, messages[:1]) == ([[0]], None)  # tried again
-    assert together(apart, handler, messages[1:]) == ([[1], [2], [3]], error)  # one attempt was made at it
-    assert together(apart, handler, messages[4:]) == ([[4], [5]], None)
+    thread.keep(behind)
+    assert together(thread, handler, messages[:1]) == ([[0]], None)  # tried again
+    assert together(thread, handler, messages[1:]) == ([[1], [2], [3]], error)  # one attempt was made at it
+    assert together(thread, handler, messages[4:]) == ([[4], [5]], None)
     assert handled == [0, 1, 2, 3, 0, 4, 5]
-    apart.keep(behind)
-    apart.attend(lambda: None, lambda: None)  # another batch
-    assert together(apart, handler, messages[1:2]) == ([[1]], None)
+    thread.keep(behind)
+    thread.attend(lambda: None, lambda: None)  # another batch
+    assert together(thread, handler, messages[1:2]) == ([[1]], None)
     assert handled[-1] == 1
-    apart.narrow()
-    assert [len(together(apart, handler, messages)[0]) for _ in range(4)] == [1, 2, 4, 6]
+    thread.narrow()
+    assert [len(together(thread, handler, messages)[0]) for _ in range(4)] == [1, 2, 4, 6]
 
 
-def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_portion_ends_before_the_group_must_be_served(thread: HandlerThread, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quick messages cost no pause; a slow one ends it, and so do a stop, many records, and whoever interrupts the wait."""
     served, now = threading.Event(), [0.0]
-    monkeypatch.setattr(_apart, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(_handler_thread, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def quick(_message: object) -> list[Any]:
         now[0] += 0.5
@@ -364,14 +366,14 @@ def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatc
         assert served.wait(60)
         return []
 
-    apart.attend(served.set, lambda: None)
-    monkeypatch.setattr(_apart, "AT_ONCE", 8.0)
-    assert len(together(apart, quick, range(1000))[0]) == 8
-    assert len(together(apart, quick, range(1000), 1.0)[0]) == 2
-    assert len(together(apart, lambda _message: [1] * 4000, range(1000))[0]) == 3
+    thread.attend(served.set, lambda: None)
+    monkeypatch.setattr(_handler_thread, "AT_ONCE", 8.0)
+    assert len(together(thread, quick, range(1000))[0]) == 8
+    assert len(together(thread, quick, range(1000), 1.0)[0]) == 2
+    assert len(together(thread, lambda _message: [1] * 4000, range(1000))[0]) == 3
     assert not served.is_set()
-    monkeypatch.setattr(_apart, "AT_ONCE", 0.1)
-    assert len(together(apart, slow, range(1000))[0]) == 1
+    monkeypatch.setattr(_handler_thread, "AT_ONCE", 0.1)
+    assert len(together(thread, slow, range(1000))[0]) == 1
     done: list[Any] = []
 
     interrupted = threading.Event()
@@ -385,14 +387,14 @@ def test_a_portion_ends_before_the_group_must_be_served(apart: Apart, monkeypatc
         assert interrupted.wait(60)
         return []
 
-    apart.attend(interrupt, lambda: None)
-    monkeypatch.setattr(apart._lifecycle, "hands", set())
+    thread.attend(interrupt, lambda: None)
+    monkeypatch.setattr(thread._lifecycle, "hands", set())
     with pytest.raises(KeyboardInterrupt):
-        apart.each(slower, cast("Any", range(1000)), done, 60)
+        thread.each(slower, cast("Any", range(1000)), done, 60)
     assert len(done) == 1  # what was handled is known
-    with apart._lifecycle.running():
-        apart._lifecycle.stop()
-        assert len(together(apart, lambda _message: [], range(1000))[0]) == 1
+    with thread._lifecycle.running():
+        thread._lifecycle.stop()
+        assert len(together(thread, lambda _message: [], range(1000))[0]) == 1
 
 
 # -- with a thread of its own ------------------------------------------------------------------------------------------------

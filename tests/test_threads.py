@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kafka_guarantees import _threads
-from kafka_guarantees._apart import Apart
 from kafka_guarantees._client import Caller
+from kafka_guarantees._handler_thread import HandlerThread
 from kafka_guarantees._lifecycle import SIGNALS, Lifecycle
 from kafka_guarantees._threads import Flag, Task, start
 
@@ -179,23 +179,23 @@ def test_handlers_are_waited_for(shots: Shots) -> None:
         handled.append(number)
 
     for number in shots.lasting():
-        apart = Apart(lifecycle, DEADLINE)
+        thread = HandlerThread(lifecycle, DEADLINE)
         before = len(handled)
-        shots.at(partial(apart.call, handler, number), within=5e-4)
+        shots.at(partial(thread.call, handler, number), within=5e-4)
         so_far = len(handled)
-        apart.call(handler, -1)
+        thread.call(handler, -1)
         assert handled[before:so_far] in ([], [number])
         assert len(handled) == so_far + 1  # none was still at work
-        apart.close()
+        thread.close()
     assert becomes_true(lambda: len(lifecycle.hands) < 3)
 
 
 def test_handlers_are_called_after_a_close_that_was_interrupted(shots: Shots) -> None:
-    apart = Apart(Lifecycle("client"), DEADLINE)
+    thread = HandlerThread(Lifecycle("client"), DEADLINE)
     for number in shots.lasting():
-        assert over(beside(partial(apart.call, int, number)))
-        shots.at(apart.close, within=2e-5)
-    apart.close()
+        assert over(beside(partial(thread.call, int, number)))
+        shots.at(thread.close, within=2e-5)
+    thread.close()
 
 
 def test_who_closes_a_client_waits_for_the_run_of_another_thread(shots: Shots) -> None:

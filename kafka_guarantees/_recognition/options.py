@@ -103,9 +103,9 @@ class Recognition:
         self._fingerprint = fingerprint
         self._warns_of_others = dedup is not None and not dedup.capabilities.shared
 
-    def note(self, *, apart: Callable[[], bool]) -> None:
+    def note(self, *, others: Callable[[], bool]) -> None:
         """Say, once, that members of the group on other machines do not see what a local store remembers (D11)."""
-        if self._warns_of_others and apart():
+        if self._warns_of_others and others():
             self._warns_of_others = False
             log.warning(
                 "%s is local, and the group has other members. MemoryDedupStore knows what its process handled, "

@@ -178,18 +178,18 @@ class Portions:
             return 0
         if not isinstance(outcome, GaveUp):
             return outcome
-        together = isinstance(outcome.error, RecordRefused) and not self._failures.apart  # for one request, it may be
+        together = isinstance(outcome.error, RecordRefused) and not self._failures.flush_each  # for one request, it may be
         if not (len(messages) > 1 or together) or not self._failures.narrows(outcome):
             return self.set_aside(batch, messages[0], entries[0], outcome._replace(size=len(messages)))
         return self._one_by_one(batch, messages, entries, handle)
 
     def _one_by_one(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
         """Find out which messages of a batch fail, and try again, or set aside, only these. Returns how many are finished."""
-        self._failures.apart = True
+        self._failures.flush_each = True
         try:
             return self._each(batch, messages, entries, handle)
         finally:
-            self._failures.apart = False
+            self._failures.flush_each = False
 
     def _each(self, batch: Batch, messages: Sequence[Message], entries: Sequence[Entry], handle: Handling) -> int:
         for number, (message, entry) in enumerate(zip(messages, entries, strict=True)):

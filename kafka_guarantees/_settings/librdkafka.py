@@ -108,7 +108,7 @@ def _refusal(name: str, value: object, complaint: str) -> UnsafeConfigError:
     return UnsafeConfigError(name, shown_raw(name, value), "librdkafka does not accept this value", f"give {takes}")
 
 
-def _apart(value: str) -> re.Pattern[str]:
+def _as_a_word(value: str) -> re.Pattern[str]:
     """A value of few characters, where its letters and digits are not those of a longer word."""
     before = r"(?<![^\W_])" if value[0].isalnum() else ""
     behind = r"(?![^\W_])" if value[-1].isalnum() else ""
@@ -122,7 +122,7 @@ def _scrubbed(text: str, config: Mapping[str, object]) -> str:
     def scrub(word: re.Match[str]) -> str:
         secret = any(word[0] == value or (len(word[0]) >= _SHORT and word[0] in value) for value in hidden)
         # a word may also be longer than the value: librdkafka appends to it (".so" to a plugin's path)
-        within = any(value in word[0] if len(value) >= _SHORT else _apart(value).search(word[0]) for value in hidden)
+        within = any(value in word[0] if len(value) >= _SHORT else _as_a_word(value).search(word[0]) for value in hidden)
         return HIDDEN if secret or within else word[0]
 
     return _WORD.sub(scrub, text)

@@ -292,7 +292,7 @@ class HasItsOwnRetention(ReferenceStore):
 # -- inboxes --------------------------------------------------------------------------------------------------------------
 
 
-class _Apart(ReferenceTransaction):
+class _WithoutMarks(ReferenceTransaction):
     """Writes neither ids nor offsets; what it does write, others see first."""
 
     handled: int | None = None
@@ -310,7 +310,7 @@ class CommitsTheMarksApart(ReferenceInbox):
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             self.connection.execute("SAVEPOINT looking")
-            transaction = _Apart(self, scope, entries)
+            transaction = _WithoutMarks(self, scope, entries)
             self.connection.execute("ROLLBACK TO looking")
             yield transaction
             self.commit()
@@ -328,7 +328,7 @@ class MarksBeforeTheEffect(ReferenceInbox):
     @contextmanager
     def transaction(self, scope: str, entries: Sequence[Entry]) -> Iterator[ReferenceTransaction]:
         with super().transaction(scope, entries) as marks:
-            transaction = _Apart(self, scope, [])
+            transaction = _WithoutMarks(self, scope, [])
             transaction.fresh = marks.fresh
         time.sleep(BETWEEN)
         self.connection.execute("BEGIN IMMEDIATE")

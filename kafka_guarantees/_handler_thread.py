@@ -40,7 +40,7 @@ SERVE_EVERY = 0.1  # seconds
 MOST = 10_000  # records, or messages, that are handled together
 
 
-class Apart:
+class HandlerThread:
     """Runs handlers on a thread of its own.
 
     Args:
@@ -179,16 +179,16 @@ class Apart:
             calls.put(None)
 
 
-def apart_of(keep_alive: bool, lifecycle: Lifecycle, long: float) -> Apart | None:  # noqa: FBT001 - as its user gave it
+def handler_thread(keep_alive: bool, lifecycle: Lifecycle, long: float) -> HandlerThread | None:  # noqa: FBT001 - as given
     """The thread for handlers, where there is to be one. Raises TypeError for "false", which would be true."""
     if not isinstance(keep_alive, bool):
         raise TypeError(f"keep_alive is True or False, not {keep_alive!r}")
-    return Apart(lifecycle, long) if keep_alive else None
+    return HandlerThread(lifecycle, long) if keep_alive else None
 
 
-def ended_after(apart: Apart | None) -> AbstractContextManager[object]:
+def ended_after(thread: HandlerThread | None) -> AbstractContextManager[object]:
     """What a run is in, so that its thread for handlers ends with it."""
-    return nullcontext() if apart is None else closing(apart)
+    return nullcontext() if thread is None else closing(thread)
 
 
 def _nothing() -> None: ...
