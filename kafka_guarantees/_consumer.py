@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kafka_guarantees")
 
 WAIT = 0.1  # seconds that a fetch waits for the first message: how late a stop is noticed
+OUTDATED = 2.0  # seconds in which a former coordinator may hear that it is none
 RELEASED = 1.0  # seconds until a new member asks again for a group.instance.id that the last one has not given back
 UNHEARD = 30.0  # seconds without an answer of the group, until that is said, and said again
 UNASSIGNED = 5.0  # seconds that a new member waits for partitions before having none counts as having nothing to do
@@ -135,6 +136,7 @@ class GroupConsumer:
         self._positions = Positions(settings, self._client, self._assignment, places)
         self._refresh = Refresh(places, settings.session_timeout / 2)
         self._vanished = Vanished(settings, places)
+        places.disclaim()
         try:
             self._topics.require(topics)
             self._topics.require(also, written=True)
@@ -317,8 +319,12 @@ class GroupConsumer:
         moved = self._find_places(messages)
         if self.gone_silent:
             return []
+        now = time.monotonic()
+        outdated = now - self._positions.outdated_since > OUTDATED
+        if outdated:  # to join is written, which a former coordinator cannot: a new member hears what is true
+            self.stray = self.stray or "the group says less than this member has committed, or may have"
         if self.stray:  # what is dropped comes again: nothing is handed out before another member has taken over
-            if not (self._assignment.unsettled(time.monotonic()) or self._lifecycle.stopping):
+            if (outdated or not self._assignment.unsettled(now)) and not self._lifecycle.stopping:
                 self.rejoin(self.stray)
             return []
         return [m for m in messages if (m.topic(), m.partition()) not in moved]
@@ -551,11 +557,17 @@ class GroupConsumer:
             if self._strict and sent_twice(seconds, recent, self._settings.retry_backoff):
                 self.stray = f"committing offsets took {seconds:.1f} s: the first try may still be on its way"
 
+    def claim(self, offsets: Iterable[TopicPartition]) -> None:
+        """These were committed in a transaction, or may have been."""
+        self._places.claim(offsets)
+
     def _check_commit(self, answer: list[TopicPartition]) -> None:
         for partition in answer:
             if partition.error is not None:
                 raise KafkaException(partition.error)
         self._places.note(answer)
+        if self._strict:
+            self.claim(answer)
 
     # -- going back ---------------------------------------------------------------------------------------------------
 
@@ -627,6 +639,7 @@ class GroupConsumer:
                 rejoining_until = time.monotonic() + (UNASSIGNED if self._client.kip_848 else self._settings.max_poll_interval)
             self._assignment.rebalance()
             self._assignment.revoke(gone, rejoining_until)  # first: whatever fails, they are not ours (X02)
+            self._places.disclaim(gone)
             log.info("group %r has %s %s", self._settings.group_id, "given away" if lost else "revoked", named(gone))
             if lost and self.trail is not None:
                 self.trail.lost(gone)
@@ -678,6 +691,8 @@ class GroupConsumer:
 
     def _join_anew(self, level: int = logging.WARNING) -> None:
         self._client.leave(level)
+        self._places.disclaim()
+        self._positions.outdated_since = math.inf
         self._assignment.clear()
         self._client.renew()
         self._over = False

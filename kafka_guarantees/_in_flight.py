@@ -337,7 +337,10 @@ def _aborted(flight: Flight, error: BaseException, say: Callable[..., None]) -> 
     """
     if not isinstance(error, (AbortNeeded, InDoubt)):
         raise error
-    say("a transaction of %d messages is aborted, and they are fetched again: %s", flight.size, error)
+    if isinstance(error, InDoubt):
+        say("a transaction of %d messages is in doubt; its offsets will tell: %s", flight.size, error)
+    else:
+        say("a transaction of %d messages is aborted, and they are fetched again: %s", flight.size, error)
     failure = flight.producer.failure
     if failure is not None:
         raise failure  # it would fail again

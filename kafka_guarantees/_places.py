@@ -6,6 +6,8 @@ Rules.
 * Members that begin a group together decide alike, though one of them has committed its start when another decides: it says
   how many partitions there were.
 * A group that had an offset and has none any more has lost it. Where to go on is not ours to decide then (``OffsetsLost``).
+* A broker that was the group's coordinator, and has not heard that another one is, answers with offsets of old: to ask needs no
+  replica. What a member knows to be committed, or may be, it does not go back behind (``Outdated``).
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import re
 import time
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 
 from ._offsets import epoch_of, named, saying
 from .errors import NO_TOPIC, OffsetBeyondEnd, OffsetsLost
@@ -45,6 +47,14 @@ class Stored(NamedTuple):
 
     offsets: Callable[[Iterable[Partition]], Mapping[Partition, int]]
     mark: str
+
+
+class Outdated(KafkaException):
+    """The group says less than this member has committed: a former coordinator speaks, or what was in doubt did not happen."""
+
+    def __init__(self, place: TopicPartition, claimed: int) -> None:
+        where = f"the group is at offset {place.offset} of {_where(place)}, and {claimed} was committed, or may have been"
+        super().__init__(KafkaError(KafkaError._WAIT_COORD, f"{where}: a former coordinator has answered, perhaps"))
 
 
 class Ask(Protocol):
@@ -78,6 +88,7 @@ class Places:
         self._once = once
         self._counts: dict[str, int] = {}  # of the partitions that a topic had when it was first seen
         self._seen: set[Partition] = set()  # had a committed offset before
+        self._claimed: dict[Partition, int] = {}  # see ``claim``
         self._kept: set[Partition] = set()  # had one, which has gone, and are where the store has them
         self._undecided: set[Partition] = set()  # read from the end, once that is decided, while they have no offset
         self._begun: dict[Partition, str] = {}  # what was said with starts of ours, and is said on for a while
@@ -93,6 +104,15 @@ class Places:
         partitions = {(place.topic, place.partition) for place in committed}
         self._seen |= partitions
         self._kept -= partitions
+
+    def claim(self, committed: Iterable[TopicPartition]) -> None:
+        """This member has committed these, or may have: as long as it owns them, nobody else can say less."""
+        self._claimed.update(((place.topic, place.partition), place.offset) for place in committed)
+
+    def disclaim(self, gone: Iterable[Partition] | None = None) -> None:
+        """These are somebody else's now; None: all are."""
+        for partition in list(self._claimed) if gone is None else gone:
+            self._claimed.pop(partition, None)
 
     def of(
         self, partitions: Iterable[Partition], ask: Ask, commit: Callable[[list[TopicPartition]], None]
@@ -126,6 +146,9 @@ class Places:
         for place in committed:
             if place.error is not None:
                 raise KafkaException(place.error)
+            claimed = self._claimed.get((place.topic, place.partition), 0)
+            if 0 <= place.offset < claimed:
+                raise Outdated(place, claimed)
         committed = [self._without_what_others_said(place) for place in committed]
         self.note(place for place in committed if place.offset >= 0)
         return committed if self.stored is None else self._stored_or(committed, self.stored, ask)

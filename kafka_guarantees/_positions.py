@@ -20,6 +20,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from ._client import Rarely
 from ._group_client import SAFE, WITHIN
 from ._offsets import named, with_epoch
+from ._places import Outdated
 from .errors import BrokerError, StoreUnavailable, broker_failure, describe, kafka_error, stops
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 PATIENT = 5  # how often is asked while there are messages of other partitions in hand, until these wait for it
 UNKNOWN = 30.0  # seconds after which it is a warning that nobody knows where to go on
+REFUSED = 0.05  # seconds until is asked again where nothing else waits: an answer may come at once
 LEADERLESS = 5.0  # seconds until is asked again for what could not be told
 
 
@@ -51,9 +53,13 @@ class Positions:
         client: has the C consumer.
         assignment: what that was told.
         places: where the group goes on.
+
+    Attributes:
+        outdated_since: when it was that the group first said less than was committed, and has not said more since.
     """
 
     def __init__(self, settings: Settings, client: GroupClient, assignment: Assignment, places: Places) -> None:
+        self.outdated_since = math.inf
         self._settings = settings
         self._client = client
         self._assignment = assignment
@@ -96,16 +102,24 @@ class Positions:
             self._within = self._client.within
             self._assignment.put_right(moved)
         except KafkaException as exc:
-            error = kafka_error(exc)
-            if stops(error):
-                names = {"topic": {topic for topic, _ in self._assignment.owned}, "group": self._settings.group_id}
-                raise broker_failure(error, "asking for offsets, or committing where to begin,", SAFE, **names) from exc
-            self._unknown(describe(error))
+            self._not_now(exc)
+            if not busy:
+                time.sleep(REFUSED)
         except (StoreUnavailable, BrokerError) as exc:
             log.warning("where to go on is not known yet: %s", exc)
         else:
-            self._unknown_since = math.inf
+            self._unknown_since = self.outdated_since = math.inf
         return moved
+
+    def _not_now(self, exc: KafkaException) -> None:
+        """The brokers do not say where to go on. Raises where they never will."""
+        error = kafka_error(exc)
+        if stops(error):
+            names = {"topic": {topic for topic, _ in self._assignment.owned}, "group": self._settings.group_id}
+            raise broker_failure(error, "asking for offsets, or committing where to begin,", SAFE, **names) from exc
+        if isinstance(exc, Outdated):
+            self.outdated_since = min(self.outdated_since, time.monotonic())
+        self._unknown(describe(error))
 
     def _unknown(self, why: str) -> None:
         """Mostly it passes in a moment. What does not, as an offset in a transaction that nobody ends, is to be heard of."""

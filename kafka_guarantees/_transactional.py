@@ -98,6 +98,7 @@ class TransactionalProducer(Handle):
         self._failure: KafkaGuaranteesError | None = None
         self._inputs: set[str] = set()  # topics whose offsets go into the transaction
         self._known: set[str] = set()  # see enqueue()
+        self._disturbances = 0  # when the offsets of the transaction were with the brokers
         self._timed_out = 0  # transactions in a row that the coordinator ended
         self.persists = False  # a run is on, which goes on once the brokers are back, however long that takes
         self.late_records = False  # the brokers take records behind the end of their transaction
@@ -268,11 +269,35 @@ class TransactionalProducer(Handle):
             self.raw.send_offsets_to_transaction(offsets, metadata, max(CALL, left))
 
         self._call(doing, lambda: self._left_alone(doing, send, lambda: not self._patient(0)))
+        self._serve(lambda: self.raw.poll(0))
+        self._disturbances = self._state.disturbances
 
     def undisturbed(self) -> bool:
         """Whether no request of this producer can be on its way twice, as far as librdkafka's log tells by now."""
         self._serve(lambda: self.raw.poll(0))
         return self._state.dirty is None
+
+    def commit_offsets(self, claim: Callable[[], None]) -> None:
+        """Commit a transaction that has offsets. Where a connection was cut since they were sent, a success proves nothing.
+
+        A broker that was the coordinator, and has not heard that another one is, answers for the transaction before, which it
+        knows to be committed: that needs no replica, and is the same request. It may be the one that librdkafka finds next.
+
+        Args:
+            claim: is called where they are committed, or may be.
+
+        Raises:
+            AbortNeeded, InDoubt, FencedError, AuthorizationError: see ``commit``.
+        """
+        try:
+            self.commit()
+        except InDoubt:
+            claim()
+            raise
+        claim()
+        self.serve()  # the log lines, which come before the answer
+        if self._state.state is not State.READY or self._state.disturbances > self._disturbances:
+            raise InDoubt("a connection was cut in the moment of the commit: a former coordinator has answered, perhaps")
 
     def commit(self) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).

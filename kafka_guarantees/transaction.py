@@ -14,6 +14,7 @@ What happens at the end of the block::
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._client import Abandoned
@@ -211,8 +212,11 @@ class Transaction:
             if offsets is None:
                 raise AbortNeeded("the group has given partitions away")
             self._producer.send_offsets(offsets, self._consumed.batch.metadata)
-        self._committing = True
-        self._producer.commit()
+            self._committing = True
+            self._producer.commit_offsets(partial(self._consumed.consumer.claim, offsets))
+        else:
+            self._committing = True
+            self._producer.commit()
         self._committed = True
 
     def _check_used(self) -> None:

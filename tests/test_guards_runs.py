@@ -896,6 +896,37 @@ def test_what_is_assigned_anew_with_others_comes_again(made: Callable[..., Group
     assert asked[0] > 0
 
 
+def test_a_group_that_says_less_than_was_committed_for_long_is_joined_anew(
+    made: Callable[..., GroupConsumer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A former coordinator may never hear that it is none, and cannot let anybody in. Until then others are read."""
+    clock = Clock()
+    monkeypatch.setattr("kafka_guarantees._consumer.time", clock)
+    monkeypatch.setattr("kafka_guarantees._positions.time.monotonic", clock.monotonic)
+    member, joined = made(in_flight=Flights()), list[str]()
+    monkeypatch.setattr(member, "rejoin", joined.append)
+    member.raw.committed_at[T0] = 5
+    member.claim([TopicPartition(*T0, 7)])
+    member.unplace([T0])
+    member.raw.comes = [at(T1, 3), at(T0, 5), at(T1, 4)]
+    batch = member.fetch(1)
+    assert batch is not None
+    assert batch.partitions == {T1}
+    assert member.fetch(1) is None
+    assert not joined
+    clock.now += 2.1
+    assert member.fetch(1) is None
+    assert joined == ["the group says less than this member has committed, or may have"]
+
+
+@pytest.mark.parametrize("how", ["revoke", "lost"])
+def test_what_was_committed_before_a_partition_was_given_away_says_nothing(member: GroupConsumer, how: str) -> None:
+    """Else a group whose offsets were set back meanwhile would be waited for."""
+    member.claim([TopicPartition(*T0, 7), TopicPartition(*T1, 7)])
+    member.raw.rebalance(how, T0)()
+    assert member._places._claimed == {T1: 7}
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_what_is_given_back_comes_again(made: Callable[..., GroupConsumer], *, at_once: bool) -> None:
     """While it is in hand, or behind it: it was not handled, or its transaction was aborted."""

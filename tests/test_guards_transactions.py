@@ -335,6 +335,63 @@ def test_a_disturbance_is_heard_of_before_the_next_offsets_are_sent(producer: Tr
     assert not producer.undisturbed()
 
 
+CUT = "[thrd:TxnCoordinator]: TxnCoordinator: 127.0.0.1:1: Disconnected (after 5ms in state UP)"
+
+
+def cuts(producer: TransactionalProducer) -> None:
+    """The log of its C producer says that a connection was cut."""
+    producer.raw.config["logger"].log(4, "%s [%s] %s", "FAIL", "rdkafka#producer-1", CUT)
+
+
+@pytest.mark.parametrize(("when", "sure"), [("before the offsets", True), ("after them", False), ("in the commit", False)])
+def test_a_commit_in_whose_moment_a_connection_was_cut_is_in_doubt(
+    producer: TransactionalProducer, when: str, *, sure: bool
+) -> None:
+    """X09: a broker that was the coordinator says that the transaction before is committed, and librdkafka takes it for this.
+
+    To find its offsets, it has had to be the coordinator: what was cut before they were sent says nothing.
+    """
+    claims: list[None] = []
+    producer.begin()
+    if when == "before the offsets":
+        producer.raw.fails["poll"] = [lambda: cuts(producer)]
+    producer.send_offsets([], None)
+    if when == "in the commit":
+        producer.raw.fails[COMMIT] = [lambda: cuts(producer)]
+    elif when == "after them":
+        producer.raw.fails["poll"] = [lambda: cuts(producer)]
+    with nullcontext() if sure else pytest.raises(InDoubt, match="former coordinator"):
+        producer.commit_offsets(lambda: claims.append(None))
+    assert claims == [None]
+    first = producer.raw
+    producer.abort()
+    producer.begin()
+    assert producer.raw is not first
+
+
+@pytest.mark.parametrize(("error", "claimed"), [(OVER, 0), (KafkaException(KafkaError(KafkaError._FATAL)), 1), (None, 1)])
+def test_what_may_be_committed_is_claimed(producer: TransactionalProducer, error: KafkaException | None, claimed: int) -> None:
+    """What certainly is not, is not: the group would never be as far."""
+    claims: list[None] = []
+    producer.begin()
+    producer.send_offsets([], None)
+    producer.raw.fails[COMMIT] = [] if error is None else [error]
+    with suppress(AbortNeeded, InDoubt):
+        producer.commit_offsets(lambda: claims.append(None))
+    assert len(claims) == claimed
+
+
+def test_an_end_that_was_slow_is_no_doubt(producer: TransactionalProducer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Brokers that have much to do would have everything behind it aborted. It only has a new producer."""
+    monkeypatch.setattr("kafka_guarantees._transaction_state.SLOW_END", -1.0)
+    producer.begin()
+    first = producer.raw
+    producer.send_offsets([], None)
+    producer.commit_offsets(lambda: None)
+    producer.begin()
+    assert producer.raw is not first
+
+
 @pytest.mark.parametrize(("committing", "said"), [(True, "Nobody knows"), (False, "nothing of it is visible")])
 def test_who_is_fenced_while_it_commits_does_not_know(producer: TransactionalProducer, said: str, *, committing: bool) -> None:
     """X06, X09: the commit may have been done, and the answer lost; then librdkafka asked again, behind another instance."""
@@ -632,6 +689,9 @@ class Noted:
         self.failure: KafkaGuaranteesError | None = None
         self.leaving: list[bool] = []
 
+    def commit_offsets(self, _claim: object) -> None:
+        self.commit()
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         def call(*_: object, leaving: bool = False) -> None:
             self.calls.append(name)
@@ -646,7 +706,8 @@ class Noted:
 def transaction(producer: Noted, *, consumes: bool, letters: int = 0) -> Transaction:
     batch: Any = SimpleNamespace(messages=list(MESSAGES), metadata=b"")
     aside = {id(message): Record("letters", message.value()) for message in MESSAGES[:letters]}
-    consumed = Consumed(cast("Any", SimpleNamespace(raw=object())), batch, aside, list) if consumes else None
+    consumer: Any = SimpleNamespace(raw=object(), claim=list)
+    consumed = Consumed(consumer, batch, aside, list) if consumes else None
     return Transaction(cast("Any", producer), Lifecycle("test"), Writing(None, None), consumed)
 
 

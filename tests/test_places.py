@@ -25,7 +25,7 @@ from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._group_client import WITHIN
 from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
 from kafka_guarantees._offsets import Membership, Partition
-from kafka_guarantees._places import TOGETHER, Places, Stored
+from kafka_guarantees._places import TOGETHER, Outdated, Places, Stored
 from kafka_guarantees._positions import LEADERLESS
 from kafka_guarantees._settings import Guarantee, resolve
 from kafka_guarantees._topics import Topics
@@ -246,6 +246,36 @@ def test_what_is_stored_beside_the_effects_counts_more() -> None:
     brokers, places = Brokers(p0=42, p1=43), Places("g", "earliest")
     places.stored = Stored(lambda _partitions: {("t", 0): 40}, MARK)
     assert of(places, brokers, 0, 1, 2) == {0: 40, 1: 43, 2: 10}
+
+
+def test_a_group_that_says_less_than_was_committed_is_not_believed() -> None:
+    """X13: a broker that was its coordinator, and has not heard that another one is, answers from before: it asks nobody."""
+    brokers, places = Brokers(p0=42, p1=43), Places("g", "earliest")
+    places.claim([TopicPartition("t", 0, 50)])
+    assert of(places, brokers, 1) == {1: 43}
+    for known in (42, 49):
+        brokers.offsets[0] = known
+        with pytest.raises(Outdated, match=rf"offset {known} of topic 't' partition 0, and 50 was committed"):
+            of(places, brokers, 0, 1)
+    for known in (50, 60):
+        brokers.offsets[0] = known
+        assert of(places, brokers, 0) == {0: known}
+
+
+def test_what_was_committed_of_a_partition_is_forgotten_once_it_is_given_away() -> None:
+    """From then on others may do with it what they like."""
+    brokers, places = Brokers(p0=42, p1=42), Places("g", "earliest")
+    claims = [TopicPartition("t", 0, 50), TopicPartition("t", 1, 50)]
+    places.claim(claims)
+    places.disclaim([("t", 0)])
+    assert of(places, brokers, 0) == {0: 42}
+    with pytest.raises(Outdated):
+        of(places, brokers, 1)
+    places.disclaim()
+    assert of(places, brokers, 1) == {1: 42}
+    places.claim(claims)
+    places.claim([TopicPartition("t", 0, 3)])  # its topic was made anew
+    assert of(places, brokers, 0) == {0: 42}
 
 
 def test_an_offset_that_is_gone_is_asked_for_once_where_the_store_has_it() -> None:
