@@ -454,14 +454,16 @@ def test_an_inbox_is_not_used_for_what_was_given_away(tmp_path: Path, times: int
 @pytest.mark.parametrize("late", [False, True])
 def test_the_offsets_of_a_transaction_are_not_sent_after_their_time(late: bool) -> None:  # noqa: FBT001 - two rows
     """X02, M03: it may have waited long for the one before it, and nobody asks whose its partitions are any more."""
-    flight = MagicMock()
+    flight, offsets = MagicMock(), [TopicPartition("t", 0, 5)]
+    flight.producer.commit_offsets = MagicMock(side_effect=lambda claim: claim())
     batch: Any = SimpleNamespace(served=time.monotonic() - (LIMIT + 1 if late else LIMIT - 10))
     with ExactlyOnce({**DEAD, "transactional.id": "t"}) as client:
         if late:
             with pytest.raises(AbortNeeded):
-                client._finish(flight, batch=batch, offsets=[], metadata=b"")
+                client._finish(flight, batch=batch, offsets=offsets, metadata=b"")
         else:
-            client._finish(flight, batch=batch, offsets=[], metadata=b"")
+            client._finish(flight, batch=batch, offsets=offsets, metadata=b"")
+        assert client._places._claimed == ({} if late else {("t", 0): 5})
     assert flight.producer.send_offsets.called is not late
     assert flight.producer.commit_offsets.called is not late
 

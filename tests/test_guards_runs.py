@@ -927,6 +927,29 @@ def test_what_was_committed_before_a_partition_was_given_away_says_nothing(membe
     assert member._places._claimed == {T1: 7}
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_a_member_has_committed_is_what_its_group_cannot_say_less_of(
+    made: Callable[..., GroupConsumer], *, strict: bool
+) -> None:
+    """Where nothing may be handled twice. Elsewhere commits that arrive late may set a group back."""
+    member = made(strict=strict)
+    member.commit([TopicPartition(*T0, 7)])
+    assert member._places._claimed == ({T0: 7} if strict else {})
+
+
+def test_a_new_member_believes_its_group(made: Callable[..., GroupConsumer]) -> None:
+    """To join is written. So it is where a run begins: what one before it has committed may have been set back."""
+    member = made(strict=True)
+    member.claim([TopicPartition(*T0, 7)])
+    member._positions.outdated_since = 0.0
+    member.rejoin("for the test")
+    assert not member._places._claimed
+    assert member._positions.outdated_since == float("inf")
+    member.claim([TopicPartition(*T0, 7)])
+    GroupConsumer(member._settings, member._lifecycle, ["t"], member._places).close()
+    assert not member._places._claimed
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_what_is_given_back_comes_again(made: Callable[..., GroupConsumer], *, at_once: bool) -> None:
     """While it is in hand, or behind it: it was not handled, or its transaction was aborted."""

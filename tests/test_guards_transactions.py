@@ -688,9 +688,11 @@ class Noted:
         self.fails: dict[str, list[BaseException]] = {}
         self.failure: KafkaGuaranteesError | None = None
         self.leaving: list[bool] = []
+        self.claimed: list[object] = []
 
-    def commit_offsets(self, _claim: object) -> None:
+    def commit_offsets(self, claim: Callable[[], None]) -> None:
         self.commit()
+        claim()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def call(*_: object, leaving: bool = False) -> None:
@@ -706,9 +708,17 @@ class Noted:
 def transaction(producer: Noted, *, consumes: bool, letters: int = 0) -> Transaction:
     batch: Any = SimpleNamespace(messages=list(MESSAGES), metadata=b"")
     aside = {id(message): Record("letters", message.value()) for message in MESSAGES[:letters]}
-    consumer: Any = SimpleNamespace(raw=object(), claim=list)
-    consumed = Consumed(consumer, batch, aside, list) if consumes else None
+    consumer: Any = SimpleNamespace(raw=object(), claim=producer.claimed.append)
+    consumed = Consumed(consumer, batch, aside, lambda: ["offsets"]) if consumes else None  # type: ignore[list-item]
     return Transaction(cast("Any", producer), Lifecycle("test"), Writing(None, None), consumed)
+
+
+def test_what_a_transaction_consumed_is_claimed_as_committed() -> None:
+    """X13: a former coordinator is not to say later that it is not."""
+    producer = Noted()
+    with transaction(producer, consumes=True):
+        pass
+    assert producer.claimed == [["offsets"]]
 
 
 def test_a_transaction_that_must_be_aborted_takes_no_more_records() -> None:
