@@ -79,7 +79,7 @@ class TransactionState:
     def __init__(self) -> None:
         self.state = State.NEW
         self.dirty: str | None = None  # why the producer must be made anew before the next transaction
-        self.disturbances = 0  # of what it sends
+        self.disturbances = 0  # of its connections
         self.began = 0.0
         self.used = 0.0
 
@@ -95,20 +95,21 @@ class TransactionState:
         return self
 
     def soil(self, why: str) -> None:
-        """Note something ambiguous of what is sent. The first reason is kept."""
+        """Note something ambiguous. The first reason is kept."""
+        if self.dirty is None:
+            self.dirty = why
+
+    def disturb(self, why: str) -> None:
+        """Note that a connection was cut, or may have been."""
         self.disturbances += 1
-        self._note(why)
+        self.soil(why)
 
     def ended(self, *, calls: int, seconds: float) -> None:
         """An end call succeeded, at which try and after how long."""
         if calls > 1:
-            self._note(f"an end of transaction needed {calls} calls")
+            self.soil(f"an end of transaction needed {calls} calls")
         if seconds > SLOW_END:
-            self._note(f"an end of transaction took {seconds:.1f} s")
-
-    def _note(self, why: str) -> None:
-        if self.dirty is None:
-            self.dirty = why
+            self.soil(f"an end of transaction took {seconds:.1f} s")
 
     def renewal(self, now: float) -> str | None:
         """Why a new producer object is needed before the next transaction; None: this one is good."""

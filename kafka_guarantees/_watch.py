@@ -37,7 +37,7 @@ class Watch:
     connection was: the first one must have made the producer dirty.
 
     Args:
-        state: of the producer. It is soiled.
+        state: of the producer. It is disturbed.
         logger: of the user.
         error_cb: likewise, in a form that never raises.
 
@@ -57,7 +57,7 @@ class Watch:
             self._read(f"{args[0]} {args[-1]}")
             self._logger.log(level, text, *args)
         except BaseException:  # noqa: BLE001 - also an exception out of a signal handler
-            self._state.soil("a log line that could not be read")
+            self._state.disturb("a log line that could not be read")
 
     def error(self, error: KafkaError) -> None:
         """Take one error. Never raises either."""
@@ -65,10 +65,10 @@ class Watch:
             self._read(f"ERROR {error.str()}")
             self._error_cb(error)
         except BaseException:  # noqa: BLE001 - as above
-            self._state.soil("an error that could not be read")
+            self._state.disturb("an error that could not be read")
 
     def _read(self, line: str) -> None:
         if refused := _REFUSED.search(line):
             self.refused = refused[1]
         if _DISTURBED.search(line) and not _HARMLESS.search(line):
-            self._state.soil(line)
+            self._state.disturb(line)
