@@ -10,9 +10,11 @@ import signal
 import socket
 import threading
 import time
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pytest
@@ -21,6 +23,9 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-expor
     AclOperation,
     AclPermissionType,
     AdminClient,
+    ConfigEntry,
+    ConfigResource,
+    ConfigSource,
     ResourcePatternType,
     ResourceType,
 )
@@ -39,6 +44,8 @@ from kafka_guarantees.testing.local_kafka import LocalKafka
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from confluent_kafka import TopicCollection
 
     from kafka_guarantees.testing.local_kafka import RunningKafka
 
@@ -86,7 +93,13 @@ def cluster(topics: Mapping[str, Topic] | None = None, *, brokers: int = 3, **co
         TRANSACTIONS: topic(cleanup_policy="compact"),
     }
     changed = {**BROKER_CONFIG, **{name.replace("_", "."): value for name, value in config.items()}}
-    return Cluster("id-1", brokers, frozenset({"ALTER"}), topics={**good, **(topics or {})}, config=Config(changed))
+    configs = dict.fromkeys(range(brokers), Config(changed))
+    return Cluster("id-1", brokers, frozenset({"ALTER"}), topics={**good, **(topics or {})}, configs=configs)
+
+
+def with_configs(seen: Cluster, *each: Config) -> Cluster:
+    """The same, with these settings of its brokers, which are 0 and so on."""
+    return replace(seen, configs=dict(enumerate(each)))
 
 
 def found(guarantee: Guarantee, seen: Cluster, retention: timedelta | None = None, **more: object) -> tuple[Finding, ...]:
@@ -421,6 +434,58 @@ def test_no_row_of_the_tables_is_untested() -> None:
     assert {("the brokers", row.setting) for row in BROKERS} <= tested
 
 
+def differing(setting: str, *values: str) -> Cluster:
+    """Brokers that are alike but for one setting."""
+    return with_configs(cluster(), *(Config({**BROKER_CONFIG, setting: value}) for value in values))
+
+
+@pytest.mark.parametrize(
+    ("setting", "values", "subject", "value"),
+    [
+        ("producer.id.expiration.ms", (str(DAY), "1000", "2000"), "broker 1", "1000"),
+        ("producer.id.expiration.ms", (str(DAY), "1000", "1000"), "brokers 1, 2", "1000"),
+        ("producer.id.expiration.ms", ("1000", "1000", "1000"), "the brokers", "1000"),
+        ("transaction.partition.verification.enable", ("true", "true", "false"), "broker 2", "false"),
+        ("transaction.partition.verification.enable", ("false", "true", "false"), "brokers 0, 2", "false"),
+    ],
+)
+def test_each_broker_has_a_file_of_its_own(setting: str, values: tuple[str, ...], subject: str, value: str) -> None:
+    """B04, X01: the worst of their values counts, and the brokers that have it are named."""
+    one = only(found(EXO, differing(setting, *values)))
+    assert (one.subject, one.check, one.value) == (subject, setting, value)
+
+
+def test_a_broker_that_is_older_than_the_others_is_found() -> None:
+    """X01: as in the middle of an upgrade."""
+    new = {**BROKER_CONFIG, "transaction.partition.verification.enable": "true"}
+    old = {**BROKER_CONFIG, "transaction.abort.timed.out.transaction.cleanup.interval.ms": "10000"}
+    one = only(found(EXO, with_configs(cluster(), Config(new), Config(old), Config(new))))
+    assert (one.level, one.subject, one.value) == ("warning", "broker 1", "not there: older than Kafka 3.6")
+
+
+def test_a_broker_that_tells_nothing_hides_no_other() -> None:
+    """S07: it is named, and what the others have is looked at all the same."""
+    seen = with_configs(
+        cluster(), Config(error="_TIMED_OUT"), Config(BROKER_CONFIG), Config({"offsets.retention.minutes": "60"})
+    )
+    assert {(one.level, one.subject, one.check, one.value) for one in found(ALO, seen) if one.check != "retention.ms"} == {
+        ("unknown", "broker 0", "settings", "_TIMED_OUT"),
+        ("warning", "broker 2", "offsets.retention.minutes", "60"),
+    }
+
+
+@pytest.mark.parametrize("inherited", [True, False])
+def test_what_a_topic_has_from_its_brokers_each_has_from_its_own(inherited: bool) -> None:  # noqa: FBT001
+    """B01: the leader's ``min.insync.replicas`` counts, and any may be leader; not where the topic has one of its own."""
+    setting = "min.insync.replicas"
+    names = frozenset({setting} if inherited else ())
+    seen = differing(setting, "2", "1", "2")
+    offers = Topic(3, RIGHTS, config=Config(TOPIC_CONFIG, inherited=names))
+    all_found = found(ALO, replace(seen, topics={**seen.topics, "offers": offers}))
+    assert [(one.level, one.subject, one.value) for one in all_found] == [("unsafe", OFFERS, "1, of broker 1")] * inherited
+    assert all("min.insync.replicas=2" in one.command for one in all_found)
+
+
 @pytest.mark.parametrize(
     ("protocol", "seen"),
     [
@@ -498,7 +563,7 @@ def test_patterns_stand_for_the_topics_that_they_match() -> None:
 @pytest.mark.parametrize("error", [*sorted(DENIED), "_TIMED_OUT"])
 def test_what_could_not_be_asked_is_unknown(error: str) -> None:
     """S07: a right that is missing, or no answer, is a finding that names what was not asked, and the ACL that would let it."""
-    seen = replace(cluster({"offers": Topic(3, RIGHTS, config=Config(error=error))}), config=Config(error=error))
+    seen = with_configs(cluster({"offers": Topic(3, RIGHTS, config=Config(error=error))}), *[Config(error=error)] * 3)
     of_topic, of_brokers = found(ALO, seen)
     for one in (of_topic, of_brokers):
         assert (one.level, one.check, one.value) == ("unknown", "settings", error)
@@ -538,7 +603,7 @@ def test_no_answer_is_one_finding() -> None:
 def test_settings_that_brokers_do_not_have_are_passed_over() -> None:
     """Brokers of another version, or of another maker, do not tell everything: nothing is made up."""
     empty = Topic(3, None, config=Config({"retention.ms": "much"}))
-    seen = Cluster("id", 3, frozenset({"ALTER"}), topics={"offers": empty, OFFSETS: empty}, config=Config({}))
+    seen = Cluster("id", 3, frozenset({"ALTER"}), topics={"offers": empty, OFFSETS: empty}, configs={1: Config({})})
     assert findings(Case(settings(EXO), seen, ("offers",), None, timedelta(hours=1))) == ()
 
 
@@ -626,7 +691,7 @@ def test_no_secret_is_in_any_text() -> None:
         "ssl.key.password": secret,
     }
     seen = replace(cluster({"offers": GONE, "dead": topic(rights=frozenset({"READ"}))}), rights=None)
-    limited = findings(Case(resolve(ALO, config), replace(seen, config=Config(error=min(DENIED))), ("offers",), "dead"))
+    limited = findings(Case(resolve(ALO, config), with_configs(seen, Config(error=min(DENIED))), ("offers",), "dead"))
     one = PreflightReport(ALO, limited, "id")
     with pytest.raises(UnsafeConfigError) as caught:
         one.raise_if_unsafe()
@@ -692,6 +757,47 @@ def test_clients_that_wait_for_tokens_take_nothing_from_the_time_for_answers(mon
     one = preflight(of_tokens(lambda _config: ("token", time.time() + 60)), ["offers"], timeout=0.9)
     assert one.cluster_id is not None
     assert 0 < left[0] <= 0.9
+
+
+class Brokers:
+    """A client of three brokers, of which the last never tells its settings."""
+
+    def describe_cluster(self, **_: object) -> Future[Any]:
+        nodes = [SimpleNamespace(id=number) for number in (1, 2, 3)]
+        return done(SimpleNamespace(cluster_id="id-1", nodes=nodes, authorized_operations=None))
+
+    def describe_topics(self, names: TopicCollection, **_: object) -> dict[str, Future[Any]]:
+        answer = SimpleNamespace(partitions=[], authorized_operations=None)
+        return {name: done(answer) for name in (OFFSETS, TRANSACTIONS)}
+
+    def describe_configs(self, asked: list[ConfigResource], **_: object) -> dict[ConfigResource, Future[Any]]:
+        return {one: Future() if one.name == "3" else done(self.entries(one.name)) for one in asked}
+
+    def entries(self, name: str) -> dict[str, ConfigEntry]:
+        """Of topic or broker: min.insync.replicas as all have it, and something of its own."""
+        own, all_have = ConfigSource.DYNAMIC_TOPIC_CONFIG, ConfigSource.STATIC_BROKER_CONFIG
+        return {"min.insync.replicas": ConfigEntry("", "2", all_have), "own": ConfigEntry("", name, own)}
+
+
+def done(answer: object) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(answer)
+    return future
+
+
+def test_each_broker_is_asked_and_one_that_does_not_answer_hides_no_other() -> None:
+    """X01, B04: all at once, in the time that there is."""
+    client = Handle()
+    client.raw = Brokers()
+    started = time.monotonic()
+    seen = asking._ask(client, (), started + 0.3)
+    assert time.monotonic() - started < 2
+    assert {broker: (one.text("own"), one.error) for broker, one in seen.configs.items()} == {
+        1: ("1", ""),
+        2: ("2", ""),
+        3: (None, "_TIMED_OUT"),
+    }
+    assert seen.topics[OFFSETS].config.inherited == {"min.insync.replicas"}
 
 
 def test_a_token_that_nobody_gives_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -834,6 +940,18 @@ def test_settings_of_topics_are_read(kafka: RunningKafka, kafka_topic: Callable[
         ("warning", f"topic {name!r}", "retention.ms", "1000 (1 s)"),
         ("unsafe", f"dead letter topic {dead!r}", "cleanup.policy", "compact"),
     }
+
+
+@pytest.mark.broker
+def test_what_a_topic_has_of_its_own_is_told_from_what_it_inherits(
+    kafka: RunningKafka, kafka_topic: Callable[..., str]
+) -> None:
+    """B01: what it inherits is another one with each leader."""
+    own, none = kafka_topic(config={"min.insync.replicas": "1"}), kafka_topic()
+    seen = asking.ask(settings(ALO, kafka.bootstrap), [own, none], lambda: time.monotonic() + NOW)
+    assert "min.insync.replicas" not in seen.topics[own].config.inherited
+    assert "min.insync.replicas" in seen.topics[none].config.inherited
+    assert [one.number("min.insync.replicas") for one in seen.configs.values()] == [1]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, ConfigResource  # type: ignore[attr-defined] # not re-exported by its stubs
+from confluent_kafka.admin import (  # type: ignore[attr-defined] # not re-exported by its stubs
+    AdminClient,
+    ConfigResource,
+    ConfigSource,
+)
 
 from .._client import Abandoned, Caller, Handle
 from .._dead_letters import TOPIC_NAME
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from .._settings import Settings
 
 NO_ANSWER = "_TIMED_OUT"
+OF_TOPIC = (ConfigSource.DYNAMIC_TOPIC_CONFIG, ConfigSource.DYNAMIC_TOPIC_CONFIG.value)  # confluent-kafka gives the number
 LEAST = 0.05  # seconds that a request is given at least
 OTHERS = 0.25  # seconds until addresses that did not answer are not waited for: one that is down must not delay every start
 TOKEN = 10.0  # seconds that confluent-kafka has a client wait for a token
@@ -154,10 +159,10 @@ def _ask(client: Handle, wanted: tuple[str, ...], deadline: float) -> Cluster:
     answer, error = _result(cluster, deadline)
     if answer is None:
         return Cluster(error=error)
-    of_broker = {}
-    if answer.nodes:  # any of them: they are one kind
-        broker = ConfigResource(ConfigResource.Type.BROKER, str(answer.nodes[0].id))
-        of_broker = client.raw.describe_configs([broker], request_timeout=_left(deadline))
+    of_brokers = {}
+    for node in answer.nodes:  # each has a file of its own
+        broker = ConfigResource(ConfigResource.Type.BROKER, str(node.id))
+        of_brokers[node.id] = client.raw.describe_configs([broker], request_timeout=_left(deadline))[broker]
     configs = {resource.name: future for resource, future in configured.items()}
     seen = {name: _topic(described[name], configs[name], deadline) for name in names}
     return Cluster(
@@ -165,7 +170,7 @@ def _ask(client: Handle, wanted: tuple[str, ...], deadline: float) -> Cluster:
         brokers=len(answer.nodes),
         rights=_rights(answer),
         topics={**seen, **{name: Topic(error=NO_NAME) for name in named if name not in seen}},
-        config=next((_config(future, deadline) for future in of_broker.values()), Config(error=NO_ANSWER)),
+        configs={broker: _config(future, deadline) for broker, future in of_brokers.items()},
     )
 
 
@@ -204,7 +209,10 @@ def _config(future: Future[Any], deadline: float) -> Config:
     answer, error = _result(future, deadline)
     if answer is None:
         return Config(error=error)
-    return Config({name: entry.value for name, entry in answer.items() if entry.value is not None})
+    return Config(
+        {name: entry.value for name, entry in answer.items() if entry.value is not None},
+        inherited=frozenset(name for name, entry in answer.items() if entry.source not in OF_TOPIC),
+    )
 
 
 def _rights(answer: Any) -> frozenset[str] | None:

@@ -23,7 +23,7 @@ from .seen import OFFSETS, TRANSACTIONS
 from .topics import LOST_WITH_A_BROKER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from .case import Case, Levels
 
@@ -37,6 +37,7 @@ class BrokerRow(NamedTuple):
     why: str
     instead_of: str | None = None  # asked only where this internal topic could not be seen
     replicated: bool = False
+    worst: Callable[[Iterable[int]], int] = min  # of what the brokers have
 
 
 def _transaction_timeout(case: Case, most: int) -> Needed | None:

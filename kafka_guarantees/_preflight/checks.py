@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SERVER = "server.properties of every broker"
 PROTOCOLS = "group.coordinator.rebalance.protocols"
 VERIFICATION = "transaction.partition.verification.enable"
+OLDER = "not there: older than Kafka 3.6"
 OF_TRANSACTIONS = "transaction.abort.timed.out.transaction.cleanup.interval.ms"  # a setting of brokers since 0.11
 BEFORE_4 = "inter.broker.protocol.version"  # a setting of brokers before Kafka 4.0
 OF_CLASSIC, OF_KIP_848 = "group.min.session.timeout.ms", "group.consumer.session.timeout.ms"  # settings of brokers
@@ -145,16 +146,17 @@ def _row(case: Case, row: Row, commands: Commands) -> Iterator[Finding]:
 
 
 def _broker_row(case: Case, row: BrokerRow) -> Iterator[Finding]:
-    level, value = row.levels.get(case.settings.guarantee), case.seen.config.number(row.setting)
-    if level is None or value is None:
+    level, values = row.levels.get(case.settings.guarantee), case.seen.numbers(row.setting)
+    if level is None or not values:
         return
+    value = row.worst(values.values())
     needed = row.needed(case, value)
     if needed is None or not _asked(case, row):
         return
     lower = row.replicated and case.seen.brokers < REPLICAS
     yield Finding(
         needed.level or (_lower(level) if lower else level),
-        "the brokers",
+        case.seen.named([broker for broker in values if values[broker] == value]),
         row.setting,
         str(value),
         needed.text,
@@ -188,20 +190,25 @@ def _protocol(case: Case) -> Iterator[Finding]:
 
 def _verification(case: Case) -> Iterator[Finding]:
     """X01: brokers that take a record into a transaction that its partition is not a part of."""
-    config = case.seen.config
-    verified, command = config.text(VERIFICATION), f"{VERIFICATION}=true in {SERVER}, restarted one by one"
-    if verified is None and config.text(OF_TRANSACTIONS) is not None:
-        verified, command = "not there: the brokers are older than Kafka 3.6", ""
-    if case.settings.guarantee is EXO and verified not in (None, "true"):
+    if case.settings.guarantee is not EXO:
+        return
+    found: dict[str, list[int]] = {}
+    for broker, config in case.seen.configs.items():
+        verified = config.text(VERIFICATION)
+        if verified is None and config.text(OF_TRANSACTIONS) is not None:
+            verified = OLDER
+        if verified not in (None, "true"):
+            found.setdefault(verified, []).append(broker)
+    for verified, brokers in found.items():
         yield Finding(
             "warning",
-            "the brokers",
+            case.seen.named(brokers),
             VERIFICATION,
             verified,
             "true, as by default from 3.6 on",
             "A record that arrives late opens a transaction that nobody ends, and readers of its partition stand still; or it "
             "becomes part of the next one.",
-            command,
+            f"{VERIFICATION}=true in {SERVER}, restarted one by one" if verified != OLDER else "",
         )
 
 
@@ -266,13 +273,16 @@ def _not_told(case: Case, commands: Commands) -> Iterator[Finding]:
                     f"Could not ask for {', '.join(settings)}.",
                     commands.allow("DescribeConfigs", "topic", name) if denied else "",
                 )
-    code = case.seen.config.error
+    silent: dict[str, list[int]] = {}
+    for broker, config in case.seen.configs.items():
+        if config.error:
+            silent.setdefault(config.error, []).append(broker)
     wanted = sorted({row.setting for row in BROKERS if case.settings.guarantee in row.levels and _asked(case, row)})
-    if code:
+    for code, brokers in silent.items():
         denied = code in DENIED
         yield Finding(
             "unknown",
-            "the brokers",
+            case.seen.named(brokers),
             "settings",
             code,
             "DESCRIBE_CONFIGS on the cluster" if denied else "an answer",

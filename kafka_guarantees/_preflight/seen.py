@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 OFFSETS = "__consumer_offsets"
 TRANSACTIONS = "__transaction_state"
@@ -23,10 +23,11 @@ DENIED = frozenset({"TOPIC_AUTHORIZATION_FAILED", "CLUSTER_AUTHORIZATION_FAILED"
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of a topic or of a broker, defaults included."""
+    """The settings of a topic or of a broker, defaults included. ``inherited``: those of a topic that are its brokers' own."""
 
     values: Mapping[str, str] | None = None
     error: str = ""
+    inherited: frozenset[str] = frozenset()
 
     def text(self, setting: str) -> str | None:
         """None where it was not told, as by brokers of a version that does not have it."""
@@ -61,7 +62,7 @@ class Cluster:
         rights: what this client may do with the cluster itself.
         others: the cluster that each address of ``bootstrap.servers`` leads to, as far as they answered.
         topics: those that were asked for, the internal ones, and those that a pattern matches.
-        config: of one broker.
+        configs: of each broker, by its id.
         error: why nobody answered.
     """
 
@@ -70,8 +71,24 @@ class Cluster:
     rights: frozenset[str] | None = None
     others: Mapping[str, str] = field(default_factory=dict)
     topics: Mapping[str, Topic] = field(default_factory=dict)
-    config: Config = field(default_factory=Config)
+    configs: Mapping[int, Config] = field(default_factory=dict)
     error: str = ""
+
+    @property
+    def config(self) -> Config:
+        """Of one broker that has told, for what all have alike."""
+        return next((one for one in self.configs.values() if one.values is not None), Config())
+
+    def numbers(self, setting: str) -> dict[int, int]:
+        """What each broker has, as far as they told."""
+        numbers = {broker: config.number(setting) for broker, config in self.configs.items()}
+        return {broker: number for broker, number in numbers.items() if number is not None}
+
+    def named(self, some: Collection[int]) -> str:
+        """Some of the brokers, for people."""
+        if len(some) == len(self.configs):
+            return "the brokers"
+        return f"broker{'s' if len(some) > 1 else ''} {', '.join(map(str, sorted(some)))}"
 
 
 def matches(pattern: str, topic: str) -> bool:

@@ -52,11 +52,15 @@ class Row(NamedTuple):
 
 
 def _in_sync(case: Case, topic: Topic) -> Needed | None:
-    number = topic.config.number("min.insync.replicas")
+    number, seen = topic.config.number("min.insync.replicas"), None
+    numbers = case.seen.numbers("min.insync.replicas")
+    if "min.insync.replicas" in topic.config.inherited and len(set(numbers.values())) > 1:  # that of its leader counts
+        number = min(numbers.values())
+        seen = f"{number}, of {case.seen.named([broker for broker in numbers if numbers[broker] == number])}"
     if number is None or (topic.replicas == 1 and case.seen.brokers < REPLICAS):
         return None  # the one copy is reported already, and cannot be mended there
     if number < IN_SYNC:
-        return Needed(f"{IN_SYNC} or more", str(IN_SYNC))
+        return Needed(f"{IN_SYNC} or more", str(IN_SYNC), seen=seen)
     if topic.replicas is not None and number >= topic.replicas > 1:
         few = f"below {topic.replicas}, the number of replicas: with one broker down nothing can be written"
         return Needed(few, str(topic.replicas - 1) if topic.replicas > IN_SYNC else None, "warning")
@@ -102,7 +106,8 @@ def _kept_by_size(_case: Case, topic: Topic) -> Needed | None:
 
 
 def _kept_as_long_as_offsets(case: Case, topic: Topic) -> Needed | None:
-    time, minutes = kept(topic), case.seen.config.number("offsets.retention.minutes")
+    time = kept(topic)
+    minutes = min(case.seen.numbers("offsets.retention.minutes").values(), default=None)
     if case.settings.group_id is None or time is None or minutes is None or 0 <= time <= minutes * 60_000:
         return None
     return Needed(
