@@ -263,6 +263,19 @@ BAD = {
         cluster({OFFSETS: topic(unclean_leader_election_enable="true")}),
         POSITION,
     ),
+    "offsets that are deleted": Bad(KEPT_BY, "cleanup.policy", cluster({OFFSETS: topic(cleanup_policy="delete")}), POSITION),
+    "offsets that are compacted and deleted": Bad(
+        KEPT_BY, "cleanup.policy", cluster({OFFSETS: topic(cleanup_policy="compact,delete")}), POSITION
+    ),
+    "transactions that are deleted": Bad(
+        STATE, "cleanup.policy", cluster({TRANSACTIONS: topic(cleanup_policy="compact,delete")}), TXN
+    ),
+    "unclean transactions": Bad(
+        STATE,
+        "unclean.leader.election.enable",
+        cluster({TRANSACTIONS: topic(cleanup_policy="compact", unclean_leader_election_enable="true")}),
+        TXN,
+    ),
     "one replica of transactions": Bad(STATE, "replication factor", cluster({TRANSACTIONS: topic(1)}), TXN),
     "one in sync of transactions": Bad(
         STATE, "min.insync.replicas", cluster({TRANSACTIONS: topic(min_insync_replicas="1")}), TXN
@@ -529,7 +542,8 @@ def test_each_topic_is_judged_by_its_own_replicas(names: tuple[str, ...]) -> Non
 def test_a_small_cluster_is_warned_of_and_not_refused(brokers: int) -> None:
     """What takes three brokers is a warning that says so where there are fewer, without a command that would stop writing."""
     small = topic(1, min_insync_replicas="1")
-    seen = cluster({"offers": small, OFFSETS: small, TRANSACTIONS: small}, brokers=brokers)
+    internal = topic(1, min_insync_replicas="1", cleanup_policy="compact")
+    seen = cluster({"offers": small, OFFSETS: internal, TRANSACTIONS: internal}, brokers=brokers)
     small_ones = [one for one in found(EXO, seen) if one.level != "info"]
     assert {one.check for one in small_ones} == {"replication factor"}, "with one copy, min.insync.replicas says nothing new"
     for one in small_ones:

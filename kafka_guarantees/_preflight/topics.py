@@ -131,6 +131,10 @@ def _compacted(_case: Case, topic: Topic) -> Needed | None:
     return Needed("delete", "delete") if "compact" in (topic.config.text("cleanup.policy") or "") else None
 
 
+def _deleted(_case: Case, topic: Topic) -> Needed | None:
+    return Needed("compact", "compact") if "delete" in (topic.config.text("cleanup.policy") or "") else None
+
+
 def _takes_what_is_produced(case: Case, topic: Topic) -> Needed | None:
     most, ours = topic.config.number("max.message.bytes"), case.limit("message.max.bytes")
     return (
@@ -343,12 +347,35 @@ TOPICS = (
         replicated=True,
     ),
     Row(
+        POSITIONS,
+        "cleanup.policy",
+        POSITION,
+        _deleted,
+        "Committed offsets are deleted in time, which shows when another broker reads them: the group begins anew.",
+    ),
+    Row(
         OUTCOMES,
         "min.insync.replicas",
         TRANSACTED,
         _in_sync,
         "The outcome of a transaction has a single copy: when it is lost, the transaction is torn.",
         replicated=True,
+    ),
+    Row(
+        OUTCOMES,
+        "unclean.leader.election.enable",
+        TRANSACTED,
+        _clean,
+        "The outcomes of transactions are lost when a replica that is behind becomes leader: a transaction is torn.",
+        replicated=True,
+    ),
+    Row(
+        OUTCOMES,
+        "cleanup.policy",
+        TRANSACTED,
+        _deleted,
+        "The outcomes of transactions are deleted in time, which shows when another broker reads them: one is torn, or its "
+        "producer forgotten.",
     ),
 )
 
