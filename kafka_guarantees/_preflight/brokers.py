@@ -92,7 +92,8 @@ BROKERS = (
         "producer.id.expiration.ms",
         {ALO: "warning", EXO: "warning"},
         _idle_producer,
-        "A record that is sent again after that is not recognised, and is written twice.",
+        "A record that is sent again after that is not recognised, and is written twice. With CreateTime it counts from the "
+        "record's own timestamp on: one that is older than that is not recognised from the brokers' next look on.",
     ),
     BrokerRow(
         "offsets.retention.minutes",
