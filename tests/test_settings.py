@@ -661,7 +661,7 @@ def test_what_is_weaker() -> None:
         "enable.sasl.oauthbearer.unsecure.jwt",
     }
     assert {g: {w.setting for w in WEAKENINGS if g in w.guarantees} for g in Guarantee} == {
-        AMO: always | {"acks"},
+        AMO: always | {"acks", "isolation.level"},
         ALO: always | {"acks", "enable.idempotence", "isolation.level", "check.crcs"},
         EOS: always | {"check.crcs", "transaction.timeout.ms"},
     }

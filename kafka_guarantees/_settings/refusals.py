@@ -374,7 +374,7 @@ WEAKENINGS = (
         "P17",
     ),
     Weakening(
-        ALO,
+        AMO + ALO,
         "isolation.level",
         _is("read_uncommitted"),
         "records of aborted transactions are handled, and a group that a transaction commits for can handle twice",
