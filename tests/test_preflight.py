@@ -370,6 +370,13 @@ BAD = {
         {AMO: "unsafe", ALO: "unsafe", EXO: "unsafe"},
         {"group_protocol": "consumer"},
     ),
+    "long sessions of static members": Bad(
+        "the brokers",
+        "group.consumer.session.timeout.ms",
+        cluster(group_consumer_session_timeout_ms="60000"),
+        OLD,
+        {"group_protocol": "consumer", "group_instance_id": "payments-0"},
+    ),
     "KIP-848 is off": Bad(
         "the brokers",
         "group.coordinator.rebalance.protocols",
@@ -512,6 +519,26 @@ def test_what_a_topic_has_from_its_brokers_each_has_from_its_own(inherited: bool
 def test_brokers_that_know_the_group_protocol(protocol: str, seen: Cluster) -> None:
     """Nothing is found where they may well know it: with ``preflight="raise"`` that would keep a client from its work."""
     assert not found(ALO, seen, group_protocol=protocol)
+
+
+@pytest.mark.parametrize(
+    ("session", "config"),
+    [
+        ("45000", {"group.protocol": "consumer", "group.instance.id": "payments-0"}),
+        ("60000", {"group.protocol": "consumer"}),
+        ("60000", {"group.instance.id": "payments-0"}),
+    ],
+)
+def test_sessions_that_are_waited_for(session: str, config: dict[str, Any]) -> None:
+    """X06: only a static member of KIP-848 waits for the session of another to end."""
+    assert found(ALO, cluster(group_consumer_session_timeout_ms=session), **config) == ()
+
+
+def test_the_longest_session_counts() -> None:
+    """Any broker may be the coordinator."""
+    seen = differing("group.consumer.session.timeout.ms", "45000", "60000", "45000")
+    one = only(found(ALO, seen, group_protocol="consumer", group_instance_id="payments-0"))
+    assert (one.subject, one.value) == ("broker 1", "60000")
 
 
 def test_offsets_that_are_forgotten_early() -> None:

@@ -71,6 +71,12 @@ def _offsets_kept(case: Case, minutes: int) -> Needed | None:
     return Needed(f"longer than any outage; {WEEK // 60_000} is usual", str(WEEK // 60_000))
 
 
+def _static_session(case: Case, time: int) -> Needed | None:
+    consumer, ours = case.settings.consumer, int(case.settings.session_timeout * 1000)
+    static = consumer.get("group.protocol") == "consumer" and "group.instance.id" in consumer
+    return Needed(f"at most {ours}, for which this client waits", str(ours)) if static and time > ours else None
+
+
 def _copies(least: int) -> Callable[[Case, int], Needed | None]:
     return lambda _case, number: Needed(f"{least} or more", str(least)) if number < least else None
 
@@ -101,6 +107,14 @@ BROKERS = (
         _offsets_kept,
         "A group that has no members for that long forgets its offsets and begins anew. With group.protocol=consumer, and less "
         "than an hour, it forgets that of a quiet partition as soon as it has no members for a moment.",
+    ),
+    BrokerRow(
+        "group.consumer.session.timeout.ms",
+        {AMO: "warning", ALO: "warning", EXO: "warning"},
+        _static_session,
+        "The brokers keep a group.instance.id for a member that was killed until its session is over: one that starts earlier "
+        "ends with FencedError, as if the other one lived. Start it again after that.",
+        worst=max,
     ),
     BrokerRow(
         "offsets.topic.replication.factor",
