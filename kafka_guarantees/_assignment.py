@@ -163,6 +163,12 @@ class Assignment:
         """Librdkafka has come to the end of a partition."""
         self._ends[partition] = offset
 
+    @property
+    def ends(self) -> dict[Partition, tuple[int, int]]:
+        """Of partitions that were read to their end: where the last message was, or -1, and where the end."""
+        read = self.awake - self.waiting - self.unplaced
+        return {partition: (self.reached.get(partition, -1), end) for partition, end in self._ends.items() if partition in read}
+
     def reach(self, offsets: Mapping[Partition, int]) -> None:
         """The messages before these offsets were handed out."""
         self.reached.update(offsets)

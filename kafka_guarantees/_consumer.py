@@ -176,9 +176,8 @@ class GroupConsumer:
                 # stays, in the moment in which that is given out: it goes on where it has noted that the client is
                 batch.messages = self.without_repeats(batch, self._assignment.reached)
             if batch is not None and batch.messages:
-                if until_idle is not None or self._in_flight is not None:
-                    # before it is handled: what is fetched again of it goes on elsewhere, and that is not reached
-                    self._assignment.reach({partition: span.behind.offset for partition, span in batch.spans.items()})
+                # before it is handled: what is fetched again of it goes on elsewhere, and that is not reached
+                self._assignment.reach({partition: span.behind.offset for partition, span in batch.spans.items()})
                 reading.begin(batch.messages)
                 yield batch
                 batch.messages = ()  # free them now, even where somebody still has the batch
@@ -188,6 +187,7 @@ class GroupConsumer:
                 if batch is not None or joining or not self._drained():
                     last = time.monotonic()
                 elif time.monotonic() - last >= until_idle:
+                    self._pass_markers()
                     self._done = f"nothing came for {until_idle:g} s"
                     return
 
@@ -309,10 +309,18 @@ class GroupConsumer:
         if self._assignment.owned and self._refresh.due and not self.gone_silent:
             self._settle_all()
             self._refresh.commit(self._assignment.fetched, self.membership, self._positions.asked, self._commit)
+        if self._refresh.markers_due and not self.gone_silent:
+            self._pass_markers()
         if self._vanished.due and not self.gone_silent:
             quiet = self._assignment.fetched & self._assignment.awake
             self.unplace(self._vanished.look(self.raw, quiet, self._positions.asked))
         return not self.gone_silent
+
+    def _pass_markers(self) -> None:
+        """Commit the ends of partitions whose last offsets are no messages, before retention takes these."""
+        if behind := self._refresh.behind(self._assignment.ends):
+            self._settle_all()
+            self._refresh.pass_markers(behind, self.membership, self._positions.asked, self._commit)
 
     def _without_moved(self, messages: list[Message]) -> list[Message]:
         """Find out where partitions go on, and drop their messages: they come again."""

@@ -60,8 +60,8 @@ class Events:
         if code == KafkaError._AUTO_OFFSET_RESET:
             raise OffsetsLost(
                 f"{where}: {error.str()}. The group's position is not in the log any more: records were deleted before they "
-                "were handled, or the topic was made anew. Nothing was committed. Decide where to go on, and set it "
-                f"{self._places.how_to_set}."
+                "were handled, or only the markers of transactions came behind it, or the topic was made anew. Nothing was "
+                f"committed. Decide where to go on, and set it {self._places.how_to_set}."
             )
         if code in NO_TOPIC and event.topic() in self._topics.names:
             self._topics.require([event.topic() or ""])

@@ -37,6 +37,16 @@ def test_what_waits_is_asked_for_when_its_time_has_come(owned: Assignment) -> No
     assert owned.waiting == {T2}
 
 
+def test_the_end_is_known_of_what_goes_on_from_where_it_is(owned: Assignment) -> None:
+    """What waits, rests or is unplaced may have been given back, and not be committed up to where it was read."""
+    owned.ends_at(T1, 10)
+    assert owned.ends == {T0: (9, 9), T1: (9, 10)}
+    owned.rest({T1}, 5)
+    assert owned.ends == {T0: (9, 9)}
+    owned.unplace({T0})
+    assert owned.ends == {}
+
+
 def test_what_was_fetched_may_wait_again(owned: Assignment) -> None:
     """The eager protocol assigns all anew, also what has lost its leader meanwhile."""
     owned.begin({T2}, {T1}, again=5)

@@ -744,6 +744,27 @@ def test_there_may_be_more_where_a_message_came_after_the_end(member: GroupConsu
     assert offsets_of(member, 0) == [5, 6]
 
 
+@pytest.mark.parametrize("due", [True, False])
+def test_ends_behind_markers_are_committed_now_and_then(member: GroupConsumer, *, due: bool) -> None:
+    """C11: also in a run that never ends. What is on its way is settled first."""
+    order: list[str] = []
+    member.trail = cast("Any", SimpleNamespace(settle=lambda: order.append("settled"), follow=lambda _member: None))
+    member._assignment.reach({T0: 5})
+    member._assignment.ends_at(T0, 6)
+    member.raw.committed_at[T0] = 5
+    commit = member.raw.commit
+
+    def committing(**given: Any) -> Any:
+        order.append("committed")
+        return commit(**given)
+
+    member.raw.commit = committing
+    if due:
+        member._refresh._look_at = 0.0
+    member.fetch(1)
+    assert order == (["settled", "committed"] if due else [])
+
+
 def test_who_stops_without_an_answer_asks_for_nothing_more(member: GroupConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Y01: whoever asks whether all was read would wait for the call that is on."""
 

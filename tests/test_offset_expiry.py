@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import OFFSET_END, Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from kafka_guarantees import AtLeastOnce, AtMostOnce, BrokerError, ExactlyOnce, StoreUnavailable
 from kafka_guarantees._consumer import GroupConsumer
@@ -99,6 +100,63 @@ def test_what_has_moved_since_is_not_committed_again() -> None:
         group.offset = offset
         group.refresh(refresh)
     assert group.again == [5, 6]
+
+
+@pytest.mark.parametrize(
+    ("committed", "reached", "moved"),
+    [(5, 5, [6]), (5, -1, [6]), (4, 5, []), (6, 5, []), (6, -1, []), (-1001, -1, [])],
+    ids=["all is committed", "nothing came", "something is in hand", "at the end", "at the end, nothing came", "none"],
+)
+def test_an_offset_with_only_markers_behind_it_is_moved_to_the_end(committed: int, reached: int, moved: list[int]) -> None:
+    """C11: retention takes the markers as well; then it would be before the log, though everything was handled."""
+    group, refresh = Group(), Refresh(Places("g", "earliest"), late=60)
+    group.offset = committed
+    ends = {("t", 0): (reached, 6)}
+    for _ in range(2):
+        if behind := refresh.behind(ends):
+            refresh.pass_markers(behind, lambda: group.member, group.ask, group.commit)
+            group.offset = (group.again or [group.offset])[-1]
+    assert group.again == moved
+    assert bool(refresh.behind(ends)) is (not moved and committed < 6), "the brokers are not asked again where it is there"
+
+
+def test_an_offset_is_not_moved_by_a_member_that_may_be_out() -> None:
+    """M03: somebody else may be further on."""
+    group, refresh = Group(), Refresh(Places("g", "earliest"), late=60)
+    behind = {("t", 0): (5, 6)}
+    members = iter([Membership(1, "me"), Membership(2, "another")])
+    refresh.pass_markers(behind, lambda: next(members), group.ask, group.commit)
+    assert not group.again
+    group.refusal = BrokerError("away")
+    refresh.pass_markers(behind, lambda: group.member, group.ask, group.commit)
+    assert refresh.behind(behind), "it is tried again"
+
+
+def test_where_messages_are_the_last_nobody_is_asked() -> None:
+    """As in topics that nobody writes to in transactions."""
+    refresh = Refresh(Places("g", "earliest"), late=60)
+    assert not refresh.behind({("t", 0): (6, 6), ("t", 1): (7, 6)})
+    assert not refresh.markers_due
+
+
+@pytest.mark.broker
+@CLASSES
+def test_a_quiet_topic_of_transactions_outlives_its_retention(
+    kafka: RunningKafka, kafka_topic: Callable[..., str], guarantee: type[Any]
+) -> None:
+    """C11: what is left of it behind the group's offset are markers. That these are gone too is not OffsetsLost."""
+    topic = kafka_topic(partitions=1)
+    with ExactlyOnce({"bootstrap.servers": kafka.bootstrap, "transactional.id": f"writer-{topic}"}) as writer:
+        for number in range(2):
+            with writer.transaction() as tx:
+                tx.produce(topic, b"%d" % number, partition=0)
+    assert len(_run(kafka.bootstrap, guarantee, topic, "classic", idle=0.5)) == 2
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    (deleted,) = admin.delete_records([TopicPartition(topic, 0, OFFSET_END)]).values()
+    assert deleted.result().low_watermark == 4
+    assert _run(kafka.bootstrap, guarantee, topic, "classic", idle=0.5) == []
+    fill(kafka.bootstrap, topic, [b"2"])
+    assert len(_run(kafka.bootstrap, guarantee, topic, "classic", idle=0.5)) == 1
 
 
 def test_it_is_done_when_partitions_were_assigned_and_not_again_soon() -> None:
