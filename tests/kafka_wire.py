@@ -28,7 +28,7 @@ TIMEOUT = 10.0  # seconds for everything that must happen
 PRODUCE, FIND_COORDINATOR, LEAVE_GROUP, END_TXN, DESCRIBE_TRANSACTIONS = 0, 10, 13, 26, 65
 INVALID_PRODUCER_EPOCH, INVALID_TXN_STATE, PRODUCER_FENCED = 47, 48, 90
 NOT_THERE_YET = (14, 15, 16)  # the coordinator is loading, not available, or another
-_GROUP, _TRANSACTION = 0, 1  # kinds of coordinators
+GROUP, TRANSACTION = 0, 1  # kinds of coordinators
 
 
 class Identity(NamedTuple):
@@ -80,26 +80,28 @@ class Wire:
     def leave_group(self, group: str, *members: str) -> None:
         """Throw members out of a consumer group (classic protocol), as they do themselves with LeaveGroup v1."""
         for member in members:
-            answer = _ask(self._coordinator(group, _GROUP), LEAVE_GROUP, 1, _string(group) + _string(member))
+            answer = _ask(coordinator(self._address, group, GROUP), LEAVE_GROUP, 1, _string(group) + _string(member))
             _throttled, error = struct.unpack_from(">ih", answer)
             assert error == 0, f"LeaveGroup: error {error}"
 
     def _answer(self, api: int, version: int, body: bytes, *, flexible: bool = False) -> bytes:
-        return _ask(self._coordinator(self._id, _TRANSACTION), api, version, body, flexible=flexible)
+        return _ask(coordinator(self._address, self._id, TRANSACTION), api, version, body, flexible=flexible)
 
-    def _coordinator(self, key: str, kind: int) -> tuple[str, int]:
-        deadline = time.monotonic() + TIMEOUT
-        while time.monotonic() < deadline:
-            answer = _ask(self._address, FIND_COORDINATOR, 1, _string(key) + bytes([kind]))
-            _throttled, error, text = struct.unpack_from(">ihh", answer)
-            if error == 0:
-                at = 8 + max(text, 0) + 4
-                (length,) = struct.unpack_from(">h", answer, at)
-                host, port = struct.unpack_from(f">{length}si", answer, at + 2)
-                return host.decode(), port
-            assert error in NOT_THERE_YET, f"FindCoordinator: error {error}"
-            time.sleep(0.05)
-        raise TimeoutError(f"no coordinator of {key!r}")
+
+def coordinator(address: tuple[str, int], key: str, kind: int) -> tuple[str, int]:
+    """Who coordinates a group or a transactional.id, as the broker at this address has heard."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline:
+        answer = _ask(address, FIND_COORDINATOR, 1, _string(key) + bytes([kind]))
+        _throttled, error, text = struct.unpack_from(">ihh", answer)
+        if error == 0:
+            at = 8 + max(text, 0) + 4
+            (length,) = struct.unpack_from(">h", answer, at)
+            host, port = struct.unpack_from(f">{length}si", answer, at + 2)
+            return host.decode(), port
+        assert error in NOT_THERE_YET, f"FindCoordinator: error {error}"
+        time.sleep(0.05)
+    raise TimeoutError(f"no coordinator of {key!r}")
 
 
 def _string(text: str) -> bytes:
