@@ -70,9 +70,12 @@ def fresh() -> Callable[[str], str]:
     return lambda prefix: f"{prefix}-{uuid.uuid4().hex[:12]}"
 
 
-def fill(bootstrap: str, topic: str, values: Iterable[bytes | None], partitions: int = 1) -> int:
-    """Write values with plain confluent-kafka, round robin over partitions, all acknowledged. Returns how many."""
-    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": 5})
+def fill(bootstrap: str, topic: str, values: Iterable[bytes | None], partitions: int = 1, *, idempotent: bool = True) -> int:
+    """Write values with plain confluent-kafka, round robin over partitions, all acknowledged. Returns how many.
+
+    ``idempotent``: a broker may have to ask the controller for producer ids first, and wait 30 s for one that stands still.
+    """
+    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": idempotent, "linger.ms": 5})
     producer.list_topics(topic, 30)  # else the first record waits for librdkafka's own next look
     failures: list[object] = []
     count = 0
