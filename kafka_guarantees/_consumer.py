@@ -168,7 +168,9 @@ class GroupConsumer:
             batch = self.fetch(pace.size, pace.max_wait)
             if self.gone_silent:
                 return
-            if batch is None and not self._assignment.owned:
+            if self._assignment.owned:
+                self._heard = time.monotonic()
+            elif batch is None:
                 self._topics.nothing_comes()
                 self._say_unheard()
             if batch is not None and self._in_flight is not None:
@@ -704,6 +706,7 @@ class GroupConsumer:
         self._assignment.clear()
         self._client.renew()
         self._over = False
+        self._heard = self._heard if self._told else time.monotonic()
         self._join()
 
     def close(self) -> None:

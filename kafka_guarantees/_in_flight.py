@@ -58,6 +58,7 @@ class Flight:
         "_before",
         "_sent",
         "_task",
+        "committing",
         "ended",
         "grounded",
         "partitions",
@@ -80,6 +81,7 @@ class Flight:
         self._task = Task(partial(self._end, finish))
         self._acknowledged = Flag()
         self._sent = Flag()
+        self.committing = False  # its commit was asked for
         self.grounded = False  # not to be begun any more
         self.ended = self._task.ended
 
@@ -337,7 +339,7 @@ def _aborted(flight: Flight, error: BaseException, say: Callable[..., None]) -> 
     """
     if not isinstance(error, (AbortNeeded, InDoubt)):
         raise error
-    if isinstance(error, InDoubt):
+    if flight.committing and isinstance(error, InDoubt):
         say("a transaction of %d messages is in doubt; its offsets will tell: %s", flight.size, error)
     else:
         say("a transaction of %d messages is aborted, and they are fetched again: %s", flight.size, error)

@@ -24,6 +24,7 @@ from .errors import NO_TOPIC, OffsetBeyondEnd, OffsetsLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
     from ._offsets import Partition
 
@@ -146,8 +147,8 @@ class Places:
         for place in committed:
             if place.error is not None:
                 raise KafkaException(place.error)
-            claimed = self._claimed.get((place.topic, place.partition), 0)
-            if 0 <= place.offset < claimed:
+            claimed = self._claimed.get((place.topic, place.partition))
+            if claimed is not None and place.offset < claimed:
                 raise Outdated(place, claimed)
         committed = [self._without_what_others_said(place) for place in committed]
         self.note(place for place in committed if place.offset >= 0)
@@ -165,12 +166,12 @@ class Places:
         ours = not said or _BEGAN.fullmatch(said) or (self.stored is not None and said == self.stored.mark)
         return place if ours else TopicPartition(place.topic, place.partition, place.offset, leader_epoch=epoch_of(place))
 
-    def vanished(self, partitions: Iterable[Partition], ask: Ask) -> tuple[set[Partition], dict[Partition, int]]:
+    def vanished(self, partitions: AbstractSet[Partition], ask: Ask) -> tuple[set[Partition], dict[Partition, int]]:
         """Of which of these the group had an offset, and has none any more; and its offset of those that seem to end before it.
 
         To a reader of what is committed a partition seems to end where a transaction is open, too.
         """
-        wanted = [TopicPartition(*partition) for partition in partitions if partition in self._seen - self._kept]
+        wanted = [TopicPartition(*partition) for partition in partitions & self._seen - self._kept]
         found: list[TopicPartition] = ask(lambda raw, within: raw.committed(wanted, within)) if wanted else []
         known = [place for place in found if place.error is None]
         here = [place for place in known if place.offset >= 0]

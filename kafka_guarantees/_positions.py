@@ -65,6 +65,7 @@ class Positions:
         self._assignment = assignment
         self._places = places
         self._within = client.within
+        self._again_at = 0.0  # not asked before, where the last answer was that it is not known
         self._brief = 0  # how often was asked while other messages waited: each PATIENT-th question may take longer
         self._rarely = Rarely()
         self._unknown_since = math.inf
@@ -82,6 +83,8 @@ class Positions:
             OffsetsLost, AuthorizationError: see ``Places``.
         """
         moved = set(self._assignment.unplaced)
+        if self._too_early(messages):
+            return moved
         busy = any((message.topic(), message.partition()) not in moved for message in messages)
         limit = math.inf
         if busy:  # they wait for a long answer now and then only, and never so long that nobody knows whose they are (M03)
@@ -103,13 +106,19 @@ class Positions:
             self._assignment.put_right(moved)
         except KafkaException as exc:
             self._not_now(exc)
-            if not busy:
-                time.sleep(REFUSED)
+            self._again_at = time.monotonic() + REFUSED
         except (StoreUnavailable, BrokerError) as exc:
             log.warning("where to go on is not known yet: %s", exc)
         else:
             self._unknown_since = self.outdated_since = math.inf
         return moved
+
+    def _too_early(self, messages: Iterable[Message]) -> bool:
+        """Whether not to ask again yet: others do not wait for it. Where there are none, that is waited for."""
+        early = self._again_at - time.monotonic()
+        if early > 0 and not messages:
+            time.sleep(early)
+        return early > 0 and bool(messages)
 
     def _not_now(self, exc: KafkaException) -> None:
         """The brokers do not say where to go on. Raises where they never will."""

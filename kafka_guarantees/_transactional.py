@@ -98,7 +98,7 @@ class TransactionalProducer(Handle):
         self._failure: KafkaGuaranteesError | None = None
         self._inputs: set[str] = set()  # topics whose offsets go into the transaction
         self._known: set[str] = set()  # see enqueue()
-        self._disturbances = 0  # when the offsets of the transaction were with the brokers
+        self._disturbances = 0  # by then, of this producer
         self._timed_out = 0  # transactions in a row that the coordinator ended
         self.persists = False  # a run is on, which goes on once the brokers are back, however long that takes
         self.late_records = False  # the brokers take records behind the end of their transaction
@@ -250,6 +250,7 @@ class TransactionalProducer(Handle):
                 raise AbortNeeded(f"{left} records are still not acknowledged{self.too_long}")
         if self._state.state is State.MUST_ABORT:
             raise AbortNeeded(str(self._failure or "a record could not be written")) from self._failure
+        self._heard_of_it()
 
     def send_offsets(self, offsets: Sequence[TopicPartition], metadata: object) -> None:
         """Make the offsets part of the transaction. A repeated call has the same arguments (X11).
@@ -269,6 +270,10 @@ class TransactionalProducer(Handle):
             self.raw.send_offsets_to_transaction(offsets, metadata, max(CALL, left))
 
         self._call(doing, lambda: self._left_alone(doing, send, lambda: not self._patient(0)))
+        self._heard_of_it()
+
+    def _heard_of_it(self) -> None:
+        """The coordinator has answered for this transaction just now: what was cut before says nothing of its end."""
         self._serve(lambda: self.raw.poll(0))
         self._disturbances = self._state.disturbances
 
@@ -277,30 +282,15 @@ class TransactionalProducer(Handle):
         self._serve(lambda: self.raw.poll(0))
         return self._state.dirty is None
 
-    def commit_offsets(self, claim: Callable[[], None]) -> None:
-        """Commit a transaction that has offsets. Where a connection was cut since they were sent, a success proves nothing.
+    def commit(self, claim: Callable[[], None] | None = None) -> None:
+        """Commit. Once this was called, only it is called again until its outcome is known (X10).
 
-        A broker that was the coordinator, and has not heard that another one is, answers for the transaction before, which it
-        knows to be committed: that needs no replica, and is the same request. It may be the one that librdkafka finds next.
+        Where a connection was cut meanwhile, a success proves nothing: a broker that was the coordinator, and has not heard
+        that another is, answers for the transaction before, which it knows to be committed. That needs no replica, and is the
+        same request. It may be the one that librdkafka finds next.
 
         Args:
-            claim: is called where they are committed, or may be.
-
-        Raises:
-            AbortNeeded, InDoubt, FencedError, AuthorizationError: see ``commit``.
-        """
-        try:
-            self.commit()
-        except InDoubt:
-            claim()
-            raise
-        claim()
-        self.serve()  # the log lines, which come before the answer
-        if self._state.state is not State.READY or self._state.disturbances > self._disturbances:
-            raise InDoubt("a connection was cut in the moment of the commit: a former coordinator has answered, perhaps")
-
-    def commit(self) -> None:
-        """Commit. Once this was called, only it is called again until its outcome is known (X10).
+            claim: is called where it is committed, or may be.
 
         Raises:
             AbortNeeded: the brokers did not and will not commit it.
@@ -311,12 +301,21 @@ class TransactionalProducer(Handle):
         self._state.on(Event.COMMIT, time.monotonic())
         try:
             self._end("committing the transaction", lambda: self.raw.commit_transaction(END))
+        except AbortNeeded:
+            claim = None
+            raise
         except Abandoned as exc:
             raise InDoubt(str(exc)) from exc
+        finally:
+            if claim is not None:
+                claim()
         if self._state.state is State.LOST:
             raise InDoubt("the client was closed while the transaction was committed")
         self._state.on(Event.COMMITTED, time.monotonic())
         self._timed_out = 0
+        self.serve()  # the log lines, which come before the answer
+        if self._state.state is not State.READY or self._state.disturbances > self._disturbances:
+            raise InDoubt("a connection was cut in the moment of the commit: a former coordinator has answered, perhaps")
 
     def abort(self, *, leaving: bool = False) -> None:
         """Abort the transaction, or where that is no longer possible replace the producer, which has the same effect.

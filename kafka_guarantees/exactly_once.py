@@ -477,7 +477,8 @@ class ExactlyOnce:
         if calm:  # else a first copy of the request may still come, and what comes last counts for the group
             flight.offsets_sent()  # the next one may send its own
         flight.follow()  # and this one is committed once the one before it is
-        producer.commit_offsets(partial(self._places.claim, offsets))
+        flight.committing = True
+        producer.commit(partial(self._places.claim, offsets))
         self._most = min(2 * self._most, sys.maxsize)
         if not calm:
             producer.prepare()  # a new one, whose start waits for the end of this transaction in all partitions

@@ -207,16 +207,15 @@ class Transaction:
     def _commit(self) -> None:
         self._lifecycle.handled()
         self._producer.flush()
+        claimed = None
         if self._consumed is not None:
             offsets = self._consumed.offsets()
             if offsets is None:
                 raise AbortNeeded("the group has given partitions away")
             self._producer.send_offsets(offsets, self._consumed.batch.metadata)
-            self._committing = True
-            self._producer.commit_offsets(partial(self._consumed.consumer.claim, offsets))
-        else:
-            self._committing = True
-            self._producer.commit()
+            claimed = partial(self._consumed.consumer.claim, offsets)
+        self._committing = True
+        self._producer.commit(claimed)
         self._committed = True
 
     def _check_used(self) -> None:

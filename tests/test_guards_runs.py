@@ -49,6 +49,7 @@ DEADLINE = 10.0  # seconds: an error if it takes so long
 def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GroupConsumer]]:
     """See ``members``; one that leaves does not wait long for its partitions to be taken."""
     monkeypatch.setattr("kafka_guarantees._group_client.GIVING_BACK", 0.05)
+    monkeypatch.setattr("kafka_guarantees._positions.REFUSED", 0.0)
     with members(monkeypatch) as make:
         yield make
 
@@ -168,6 +169,24 @@ def unanswered(member: GroupConsumer) -> list[float]:
     member.raw.committed = nobody
     member.unplace([T0])
     return asked
+
+
+def test_brokers_that_refuse_at_once_are_not_asked_with_every_fetch(
+    made: Callable[..., GroupConsumer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group without a coordinator answers at once, and messages of other partitions are there: thousands of questions."""
+    member = made(fetch_wait_max_ms=0)
+    asked = unanswered(member)
+    monkeypatch.setattr("kafka_guarantees._positions.REFUSED", 0.2)
+    began = time.monotonic()
+    assert member._find_places() == {T0}
+    for _ in range(100):
+        assert member._find_places([at(T0, 5), at(T1, 5)]) == {T0}
+    assert time.monotonic() - began < 0.2, "others do not wait"
+    assert len(asked) == 1
+    assert member._find_places() == {T0}
+    assert len(asked) == 2
+    assert time.monotonic() - began >= 0.2
 
 
 def test_messages_of_one_partition_do_not_wait_long_for_another(made: Callable[..., GroupConsumer]) -> None:
@@ -723,6 +742,25 @@ def test_a_group_that_lets_nobody_in_is_heard_of(
     with caplog.at_level("WARNING"):
         assert not offsets_of(member, LONG)
     assert caplog.text.count("has not let this member in for 30 s") == said
+
+
+@pytest.mark.parametrize("how", ["given away", "rejoin"])
+def test_a_group_is_not_unheard_of_at_once(
+    member: GroupConsumer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """A member that has had partitions until now has been heard, and one that takes over has just asked."""
+    clock = Clock()
+    monkeypatch.setattr("kafka_guarantees._consumer.time", clock)
+    member._heard = clock.now - 1000
+    if how == "rejoin":
+        member.rejoin("for the test")
+        polls(member, None, None)
+    else:
+        polls(member, at(T0, 5), member.raw.rebalance("lost", T0, T1), None, None)
+    member.raw.metadata = metadata(1 if how == "given away" else -1)
+    for _ in member.batches(Pace(1, 60), None, Reading(None, None)):
+        member.raw.metadata = metadata(-1)
+    assert "has not let this member in" not in caplog.text
 
 
 @pytest.mark.parametrize("seconds", [0.0, LONG])

@@ -343,9 +343,10 @@ def cuts(producer: TransactionalProducer) -> None:
     producer.raw.config["logger"].log(4, "%s [%s] %s", "FAIL", "rdkafka#producer-1", CUT)
 
 
+@pytest.mark.parametrize("consumes", [True, False])
 @pytest.mark.parametrize(("when", "sure"), [("before the offsets", True), ("after them", False), ("in the commit", False)])
 def test_a_commit_in_whose_moment_a_connection_was_cut_is_in_doubt(
-    producer: TransactionalProducer, when: str, *, sure: bool
+    producer: TransactionalProducer, when: str, *, sure: bool, consumes: bool
 ) -> None:
     """X09: a broker that was the coordinator says that the transaction before is committed, and librdkafka takes it for this.
 
@@ -355,13 +356,15 @@ def test_a_commit_in_whose_moment_a_connection_was_cut_is_in_doubt(
     producer.begin()
     if when == "before the offsets":
         producer.raw.fails["poll"] = [lambda: cuts(producer)]
-    producer.send_offsets([], None)
+    producer.flush()
+    if consumes:
+        producer.send_offsets([], None)
     if when == "in the commit":
         producer.raw.fails[COMMIT] = [lambda: cuts(producer)]
     elif when == "after them":
         producer.raw.fails["poll"] = [lambda: cuts(producer)]
     with nullcontext() if sure else pytest.raises(InDoubt, match="former coordinator"):
-        producer.commit_offsets(lambda: claims.append(None))
+        producer.commit(lambda: claims.append(None))
     assert claims == [None]
     first = producer.raw
     producer.abort()
@@ -369,15 +372,18 @@ def test_a_commit_in_whose_moment_a_connection_was_cut_is_in_doubt(
     assert producer.raw is not first
 
 
-@pytest.mark.parametrize(("error", "claimed"), [(OVER, 0), (KafkaException(KafkaError(KafkaError._FATAL)), 1), (None, 1)])
-def test_what_may_be_committed_is_claimed(producer: TransactionalProducer, error: KafkaException | None, claimed: int) -> None:
+@pytest.mark.parametrize(
+    ("error", "claimed"),
+    [(OVER, 0), (KafkaException(KafkaError(KafkaError._FATAL)), 1), (KeyboardInterrupt(), 1), (None, 1)],
+)
+def test_what_may_be_committed_is_claimed(producer: TransactionalProducer, error: BaseException | None, claimed: int) -> None:
     """What certainly is not, is not: the group would never be as far."""
     claims: list[None] = []
     producer.begin()
     producer.send_offsets([], None)
     producer.raw.fails[COMMIT] = [] if error is None else [error]
-    with suppress(AbortNeeded, InDoubt):
-        producer.commit_offsets(lambda: claims.append(None))
+    with suppress(AbortNeeded, InDoubt, KeyboardInterrupt):
+        producer.commit(lambda: claims.append(None))
     assert len(claims) == claimed
 
 
@@ -387,7 +393,7 @@ def test_an_end_that_was_slow_is_no_doubt(producer: TransactionalProducer, monke
     producer.begin()
     first = producer.raw
     producer.send_offsets([], None)
-    producer.commit_offsets(lambda: None)
+    producer.commit(lambda: None)
     producer.begin()
     assert producer.raw is not first
 
@@ -690,9 +696,10 @@ class Noted:
         self.leaving: list[bool] = []
         self.claimed: list[object] = []
 
-    def commit_offsets(self, claim: Callable[[], None]) -> None:
-        self.commit()
-        claim()
+    def commit(self, claim: Callable[[], None] | None) -> None:
+        self.__getattr__("commit")()
+        if claim is not None:
+            claim()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def call(*_: object, leaving: bool = False) -> None:
