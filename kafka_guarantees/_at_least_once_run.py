@@ -314,7 +314,7 @@ class Run:
         while self.consumer.still_ours(batch):
             if self.trail.commit(batch.next_offsets(finished)):
                 return True
-            if self._lifecycle.stopping:
+            if self._lifecycle.out_of_patience:
                 return False
         self.trail.clear()
         self._failures.given_away(finished, batch)

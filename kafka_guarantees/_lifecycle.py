@@ -35,7 +35,10 @@ log = logging.getLogger("kafka_guarantees")
 T = TypeVar("T")
 Itself = Callable[[], "Generator[Any, None, None] | None"]  # the iteration that is running, while its user has it
 
-STOP_GRACE = 1.3  # seconds that a stopping client still waits for brokers that do not answer
+# Seconds that a stopping client still waits for brokers that do not answer. In a rebalance they answer neither a commit nor the
+# leaving of a classic member, or refuse the former, before all others have joined again. They hear of it by a heartbeat (3 s),
+# and by another one of the second half of a cooperative rebalance.
+STOP_GRACE = 6.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SECOND_THOUGHTS = 1.0  # seconds after which another SIGINT is one: a terminal and a wrapper may both pass on the first
 

@@ -276,12 +276,12 @@ class Trail:
     def _commit(self, count: int) -> None:
         """Commit the first portions, and wait for the answer: again, until it is a good one, or they are not ours any more."""
         while (count or self._recommit) and self._ours(count):
-            if self._tried(count, {}) or self._lifecycle.stopping:
+            if self._tried(count, {}) or self._lifecycle.out_of_patience:
                 return
         self._drop(count)
 
     def _tried(self, count: int, more: Mapping[Partition, TopicPartition]) -> bool:
-        """Commit the first portions, with these offsets. False where that failed: after a moment, but a stop does not wait."""
+        """Commit the first portions, with these offsets. False where that failed: after a moment, if it may be tried again."""
         offsets = {**self._offsets(count), **more}
         try:
             if offsets:
@@ -289,7 +289,7 @@ class Trail:
         except BrokerError as error:  # not of a right that is missing: that is raised
             if self._rarely(str(error)):
                 log.warning("%s", error)
-            if not self._lifecycle.stopping:
+            if not self._lifecycle.out_of_patience:
                 time.sleep(AGAIN)
             return False
         self._overtake(offsets)
