@@ -823,9 +823,10 @@ def test_a_record_that_is_not_sent_yet_is_not_lost(kafka: RunningKafka, kafka_to
 
 @pytest.mark.broker
 def test_a_stop_is_heard_while_brokers_do_not_answer_a_commit(
-    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str]
+    kafka: RunningKafka, kafka_topic: Callable[..., str], fresh: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Y01: once a call was left without an answer nothing else is asked of the consumer, which would wait for that call."""
+    monkeypatch.setattr("kafka_guarantees._lifecycle.STOP_GRACE", 1.3)
     topic, handled, behind = kafka_topic(), list[int | None](), threading.Event()
     fill(kafka.bootstrap, topic, numbers(50))
     config = {"bootstrap.servers": kafka.bootstrap, "group.id": fresh("group")}

@@ -724,8 +724,11 @@ def test_x16_transactions_come_to_a_size_that_fits_into_their_time(world: Callab
 
 
 @pytest.mark.parametrize("when", ["before", "between", "between, without a record", "inside"])
-def test_a_loop_that_is_stopped_ends_where_no_broker_answers(world: Callable[..., World], when: str) -> None:
+def test_a_loop_that_is_stopped_ends_where_no_broker_answers(
+    world: Callable[..., World], when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As run() does: what is open is left to the brokers, and SIGTERM with stop() in it is no error of the process."""
+    monkeypatch.setattr("kafka_guarantees._lifecycle.STOP_GRACE", 1.3)
     here = world()
     here.fill(3)
     with ExitStack() as stack:

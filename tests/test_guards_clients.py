@@ -509,12 +509,14 @@ def test_only_the_thread_that_runs_forgets_failures(other: bool) -> None:  # noq
     assert runs.producer.asked == [("flush", False), ("begin", None), ("failures", (not other, False))]
 
 
-def test_a_stop_does_not_wait_for_a_commit_that_is_refused() -> None:
+def test_a_stop_does_not_wait_for_ever_for_a_commit_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """It comes again."""
+    monkeypatch.setattr("kafka_guarantees._lifecycle.STOP_GRACE", 0.0)
     runs = Runs()
-    runs.lifecycle.stop()
     runs.group.refusals = [BrokerError("not now")] * 3
-    assert not runs.run.finish(runs.batch, Work(MESSAGES), 2).messages
+    with runs.lifecycle.running(lambda: None):
+        runs.lifecycle.stop()
+        assert not runs.run.finish(runs.batch, Work(MESSAGES), 2).messages
     assert len(runs.group.committed) == 1
 
 
@@ -1199,12 +1201,13 @@ def test_an_error_while_the_last_answers_are_waited_for_ends_no_run(scene: Scene
     assert "may be handled again" in caplog.text
 
 
-def test_a_stop_tries_once_to_commit(scene: Scene) -> None:
+def test_a_stop_tries_once_to_commit_where_it_has_waited_long(scene: Scene) -> None:
     """Y01: the brokers are in trouble, and what was handled comes again."""
     scene.handled((T0, 10), posted=unacknowledged()).posted = None
-    scene.lifecycle.stop()
     scene.group.refusal = BrokerError("not now")
-    scene.trail.settle()
+    with scene.lifecycle.running(lambda: None):
+        scene.lifecycle.leave(-1.0)
+        scene.trail.settle()
     assert scene.group.waited == 1
 
 

@@ -6,16 +6,22 @@ Each is removed by a mutant that no other test would notice, or only one that ta
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
-from kafka_guarantees import AuthorizationError
+from kafka_guarantees import AuthorizationError, BrokerError
+from kafka_guarantees._at_least_once_run import Run
 from kafka_guarantees._offsets import Membership
 from kafka_guarantees._posted import Posted
 from kafka_guarantees._trail import AGAIN
 
 from .test_commit_overlap import T0, T1, Asked, Scene
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 REFUSED = KafkaError(KafkaError.REQUEST_TIMED_OUT)
 
@@ -249,3 +255,65 @@ def test_what_the_brokers_do_not_have_after_a_rebalance_is_committed_again(scene
     scene.trail.revoked({T1})
     scene.trail.settle()
     assert scene.group.committed == {T0: 10}
+
+
+# -- in a client that stops ----------------------------------------------------------------------------------------------
+
+
+def settled(scene: Scene) -> bool:
+    """What trails behind is committed, at the end of a run."""
+    scene.handled((T0, 10), posted=unacknowledged()).posted = None
+    scene.trail.settle()
+    return scene.group.committed == {T0: 10}
+
+
+def committed_with_a_portion(scene: Scene) -> bool:
+    """What was handled last is committed, with what trails behind."""
+    consumer = SimpleNamespace(still_ours=lambda _batch: True)
+    run: Any = SimpleNamespace(consumer=consumer, trail=scene.trail, _lifecycle=scene.lifecycle)
+    batch: Any = SimpleNamespace(next_offsets=lambda _finished: {T0: TopicPartition(*T0, 10)})
+    said = Run._commit(run, batch, [])
+    assert said == (scene.group.committed == {T0: 10})
+    return said
+
+
+COMMITS = pytest.mark.parametrize("commit", [settled, committed_with_a_portion])
+
+
+class Refusing:
+    """Stands for brokers that refuse some commits, as of a generation that a rebalance has just ended."""
+
+    def __init__(self, scene: Scene, times: float) -> None:
+        self._accept, self._left = scene.group.commit, times
+        self.at: list[float] = []
+
+    def __call__(self, offsets: Iterable[TopicPartition]) -> None:
+        self.at.append(time.monotonic())
+        if len(self.at) <= self._left:
+            raise BrokerError("ILLEGAL_GENERATION")
+        self._accept(offsets)
+
+
+@COMMITS
+def test_a_client_that_stops_commits_again_what_a_rebalance_refused(
+    scene: Scene, commit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C06: else what was handled would come again, though the member has it still. Not at once: brokers need a moment."""
+    refusing = Refusing(scene, 2)
+    monkeypatch.setattr(scene.group, "commit", refusing)
+    with scene.lifecycle.running(lambda: None):
+        scene.lifecycle.stop()
+        assert commit(scene)
+    assert len(refusing.at) == 3
+    assert refusing.at[-1] - refusing.at[0] > 1.9 * AGAIN
+
+
+@COMMITS
+def test_a_client_that_stops_does_not_commit_again_for_ever(scene: Scene, commit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Y01: brokers that refuse for as long as a stop waits are left."""
+    refusing = Refusing(scene, 50)
+    monkeypatch.setattr(scene.group, "commit", refusing)
+    with scene.lifecycle.running(lambda: None):
+        scene.lifecycle.leave(2 * AGAIN)
+        assert not commit(scene)
+    assert 1 < len(refusing.at) < 10

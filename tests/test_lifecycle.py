@@ -179,8 +179,9 @@ def test_a_run_that_raises_is_over() -> None:
     assert not life.stopping
 
 
-def test_patience_ends_some_time_after_the_stop() -> None:
+def test_patience_ends_some_time_after_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Brokers that do not answer are waited for a moment, not for ever; a second stop does not prolong it."""
+    monkeypatch.setattr("kafka_guarantees._lifecycle.STOP_GRACE", 0.5)
     life = Lifecycle("Client")
     with life.running(lambda: None):
         assert not life.out_of_patience
@@ -193,7 +194,7 @@ def test_patience_ends_some_time_after_the_stop() -> None:
 
 
 def test_close_has_its_own_time_also_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop gives brokers a second. close(30) gives them thirty, and the handler of another thread does not extend that."""
+    """A stop gives brokers six seconds. close(30) gives them thirty, and the handler of another thread does not extend that."""
     lifecycle = Lifecycle("AtLeastOnce")
     closing = threading.Thread(target=lifecycle.end_run, args=(30,))
     began = time.monotonic()

@@ -34,7 +34,7 @@ from kafka_guarantees import (
 from kafka_guarantees._consumer import GroupConsumer
 from kafka_guarantees._failures import attempt
 from kafka_guarantees._handler_thread import HandlerThread
-from kafka_guarantees._lifecycle import STOP_GRACE, Lifecycle
+from kafka_guarantees._lifecycle import Lifecycle
 from kafka_guarantees.dedup import MemoryDedupStore, SqliteDedupStore, SqliteInbox, position
 
 from .conftest import committed, fill, read_all, values
@@ -640,14 +640,15 @@ def test_an_exception_out_of_a_signal_handler_ends_the_run_after_the_handler(kin
 
 @broker
 @pytest.mark.parametrize("kind", CLASSES)
-def test_sigterm_while_a_slow_handler_works(kind: str, here: Here) -> None:
+def test_sigterm_while_a_slow_handler_works(kind: str, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is finished and committed, with what it produced, though that takes longer than a stop waits for brokers."""
+    monkeypatch.setattr("kafka_guarantees._lifecycle.STOP_GRACE", 1.3)
     source, target, name = here.topic(), here.topic(), here.fresh("group")
     fill(here.bootstrap, source, numbers(2))
 
     def handler(message: Message) -> Iterator[Record]:
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(STOP_GRACE + 0.2)
+        time.sleep(1.5)
         yield Record(target, message.value())
 
     with client(kind, settings(kind, here.bootstrap, name), keep_alive=True) as kafka:
