@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import socketserver
 import sys
@@ -11,7 +12,7 @@ import time
 import traceback
 import uuid
 import warnings
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -550,6 +551,119 @@ def test_a_replica_of_redis_6_is_left_as_well(client: redis.Redis, monkeypatch: 
         with pytest.raises(StoreUnavailable):
             store.claim(SCOPE, items(1), token=OURS, lease=LONG)
     assert client.client_id() != number
+
+
+def interrupted(*_: Any) -> None:
+    """As a signal handler that raises, in the place of what it interrupts."""
+    raise ZeroDivisionError
+
+
+def leave_an_answer(connection: Any, calls: int = 1) -> None:
+    """As a call of the client does that was interrupted before its answer came."""
+    for _ in range(calls):
+        connection.send_command("PING", "3" * 50)
+
+
+@pytest.mark.filterwarnings("ignore:.*'get_connection':DeprecationWarning")  # older versions need the argument
+@pytest.mark.parametrize("kind", ["pool", "blocking pool", "single connection", "decoding"])
+def test_the_answer_to_another_call_is_not_believed(redis_server: LocalRedis, client: redis.Redis, kind: str) -> None:
+    """D01: it would say of ids that nobody has seen that they are completed, and their messages would be left out."""
+    pool: Any = redis.BlockingConnectionPool if kind == "blocking pool" else redis.ConnectionPool
+    where = {"connection_pool": pool.from_url(redis_server.url, socket_timeout=5, decode_responses=kind == "decoding")}
+    with closing(redis.Redis(**where, single_connection_client=kind == "single connection")) as used:
+        store = RedisDedupStore(used)
+        store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+        for calls, ask in (
+            (1, lambda: store.claim(SCOPE, items(5), token=OURS, lease=LONG)),
+            (2, lambda: store.complete(SCOPE, items(5), token=OURS)),
+            (1, lambda: store.release(SCOPE, items(5), token=OURS)),
+        ):
+            connection = used.connection or used.connection_pool.get_connection("PING")
+            with monkey_patched(connection, "can_read", lambda *_, **__: False):  # the answers come a little later
+                leave_an_answer(connection, calls)
+                if not used.connection:
+                    used.connection_pool.release(connection)
+                with pytest.raises(StoreUnavailable, match=r"answer to another call.*may be made again"):
+                    ask()
+            ask()
+        assert store.claim(SCOPE, items(6), token=THEIRS, lease=LONG) == [*[DUPLICATE] * 5, NEW]
+
+
+@contextmanager
+def monkey_patched(where: object, name: str, what: object) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, name, what)
+        yield
+
+
+@pytest.mark.filterwarnings("ignore:.*'get_connection':DeprecationWarning")
+def test_the_answer_to_another_call_of_a_cluster_is_not_believed() -> None:
+    """D01: there each node has connections, of which the one with that answer is given up."""
+    (bus,) = _free_ports(1)
+    with LocalRedis(config={"cluster-enabled": "yes", "cluster-port": bus}) as node:
+        with closing(redis.Redis.from_url(node.url)) as admin:
+            admin.cluster("addslotsrange", 0, 16383)
+            eventually(lambda: admin.cluster("info")["cluster_state"] == "ok")
+        with closing(RedisCluster(host="127.0.0.1", port=node.port, socket_timeout=5)) as client:
+            store = RedisDedupStore(client)
+            store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+            found: Any = client
+            pool = found.get_redis_connection(found.get_default_node()).connection_pool
+            connection = pool.get_connection("PING")
+            with monkey_patched(connection, "can_read", lambda *_, **__: False):
+                leave_an_answer(connection)
+                pool.release(connection)
+                with pytest.raises(StoreUnavailable, match="answer to another call"):
+                    store.claim(SCOPE, items(5), token=OURS, lease=LONG)
+                assert store.claim(SCOPE, items(5), token=OURS, lease=LONG) == [NEW] * 5
+
+
+def test_a_call_that_was_interrupted_leaves_no_answer_behind(client: redis.Redis) -> None:
+    """A signal handler raises between question and answer: the client keeps the connection, and the answer for the next."""
+    store = RedisDedupStore(client)
+    store.claim(SCOPE, items(1), token=OURS, lease=LONG)
+    number = client.client_id()
+    client.client_pause(500)
+    with monkey_patched(client, "parse_response", interrupted), pytest.raises(ZeroDivisionError):
+        store.claim(SCOPE, items(2), token=OURS, lease=LONG)
+    new = client.client_id()
+    assert isinstance(new, int)
+    assert new != number
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # where there are threads of other tests
+def test_a_child_leaves_the_connection_of_its_parent_alone(redis_server: LocalRedis, client: redis.Redis) -> None:
+    """D01: a client with a single connection would share it, and each would read the answers of the other."""
+    with closing(redis.Redis.from_url(redis_server.url, socket_timeout=5, single_connection_client=True)) as single:
+        store, mine = RedisDedupStore(single), [item(number) for number in range(100)]
+        store.claim(SCOPE, mine, token=OURS, lease=LONG)
+        store.complete(SCOPE, mine, token=OURS)
+        child = os.fork()
+        if child == 0:
+            status = 1
+            with suppress(BaseException):
+                asked = [[item(1000 + 50 * turn + number) for number in range(50)] for turn in range(200)]
+                status = not all(store.claim("other", batch, token=THEIRS, lease=LONG) == [NEW] * 50 for batch in asked)
+            os._exit(status)
+        try:
+            for _ in range(200):
+                assert store.claim(SCOPE, mine, token=OURS, lease=LONG) == [DUPLICATE] * 100
+        finally:
+            _, status = os.waitpid(child, 0)
+        assert status == 0
+
+
+def test_a_client_whose_threads_read_each_others_answers_is_refused() -> None:
+    """D01: redis-py before 5.3, and valkey-py, have no lock around the connection of ``single_connection_client=True``."""
+
+    class Old:
+        evalsha = eval = config_get = staticmethod(print)
+        connection = object()
+
+    with pytest.raises(UnsafeConfigError, match=r"single_connection_client=True.* each other's answers.*leave it out"):
+        RedisDedupStore(Old())
+    Old.connection = None  # as it is without
+    RedisDedupStore(Old())
 
 
 def test_a_client_that_decodes_is_welcome(redis_server: LocalRedis, client: redis.Redis) -> None:

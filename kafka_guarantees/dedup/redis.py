@@ -5,6 +5,10 @@ Rules.
 * The clock is the server's, for leases and for retention (D15).
 * All keys of a scope are in one hash slot, so that it runs in a cluster too.
 * Nothing of ``redis`` is imported: a client of redis-py and one of valkey-py are used alike.
+* A call has a number, which its answer begins with. A client may give us the answer to another call: its own, where a signal
+  handler raised before that was read, or another process's, where a connection is older than a fork. Believed, it would say
+  DUPLICATE of ids that nobody has seen, and their messages would be lost.
+* Numbers are given as bytes: packing an int hiredis 3.5.0 may crash under a signal handler that raises.
 
 What is stored for an id. While it is claimed: ``c``, 16 bytes of token, 15 digits that are the end of the lease in
 milliseconds, 16 bytes of position. Completed: ``d``, and 8 bytes of fingerprint; zeros for none. Redis itself forgets the one
@@ -14,12 +18,15 @@ when the retention is over after the lease, and the other when it is over after 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
 from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha1
 from inspect import iscoroutinefunction
+from itertools import count
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..errors import AuthorizationError, DurabilityWarning, StoreUnavailable, UnsafeConfigError
@@ -75,7 +82,7 @@ for first = 1, #KEYS, 1000 do
     outcomes[i] = outcome
   end
 end
-return table.concat(outcomes)
+return ARGV[#ARGV] .. table.concat(outcomes)
 """
 )
 
@@ -97,7 +104,7 @@ for first = 1, #KEYS, 1000 do
     end
   end
 end
-return table.concat(done)
+return ARGV[#ARGV] .. table.concat(done)
 """
 )
 
@@ -113,7 +120,7 @@ for first = 1, #KEYS, 1000 do
     end
   end
 end
-return ''
+return ARGV[#ARGV]
 """
 )
 
@@ -152,7 +159,7 @@ class RedisDedupStore:
     Raises:
         ValueError: the prefix or the retention is not valid.
         TypeError: that is no client, or a pipeline, or one of ``redis.asyncio``.
-        UnsafeConfigError: the client waits for ever for an answer.
+        UnsafeConfigError: the client waits for ever for an answer, or lets threads take each other's.
     """
 
     def __init__(self, client: Client, *, retention: timedelta = timedelta(hours=24), prefix: str = "kg") -> None:
@@ -173,10 +180,19 @@ class RedisDedupStore:
                 "lose its partitions, and not hear stop()",
                 "give the client one, in seconds: redis.Redis.from_url(url, socket_timeout=5)",
             )
+        if _mixes_threads_up(client):
+            raise UnsafeConfigError(
+                "single_connection_client",
+                True,  # noqa: FBT003 - the value that was given
+                "with this version of the client two threads that share it read each other's answers",
+                "leave it out; or use redis-py 6 or newer, where a thread waits for the other",
+            )
         self._client = client
         self._retention = retention
         self._prefix = prefix
         self._looked = False
+        self._calls = count()
+        self._pid, self._begin = os.getpid(), token_hex(8)
 
     def __repr__(self) -> str:
         return f"RedisDedupStore(retention={self._retention}, prefix={self._prefix!r})"  # S01: nothing of the client
@@ -204,9 +220,9 @@ class RedisDedupStore:
         milliseconds = _milliseconds(lease)
         arguments = (
             _token(token),
-            milliseconds,
-            milliseconds + self._retention_ms,
-            int(takeover == "position"),
+            b"%d" % milliseconds,
+            b"%d" % (milliseconds + self._retention_ms),
+            b"%d" % (takeover == "position"),
             _positions(items),
             _fingerprints(items),
         )
@@ -220,7 +236,7 @@ class RedisDedupStore:
             AuthorizationError: it does not let this client in.
             ValueError: a key, fingerprint or token of another size than the contract says.
         """
-        arguments = (_token(token), self._retention_ms, _fingerprints(items))
+        arguments = (_token(token), b"%d" % self._retention_ms, _fingerprints(items))
         return [digit == ord("1") for digit in self._run(_COMPLETE, scope, items, arguments)]
 
     def release(self, scope: str, items: Sequence[Item], *, token: bytes) -> None:
@@ -250,7 +266,7 @@ class RedisDedupStore:
     def _retention_ms(self) -> int:
         return _milliseconds(self._retention.total_seconds())
 
-    def _run(self, script: str, scope: str, items: Sequence[Item], arguments: tuple[bytes | int, ...]) -> bytes:
+    def _run(self, script: str, scope: str, items: Sequence[Item], arguments: tuple[bytes, ...]) -> bytes:
         if not items:
             return b""
         names = _checked(items, 0)
@@ -258,20 +274,18 @@ class RedisDedupStore:
         tag = scope.replace("%", "%25").replace("}", "%7D")
         start = f"{self._prefix}:{{{tag}}}:".encode("utf-8", "surrogatepass")
         keys = [start + name for name in names]
-        digest = _DIGESTS[script]
         try:
+            if self._pid != os.getpid():  # a connection that the client keeps is the parent's, too
+                _connect_anew(self._client)
+                self._begin = token_hex(8)
+                self._pid = os.getpid()
             if not self._looked:
                 self._check()
-            try:
-                answer = self._client.evalsha(digest, len(keys), *keys, *arguments)
-            except Exception as exc:
-                if not _is_a(exc, "NoScriptError"):
-                    raise
-                # The server was restarted, or another one has taken over. EVAL loads it there. Not SCRIPT LOAD, which a cluster
-                # gets on every master: it fails where one is away, and with redis-py before 8 for ever where all were.
-                answer = self._client.eval(script, len(keys), *keys, *arguments)
-        except Exception as exc:
+            number = f"{self._begin}{next(self._calls):016x}".encode()  # ASCII: the client may decode responses
+            answer = self._ask(script, b"%d" % len(keys), *keys, *arguments, number)
+        except BaseException as exc:
             if not _is_a(exc, *_OUTSIDE):
+                _connect_anew(self._client)  # the answer may come yet, and whoever calls next would take it for his
                 raise
             said = _said(exc)
             if _is_a(exc, "AuthenticationError", "NoPermissionError") or _NO_RIGHT.search(said):
@@ -285,7 +299,25 @@ class RedisDedupStore:
                 f"Redis did not answer, or refused ({said}): whether ids were written is unknown. "
                 "The same call may be made again."
             ) from exc
-        return answer.encode() if isinstance(answer, str) else answer  # the client may decode responses
+        answer = answer.encode() if isinstance(answer, str) else answer
+        if not isinstance(answer, bytes) or not answer.startswith(number):
+            _connect_anew(self._client)
+            raise StoreUnavailable(
+                "The client of Redis gave the answer to another call, as where an exception out of a signal handler has "
+                "interrupted that, or processes share a connection: whether ids were written is unknown. The connection was "
+                "closed. The same call may be made again."
+            )
+        return answer[len(number) :]
+
+    def _ask(self, script: str, *keys_and_arguments: Any) -> Any:
+        try:
+            return self._client.evalsha(_DIGESTS[script], *keys_and_arguments)
+        except Exception as exc:
+            if not _is_a(exc, "NoScriptError"):
+                raise
+            # The server was restarted, or another one has taken over. EVAL loads it there. Not SCRIPT LOAD, which a cluster
+            # gets on every master: it fails where one is away, and with redis-py before 8 for ever where all were.
+            return self._client.eval(script, *keys_and_arguments)
 
     def _check(self) -> None:
         """D12: look for settings by which ids are forgotten before their time."""
@@ -343,18 +375,27 @@ def _said(exc: BaseException) -> str:
     return f"{name}: {words:.300}"
 
 
-def _connect_anew(client: Client) -> None:
-    """Leave a server that has become a replica, as in a planned failover.
+def _mixes_threads_up(client: Any) -> bool:
+    """Whether it has one connection, and no lock around it: redis-py before 5.3, and valkey-py."""
+    return getattr(client, "connection", None) is not None and not hasattr(client, "_single_connection_client")
 
-    It keeps our connections, and the name that the client has leads to another one by now. Not those that other threads use.
+
+def _connect_anew(client: Any) -> None:
+    """Have the next call make a connection of its own. Those that other threads use stay.
+
+    A server that has become a replica, as in a planned failover, keeps our connections, and the name that the client has leads
+    to another one by now. Or there may be an answer in a connection that is not to the next call.
     """
-    for where in ("connection", "connection_pool"):  # the first is that of single_connection_client
-        found = getattr(client, where, None)
-        if found is not None:
-            try:
-                found.disconnect(False)  # noqa: FBT003 - Redis and Valkey name it differently
-            except TypeError:  # a BlockingConnectionPool before redis-py 7 leaves all or none
-                found.disconnect()
+    nodes = client.get_nodes() if hasattr(client, "get_nodes") else ()  # a cluster's, with a client for each node
+    for one in (client, *nodes):
+        used = getattr(one, "redis_connection", getattr(one, "valkey_connection", one))
+        for where in ("connection", "connection_pool"):  # the first is that of single_connection_client
+            found = getattr(used, where, None)
+            if found is not None:
+                try:
+                    found.disconnect(False)  # noqa: FBT003 - Redis and Valkey name it differently
+                except TypeError:  # a BlockingConnectionPool before redis-py 7 leaves all or none
+                    found.disconnect()
 
 
 def _milliseconds(seconds: float) -> int:
