@@ -686,3 +686,53 @@ def test_a_closed_store_raises(store: Store) -> None:
     for call in calls:
         with pytest.raises(KafkaGuaranteesError, match="is closed"):
             call()
+
+
+@pytest.mark.parametrize("kind", ["store", "inbox"])
+def test_an_interrupt_while_it_waits_for_the_lock_leaves_no_transaction_open(kind: str, path: str) -> None:
+    """Ctrl-C comes out where BEGIN has got the lock; nobody would ever undo it, and everybody else find the file locked."""
+    with ExitStack() as stack:
+        store = stack.enter_context(closing(SqliteDedupStore(path) if kind == "store" else SqliteInbox(path)))
+        source = Source("t", bytes(16), 0)
+
+        def call() -> None:
+            if isinstance(store, SqliteInbox):
+                with store.transaction("group", [Entry(source, 0, None)]):
+                    pass
+            else:
+                store.claim("group", [item("a")], token=A, lease=60)
+
+        other = stack.enter_context(closing(sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)))
+        other.execute("BEGIN IMMEDIATE")
+        ends = threading.Timer(0.6, other.execute, ("COMMIT",))
+        ends.start()
+        stack.callback(signal.signal, signal.SIGALRM, signal.signal(signal.SIGALRM, _interrupt))
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        ends.join()
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("COMMIT")
+        call()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_store_that_a_signal_handler_uses_in_its_own_call_is_not_undone(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That one is told to come again, and the call that it interrupted goes on."""
+    inner: list[str] = []
+    with closing(SqliteDedupStore(path)) as used:
+
+        def clock() -> float:
+            if not inner:
+                inner.append("asked")
+                with pytest.raises(StoreUnavailable, match="another call of this thread"):
+                    used.claim("group", [item("b")], token=A, lease=60)
+            return time.time()
+
+        monkeypatch.setattr(used, "_clock", clock)
+        assert used.claim("group", [item("a")], token=A, lease=60) == [Outcome.NEW]
+        assert inner == ["asked"]
+        assert used.claim("group", [item("a", 1), item("b")], token=B, lease=60) == [Outcome.IN_PROGRESS, Outcome.NEW]

@@ -221,8 +221,12 @@ class SqliteDedupStore:
                 if self._connection is None:  # there was a fork
                     self._connection = self._open()
                 connection = self._connection
-                connection.execute("BEGIN IMMEDIATE")
-                try:
+                if connection.in_transaction:
+                    if self._lock.twice:  # from a signal handler
+                        raise self._unavailable("another call of this thread is at work")
+                    connection.execute("ROLLBACK")  # an exception out of a signal handler came where it was undone
+                try:  # such a one may come with the lock, for which BEGIN has waited
+                    connection.execute("BEGIN IMMEDIATE")
                     yield _Transaction(connection, scope, self._clock())
                     connection.execute("COMMIT")
                 except BaseException:

@@ -274,8 +274,9 @@ class SqliteInbox:
         removed, examine = 0, max(1000, EXAMINED * limit)
         with self._lock:
             self._check()
-            self._begin()  # else Python does, and commits nothing, where a handler has set isolation_level
+            self._check_none_open()
             try:
+                self._begin()  # else Python does, and commits nothing, where a handler has set isolation_level
                 with self._answers("purging"):
                     for _ in range(2):  # to the end, and once more from the beginning
                         begun, execute = self._purged, _plain(self._connection).execute
@@ -310,8 +311,9 @@ class SqliteInbox:
         with self._lock:
             self._check()
             batch = batch_of(entries)
-            self._begin()
-            try:
+            self._check_none_open()
+            try:  # an exception out of a signal handler may come with the lock, for which BEGIN has waited
+                self._begin()
                 opened = self._open(self._connection, scope, batch)
                 if opened is None:  # some ids were known, and nobody knows which
                     with self._answers("looking for what is fresh"):
@@ -396,9 +398,11 @@ class SqliteInbox:
             return sqlite3.SQLITE_DENY
         return sqlite3.SQLITE_OK
 
-    def _begin(self) -> None:
+    def _check_none_open(self) -> None:
         if self._connection.in_transaction:
             raise KafkaGuaranteesError("a transaction of this SqliteInbox is open already: it has one at a time.")
+
+    def _begin(self) -> None:
         with self._answers("beginning a transaction"):
             try:
                 self._connection.execute(_BEGIN)
