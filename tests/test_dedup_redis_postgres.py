@@ -29,7 +29,7 @@ from redis.cluster import RedisCluster
 from redis.sentinel import Sentinel
 
 from kafka_guarantees import dedup
-from kafka_guarantees.dedup import Item, Outcome, Source, postgres
+from kafka_guarantees.dedup import Entry, Item, Outcome, Source, postgres
 from kafka_guarantees.dedup._connecting import _no_connection, connection_of
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
 from kafka_guarantees.dedup.postgres_inbox import PostgresInbox
@@ -795,6 +795,56 @@ def test_the_table_is_created_by_whoever_is_first(postgres_server: LocalPostgres
     for thread in threads:
         thread.join(60)
     assert sorted(results) == [[NEW], *[[IN_PROGRESS]] * 7]
+
+
+@pytest.mark.parametrize("kind", ["store", "inbox"])
+def test_a_server_that_has_become_a_standby_is_left(kind: str, postgres_server: LocalPostgres, table: str) -> None:
+    """D16: behind a name that stays: the connections that are there lead to it on, and it reads only."""
+    read_only = f'ALTER ROLE "{table}" SET default_transaction_read_only = on'  # of connections that are made from then on
+    with psycopg.connect(postgres_server.dsn, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {table} LOGIN SUPERUSER PASSWORD 'known'".encode())
+        where = make_conninfo(postgres_server.dsn, user=table, password="known")
+        made = PostgresDedupStore(where, table=table) if kind == "store" else PostgresInbox(where, prefix=table)
+        with closing(made):
+
+            def call() -> None:
+                if isinstance(made, PostgresInbox):
+                    with made.transaction(SCOPE, [Entry(PLACE, 0, None)]):
+                        pass
+                else:
+                    made.claim(SCOPE, items(1), token=OURS, lease=LONG)
+
+            call()
+            admin.execute(read_only.encode())
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [table])
+            eventually(lambda: _says(call, "ReadOnlySqlTransaction"))
+            admin.execute(f'ALTER ROLE "{table}" RESET ALL'.encode())  # from now on it leads to the other one
+            eventually(lambda: _says(call, ""))
+
+
+def _says(call: Callable[[], None], what: str) -> bool:
+    try:
+        call()
+    except StoreUnavailable as exc:
+        return bool(what) and (what in str(exc) or what in type(exc.__cause__).__name__)
+    return not what
+
+
+def test_a_handler_that_reads_only_fails_by_itself(postgres_server: LocalPostgres, table: str) -> None:
+    """It is not taken for a server that is away: its message would come again for ever."""
+    with closing(PostgresInbox(postgres_server.dsn, prefix=table)) as inbox:
+
+        def handle() -> None:
+            with inbox.transaction(SCOPE, [Entry(PLACE, 0, None)]) as opened:
+                opened.connection.execute("SET TRANSACTION READ ONLY")
+                opened.connection.execute("CREATE TABLE effects (what text)")
+
+        for _ in range(2):
+            with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
+                handle()
+        with inbox.transaction(SCOPE, [Entry(PLACE, 0, None)]) as opened:
+            assert list(opened.fresh) == [0]
+            opened.finish()
 
 
 def test_a_table_of_somebody_else_is_left_alone(postgres_server: LocalPostgres, table: str) -> None:

@@ -95,7 +95,13 @@ def connection_of(pool: ConnectionPool[Any], within: float | None = None) -> Ite
             ) from exc
         except psycopg.Error as exc:
             raise _no_connection(exc, rotates=_rotates(pool)) from exc
-        yield connection
+        try:
+            yield connection
+        except Exception as exc:
+            # of a standby, to which the name led, or leads no more: the pool would go on with it for an hour
+            if any(isinstance(one, psycopg.errors.ReadOnlySqlTransaction) for one in (exc, exc.__cause__)):
+                connection.close()
+            raise
 
 
 def _entered(stack: ExitStack, pool: ConnectionPool[Any], within: float) -> psycopg.Connection[Any]:

@@ -340,6 +340,7 @@ class PostgresInbox:
                     cut = not opened._let_go()
                     if not cut and isinstance(exc, Exception):
                         opened._look_why(exc)
+                    cut = cut or isinstance(exc, psycopg.errors.ReadOnlySqlTransaction)  # closed for that, which is its own
                     raise
                 finally:
                     self._open_connection = None
