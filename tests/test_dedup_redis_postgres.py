@@ -25,7 +25,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg.conninfo import make_conninfo
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, NullConnectionPool
+from redis.backoff import ExponentialBackoff
 from redis.cluster import RedisCluster
+from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from kafka_guarantees import dedup
@@ -461,6 +463,36 @@ def test_a_client_that_waits_for_ever_is_refused(kind: str) -> None:
         RedisDedupStore(client)
     with closing(clients[kind](5)) as client:
         RedisDedupStore(client)
+
+
+@pytest.mark.parametrize("kind", ["pool", "blocking pool", "of the pool", "sentinel"])
+def test_a_client_that_tries_again_for_ever_is_refused(kind: str) -> None:
+    """D16, C10: its call would not end while Redis is away, whatever its timeout is, and nobody serve the group."""
+    blocking: Any = redis.BlockingConnectionPool
+    sentinel: Any = Sentinel
+
+    def client(retries: int) -> redis.Redis:
+        settings: dict[str, Any] = {"socket_timeout": 5, "retry": Retry(ExponentialBackoff(), retries)}
+        made: redis.Redis
+        if kind == "sentinel":
+            made = sentinel([("127.0.0.1", 1)]).master_for("cache", **settings)
+        elif kind == "blocking pool":
+            made = redis.Redis(connection_pool=blocking(**settings))
+        elif kind == "of the pool":
+            made = redis.Redis(connection_pool=redis.ConnectionPool(**settings))
+        else:
+            made = redis.Redis.from_url("redis://127.0.0.1:1/0", **settings)
+        return made
+
+    for retries in (-1, -7):
+        with (
+            closing(client(retries)) as endless,
+            pytest.raises(UnsafeConfigError, match=rf"retry={retries} is refused: .*for ever"),
+        ):
+            RedisDedupStore(endless)
+    for retries in (0, 3):
+        with closing(client(retries)) as ending:
+            RedisDedupStore(ending)
 
 
 @pytest.mark.parametrize("command", ["time", "mget", "set"])

@@ -35,7 +35,7 @@ from .contract import Capabilities, Outcome, check_retention
 from .ids import FINGERPRINT_SIZE, KEY_SIZE, NO_FINGERPRINT
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
@@ -153,14 +153,15 @@ class RedisDedupStore:
 
     Args:
         client: of redis-py or valkey-py, synchronous, with a ``socket_timeout``, which redis-py before 8 has not by itself; it
-            stays the caller's, also after ``close()``. Its retries do no harm.
+            stays the caller's, also after ``close()``. Retries that end do no harm: a call may take
+            ``socket_timeout`` for each of them.
         retention: how long a completed id is remembered.
         prefix: what the names of all keys begin with: up to 64 letters, digits and ``_ . : -``.
 
     Raises:
         ValueError: the prefix or the retention is not valid.
         TypeError: that is no client, or a pipeline, or one of ``redis.asyncio``.
-        UnsafeConfigError: the client waits for ever for an answer, or lets threads take each other's.
+        UnsafeConfigError: the client waits, or tries again, for ever, or lets threads take each other's.
     """
 
     def __init__(self, client: Client, *, retention: timedelta = timedelta(hours=24), prefix: str = "kg") -> None:
@@ -180,6 +181,13 @@ class RedisDedupStore:
                 "where Redis takes a call and does not answer, as when its host stands still, the run would wait for ever, "
                 "lose its partitions, and not hear stop()",
                 "give the client one, in seconds: redis.Redis.from_url(url, socket_timeout=5)",
+            )
+        if retries := _tries_for_ever(client):
+            raise UnsafeConfigError(
+                "retry",
+                retries,
+                "where Redis is away the client would try again for ever, and the run lose its partitions, and not hear stop()",
+                "give the client one that ends, as Retry(ExponentialBackoff(), 3) of redis-py; a run tries again itself",
             )
         if _mixes_threads_up(client):
             raise UnsafeConfigError(
@@ -358,12 +366,31 @@ def _is_a(exc: BaseException, *names: str) -> bool:
 def _waits_for_ever(client: Any) -> bool:
     """Whether it has no ``socket_timeout``. False also where nobody knows."""
     with suppress(Exception):  # of a client that is like none of these
-        if hasattr(client, "get_redis_connection"):  # a cluster's, with a client for each node
-            client = client.get_redis_connection(client.get_default_node())
-        pool = client.connection_pool
-        # asked of a connection that is not made: what is the default is up to its class
-        return pool.connection_class(**pool.connection_kwargs).socket_timeout is None
+        return _connection_like_those_of(client).socket_timeout is None
     return False
+
+
+def _tries_for_ever(client: Any) -> int:
+    """The number of its retries, if that is one without end; else 0. 0 also where nobody knows."""
+    places: tuple[Callable[[], Any], ...] = (
+        lambda: client,
+        lambda: client.connection,
+        lambda: _connection_like_those_of(client),
+    )
+    for get in places:
+        with suppress(Exception):
+            if (retries := get().retry._retries) < 0:
+                return int(retries)
+    return 0
+
+
+def _connection_like_those_of(client: Any) -> Any:
+    """One that is not made: what is the default is up to its class."""
+    for get in ("get_redis_connection", "get_valkey_connection"):  # a cluster's, with a client for each node
+        if hasattr(client, get):
+            client = getattr(client, get)(client.get_default_node())
+    pool = client.connection_pool
+    return pool.connection_class(**pool.connection_kwargs)
 
 
 def _said(exc: BaseException) -> str:
