@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import socketserver
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -30,7 +33,7 @@ from redis.cluster import RedisCluster
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from kafka_guarantees import dedup
+from kafka_guarantees import dedup, testing
 from kafka_guarantees.dedup import Entry, Item, Outcome, Source, postgres
 from kafka_guarantees.dedup._connecting import _no_connection, connection_of
 from kafka_guarantees.dedup.postgres import PostgresDedupStore
@@ -43,13 +46,13 @@ from kafka_guarantees.errors import (
     StoreUnavailable,
     UnsafeConfigError,
 )
+from kafka_guarantees.testing.conformance import reference
 from kafka_guarantees.testing.local_kafka import _free_ports
 from kafka_guarantees.testing.pytest_plugin import _installed
 from kafka_guarantees.testing.servers import LocalPostgres, LocalRedis, LocalServerError, ServerNotInstalled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from kafka_guarantees.dedup import DedupStore
 
@@ -794,6 +797,28 @@ def test_what_is_not_installed_is_named_with_how_to_install_it(name: str, module
     with pytest.raises(ModuleNotFoundError, match=rf"{name} needs psycopg.* 'kafka-guarantees\[postgres\]'") as caught:
         getattr(dedup, name)
     assert caught.value.name == "psycopg"
+
+
+def test_a_suite_without_pytest_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The servers beside it need none."""
+    for name in [name for name in sys.modules if name.startswith("kafka_guarantees.testing.conformance")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    with pytest.raises(ModuleNotFoundError, match=r"Conformance needs pytest.* 'kafka-guarantees\[testing\]'") as caught:
+        testing.__getattr__("DedupStoreConformance")
+    assert caught.value.name == "pytest"
+
+
+def test_all_names_can_be_imported_without_postgresql() -> None:
+    """``import *`` asks for each name of ``__all__``."""
+    program = "import sys; sys.modules['psycopg'] = None; from kafka_guarantees.dedup import *; RedisDedupStore; SqliteInbox"
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_suites_pass_where_warnings_are_errors() -> None:
+    """Python 3.13 deprecates all arguments of ``sqlite3.connect`` by position but the first."""
+    source = Path(reference.__file__).read_text("utf-8")
+    assert re.findall(r"sqlite3\.connect\([\w.]+, (\w+)=", source) == ["timeout"] * source.count("sqlite3.connect(")
 
 
 @given(prefix=st.text())

@@ -9,6 +9,7 @@ The stores and inboxes for Redis and PostgreSQL need the extras ``redis`` and ``
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
@@ -66,6 +67,10 @@ __all__ = [
     "json_field",
     "position",
 ]
+
+if not TYPE_CHECKING and not all(map(find_spec, ("psycopg", "psycopg_pool"))):  # else `import *` would ask for them
+    __all__.remove("PostgresDedupStore")  # noqa: PYI056 - they see all names
+    __all__.remove("PostgresInbox")  # noqa: PYI056 - they see all names
 
 
 def __getattr__(name: str) -> Any:

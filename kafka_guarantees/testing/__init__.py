@@ -39,4 +39,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module  # noqa: PLC0415 - only on this way
 
-    return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    try:
+        module = import_module(f".{_LAZY[name]}", __name__)
+    except ModuleNotFoundError as error:
+        text = f"{name} needs {error.name}, which is not installed: pip install 'kafka-guarantees[testing]'"
+        raise ModuleNotFoundError(text, name=error.name) from error
+    return getattr(module, name)

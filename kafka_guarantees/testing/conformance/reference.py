@@ -71,7 +71,7 @@ class ReferenceStore:
     @contextmanager
     def rows(self, scope: str) -> Iterator[Rows]:
         """One transaction."""
-        with _known_errors(), closing(sqlite3.connect(self._path, BUSY, isolation_level=None)) as connection:
+        with _known_errors(), closing(sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)) as connection:
             connection.execute("PRAGMA synchronous = OFF")
             connection.execute("BEGIN IMMEDIATE")
             columns = "scope, key, token, position, until, fingerprint, PRIMARY KEY (scope, key)"
@@ -182,7 +182,7 @@ class ReferenceInbox:
     def __init__(self, path: Path, retention: timedelta, clock: Callable[[], float]) -> None:
         self.retention = retention
         self.clock = clock
-        self.connection = sqlite3.connect(path, BUSY, isolation_level=None, check_same_thread=False)
+        self.connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
         with _known_errors():
             self.connection.execute("PRAGMA synchronous = OFF")
             self.connection.execute("BEGIN IMMEDIATE")
