@@ -408,6 +408,29 @@ def test_a_statement_that_writes_and_is_left_half_read_holds_up_one_transaction(
     assert lite.effects() == ["c", "of somebody else"]
 
 
+@pytest.mark.parametrize("steps", [0, 10, 20, 40])
+def test_what_a_handler_leaves_on_the_connection_holds_up_one_transaction(lite: Place, steps: int) -> None:
+    """Of a connection on which nothing can be begun a new one is made, instead of waiting for ever."""
+    inbox, source = lite.inbox(), Source("t", bytes(16), 0)
+
+    def handle() -> None:
+        with inbox.transaction("group", entries(source, [0])) as opened:
+            if steps:
+                opened.connection.set_progress_handler(lambda: 1, steps)
+            else:
+                opened.connection.execute("PRAGMA query_only = ON")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        handle()
+    with pytest.raises(StoreUnavailable), inbox.transaction("group", entries(source, [0], "id")):
+        pass
+    with inbox.transaction("group", entries(source, [0])) as opened:
+        act(opened.connection, "handled")
+        opened.finish()
+    assert lite.effects() == ["handled"]
+
+
 def test_a_closed_inbox_stays_closed(tmp_path: Path) -> None:
     """Whoever closes it in a transaction gets no new connection with the next call."""
     inbox = SqliteInbox(tmp_path / "effects.db")

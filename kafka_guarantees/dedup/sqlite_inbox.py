@@ -70,7 +70,7 @@ _SCHEMA = (
 )
 _TRANSACTION = 22  # SQLITE_TRANSACTION, which sqlite3 does not name
 _NOT_THE_FILE = (sqlite3.ProgrammingError, sqlite3.IntegrityError)  # the same the next time
-_BUSY_SNAPSHOT = 517  # SQLITE_BUSY_SNAPSHOT, which Python 3.10 does not name
+_BUSY = 5  # SQLITE_BUSY itself: another one writes. Python 3.10 does not name it
 # Texts of their own: a statement that is prepared already is not asked about again.
 _BEGIN, _COMMIT, _ROLLBACK = "BEGIN IMMEDIATE -- of the inbox", "COMMIT -- of the inbox", "ROLLBACK -- of the inbox"
 _LOCK = "UPDATE kg_inbox_version SET version = version WHERE 0"  # writes nothing, but takes the write lock
@@ -323,8 +323,10 @@ class SqliteInbox:
                 self._reached.compare(scope, opened._stored)
                 with self._answers("beginning a transaction"):
                     self._hand_over()
-            except BaseException:
+            except BaseException as error:
                 self._roll_back()
+                if _may_be_left(error.__cause__):
+                    self._drop()
                 raise
             self._in_hands, self._refused = True, False
             return opened
@@ -407,8 +409,7 @@ class SqliteInbox:
             try:
                 self._connection.execute(_BEGIN)
             except sqlite3.OperationalError as exc:
-                if getattr(exc, "sqlite_errorcode", _BUSY_SNAPSHOT) == _BUSY_SNAPSHOT:  # Python 3.10 does not say
-                    # a cursor that a handler left half read keeps a state that others have written past
+                if _may_be_left(exc):
                     self._drop()
                 raise
 
@@ -509,6 +510,14 @@ class SqliteInbox:
 
     def _answers(self, doing: str) -> _Answers:
         return _Answers(self._path, doing)
+
+
+def _may_be_left(error: BaseException | None) -> bool:
+    """Whether something that a handler left on the connection may be why.
+
+    A cursor half read, which keeps a state that others have written past, ``PRAGMA query_only``, a progress handler.
+    """
+    return isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", None) != _BUSY  # 3.10 has no code
 
 
 class _Answers:
