@@ -8,8 +8,7 @@ Rules.
 * A call has a number, which its answer begins with. A client may give us the answer to another call: its own, where a signal
   handler raised before that was read, or another process's, where a connection is older than a fork. Believed, it would say
   DUPLICATE of ids that nobody has seen, and their messages would be lost.
-* Numbers are given as bytes: packing an int hiredis 3.5.0 may crash under a signal handler that raises. Not how many keys there
-  are: older clients of clusters count with that.
+* Numbers are given as bytes: packing an int hiredis 3.5.0 may crash under a signal handler that raises.
 
 What is stored for an id. While it is claimed: ``c``, 16 bytes of token, 15 digits that are the end of the lease in
 milliseconds, 16 bytes of position. Completed: ``d``, and 8 bytes of fingerprint; zeros for none. Redis itself forgets the one
@@ -291,7 +290,7 @@ class RedisDedupStore:
             if not self._looked:
                 self._check()
             number = f"{self._begin}{next(self._calls):016x}".encode()  # ASCII: the client may decode responses
-            answer = self._ask(script, len(keys), *keys, *arguments, number)
+            answer = self._ask(script, _number_of(keys, self._client), *keys, *arguments, number)
         except BaseException as exc:
             if not _is_a(exc, *_OUTSIDE):
                 _connect_anew(self._client)  # the answer may come yet, and whoever calls next would take it for his
@@ -401,6 +400,11 @@ def _said(exc: BaseException) -> str:
     line, _, _ = str(exc).partition("\n")
     words, _, _ = line.partition(", with args")  # of a command that is unknown: there are ids among them
     return f"{name}: {words:.300}"
+
+
+def _number_of(keys: Sequence[bytes], client: Any) -> bytes | int:
+    """How many these are. Clients of clusters count with that: before redis-py 6 as it is given."""
+    return len(keys) if hasattr(client, "get_nodes") else b"%d" % len(keys)
 
 
 def _mixes_threads_up(client: Any) -> bool:
