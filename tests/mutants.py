@@ -479,8 +479,8 @@ def eos_commits_offsets_apart() -> None:
         apart[self] = offsets
 
     @instead(TransactionalProducer, "commit")
-    def _(original: Any, self: Any) -> None:
-        original(self)
+    def _(original: Any, self: Any, claim: Any) -> None:
+        original(self, claim)
         time.sleep(0.7)
         members[0].commit(apart[self])
 
@@ -562,9 +562,9 @@ def eos_takes_doubt_for_success() -> None:
     """A transaction of which nobody knows whether it was committed counts as committed (X09)."""
 
     @instead(TransactionalProducer, "commit")
-    def _(original: Any, self: Any) -> None:
+    def _(original: Any, self: Any, claim: Any) -> None:
         with suppress(InDoubt):
-            original(self)
+            original(self, claim)
 
 
 @mutant(EOS, "aborted read", faults=["lost commit"], session=2100, duration=12.0)

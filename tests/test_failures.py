@@ -997,12 +997,12 @@ def test_a_dead_letter_is_visible_with_its_offset_or_not_at_all(world: World, mo
     commit, aborts = TransactionalProducer.commit, iter([True])
     seen: list[int] = []
 
-    def committing(producer: TransactionalProducer) -> None:
+    def committing(producer: TransactionalProducer, claim: Callable[[], None]) -> None:
         if len(calls.attempts(7)) == 3 and next(aborts, False):
             until(lambda: len(world.read(dead, "read_uncommitted")) == 1)
             seen.append(len(world.read(dead)))
             raise AbortNeeded("says the test")
-        commit(producer)
+        commit(producer, claim)
 
     monkeypatch.setattr(TransactionalProducer, "commit", committing)
     calls = Calls(seven, target)
