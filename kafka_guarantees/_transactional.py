@@ -285,12 +285,12 @@ class TransactionalProducer(Handle):
     def commit(self, claim: Callable[[], None] | None = None) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).
 
-        Where a connection was cut meanwhile, a success proves nothing: a broker that was the coordinator, and has not heard
-        that another is, answers for the transaction before, which it knows to be committed. That needs no replica, and is the
-        same request. It may be the one that librdkafka finds next.
+        Where a connection was cut meanwhile, a success of what has offsets proves nothing: a broker that was the coordinator, and
+        has not heard that another is, answers for the transaction before, which it knows to be committed. That needs no
+        replica, and is the same request. It may be the one that librdkafka finds next.
 
         Args:
-            claim: is called where it is committed, or may be.
+            claim: is called where it is committed, or may be; None: it has no offsets.
 
         Raises:
             AbortNeeded: the brokers did not and will not commit it.
@@ -313,6 +313,8 @@ class TransactionalProducer(Handle):
             raise InDoubt("the client was closed while the transaction was committed")
         self._state.on(Event.COMMITTED, time.monotonic())
         self._timed_out = 0
+        if claim is None:
+            return  # nothing would tell what became of it: brokers that restart would make each such commit one in doubt
         self.serve()  # the log lines, which come before the answer
         if self._state.state is not State.READY or self._state.disturbances > self._disturbances:
             raise InDoubt("a connection was cut in the moment of the commit: a former coordinator has answered, perhaps")

@@ -425,9 +425,9 @@ def slow_commits(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[str]:
     true = TransactionalProducer.commit
     noted: list[str] = []
 
-    def commit(self: TransactionalProducer) -> None:
+    def commit(self: TransactionalProducer, claim: Callable[[], None]) -> None:
         time.sleep(seconds)
-        true(self)
+        true(self, claim)
         noted.append(str(self._settings.transactional_id))
 
     monkeypatch.setattr(TransactionalProducer, "commit", commit)
@@ -484,11 +484,11 @@ def test_offsets_that_arrive_twice_do_not_overtake(
             if offsets[0].offset == 2:
                 second_sent.set()
 
-        def commit(self: TransactionalProducer) -> None:
+        def commit(self: TransactionalProducer, claim: Callable[[], None]) -> None:
             if held and not late:
                 late.append(second_sent.wait(1))
                 held[0].release()
-            true_commit(self)
+            true_commit(self, claim)
 
         monkeypatch.setattr(TransactionalProducer, "send_offsets", send_offsets)
         monkeypatch.setattr(TransactionalProducer, "commit", commit)
@@ -613,12 +613,12 @@ def test_what_was_fetched_behind_an_abort_is_not_handled(world: Callable[..., Wo
     asked: list[int] = []
     failed: list[int] = []
 
-    def fails(self: TransactionalProducer) -> None:
+    def fails(self: TransactionalProducer, claim: Callable[[], None]) -> None:
         if asked and not failed:
             failed.append(1)
             time.sleep(0.3)  # the next message is fetched meanwhile
             raise AbortNeeded("for the test")
-        commit(self)
+        commit(self, claim)
 
     def taken(self: GroupConsumer, *args: Any) -> Any:
         if asked == [1]:
@@ -965,7 +965,7 @@ import os, sys, time
 from kafka_guarantees import ExactlyOnce, Record
 from kafka_guarantees._transactional import TransactionalProducer
 bootstrap, source, sink, group, name = sys.argv[1:]
-TransactionalProducer.commit = lambda self: time.sleep(60)
+TransactionalProducer.commit = lambda self, claim: time.sleep(60)
 def handler(message):
     print("handled", flush=True)
     return [Record(sink, message.value())]
@@ -1008,12 +1008,12 @@ def test_x16_what_failed_in_flight_holds_up_nobody(
     true = TransactionalProducer.commit
     failing = [1]
 
-    def commit(self: TransactionalProducer) -> None:
+    def commit(self: TransactionalProducer, claim: Callable[[], None]) -> None:
         if failing and failing.pop():
             if doubt:
                 self._lose()
             raise (InDoubt if doubt else AbortNeeded)("for the test")
-        true(self)
+        true(self, claim)
 
     monkeypatch.setattr(TransactionalProducer, "commit", commit)
     waited: list[float] = []

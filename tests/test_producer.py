@@ -392,7 +392,7 @@ def test_at_most_once_raises_where_the_queue_stays_full() -> None:
         # patience is a setting of a minute at least here: a stop of the run that produces ends it earlier
         with kafka._lifecycle.running(lambda: None):
             kafka.stop()
-            assert becomes_true(lambda: kafka._lifecycle.out_of_patience, 5)
+            assert becomes_true(lambda: kafka._lifecycle.out_of_patience, 10)
             with pytest.raises(DeliveryError, match="the producer's queue stayed full"):
                 kafka.produce("orders", b"x")
         kafka.close(0)
