@@ -285,8 +285,8 @@ class TransactionalProducer(Handle):
     def commit(self, claim: Callable[[], None] | None = None) -> None:
         """Commit. Once this was called, only it is called again until its outcome is known (X10).
 
-        Where a connection was cut meanwhile, a success of what has offsets proves nothing: a broker that was the coordinator, and
-        has not heard that another is, answers for the transaction before, which it knows to be committed. That needs no
+        Where a connection was cut meanwhile, a success of what has offsets proves nothing: a broker that was the coordinator,
+        and has not heard that another is, answers for the transaction before, which it knows to be committed. That needs no
         replica, and is the same request. It may be the one that librdkafka finds next.
 
         Args:
